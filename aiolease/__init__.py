@@ -1,0 +1,85 @@
+"""Leader election and scheduled jobs for async Python, on the MySQL, MariaDB or SQLite that people already run.
+
+A fleet of identical processes agrees, through one row of the database, on one leader; jobs run only there::
+
+    async with leadership(pool) as lead:      # waits until elected
+        await jobs.run(lead)                  # cancelled when the lease is lost
+
+    await jobs.serve("sqlite:///jobs.db")     # the same for ever: elected, lost, elected again
+
+The specification in brief:
+
+* A claim or a renewal that was sent at the local time ``t`` lets this process act until ``t + renew_deadline`` (25 s),
+  by a clock that counts suspension. The database lets another in no earlier than ``t + lease_duration`` (30 s), by its
+  own clock and by that of the one who waits. What lies between is the time that cancelled work has to unwind.
+* The work is cancelled, awaited, and only then is the lease released; it is renewed until then. A waiting process takes
+  over within milliseconds of a release, and as the lease expires after a crash.
+* Every term has a token, higher than all before it.
+* A failed renewal is tried again until the deadline. Only a row that shows the term to be over ends it at once.
+
+Not promised: a process that is frozen, or blocked in a thread, may run on for a while after its lease. After a crash
+nobody leads until the lease has expired. Nothing is balanced: the first process up may win every lease.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aiolease._campaign import Campaign, CampaignStatus, leadership, run_as_leader
+from aiolease._jobs import JobRegistry, JobRun
+from aiolease._leadership import Leadership, current_leadership
+from aiolease._lease import Lease
+from aiolease.errors import (
+    AioleaseError,
+    ConfigurationError,
+    DuplicateJob,
+    InvalidJob,
+    InvalidSchedule,
+    LeadershipLost,
+    LeaseHeld,
+    NotLeader,
+    SchemaMissing,
+    StoreRejected,
+    StoreUnavailable,
+)
+from aiolease.events import use_stdlib_logging
+from aiolease.stores import open_store
+
+if TYPE_CHECKING:
+    from aiolease._environment import LeaseSettings
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AioleaseError",
+    "Campaign",
+    "CampaignStatus",
+    "ConfigurationError",
+    "DuplicateJob",
+    "InvalidJob",
+    "InvalidSchedule",
+    "JobRegistry",
+    "JobRun",
+    "Leadership",
+    "LeadershipLost",
+    "Lease",
+    "LeaseHeld",
+    "LeaseSettings",
+    "NotLeader",
+    "SchemaMissing",
+    "StoreRejected",
+    "StoreUnavailable",
+    "current_leadership",
+    "leadership",
+    "open_store",
+    "run_as_leader",
+    "use_stdlib_logging",
+]
+
+
+def __getattr__(attribute: str) -> Any:
+    if attribute == "LeaseSettings":  # imported when used: pydantic-settings costs 10 MB
+        from aiolease._environment import LeaseSettings
+
+        return LeaseSettings
+    raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")

@@ -1,0 +1,333 @@
+"""Campaigns: one term with `leadership`, or for ever, elected, lost, and elected again.
+
+::
+
+    starting ──▶ following ◀──────────▶ leading
+                     │                     │
+                     └──▶ stopped ◀── draining        failed: an error of `background`, which goes on trying
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, TypedDict, Unpack, final
+
+from aiolease._candidate import Candidate, Contact, Eligible, StayOut
+from aiolease._clock import current_clock
+from aiolease._leadership import Leadership, hold
+from aiolease._lease import LeaseStore
+from aiolease._settings import OnStall, Timings, check_stall, check_wait
+from aiolease._settle import settled
+from aiolease.errors import LeadershipLost
+from aiolease.events import Notice, Observer, describe, emit
+from aiolease.stores import Target, check_target, open_store
+
+State = Literal["starting", "following", "leading", "draining", "failed", "stopped"]
+
+_ENTER_LIMIT = 5.0
+"""Seconds that an application's start waits for the first attempt."""
+
+_LONGEST_PAUSE = 60.0
+"""Seconds between two tries of a campaign that keeps failing."""
+
+
+class Options(TypedDict, total=False):
+    """The options of `leadership` that hold for every term of a campaign."""
+
+    lease_duration: float
+    heartbeat_interval: float | None
+    renew_deadline: float | None
+    retry_interval: float | None
+    eligible: Eligible | None
+    on_stall: OnStall
+    on_event: Observer | None
+
+
+def leadership(
+    target: Target,
+    name: str = "default",
+    *,
+    timeout: float | None = None,
+    lease_duration: float = 30.0,
+    heartbeat_interval: float | None = None,
+    renew_deadline: float | None = None,
+    retry_interval: float | None = None,
+    eligible: Eligible | None = None,
+    on_stall: OnStall = "log",
+    on_event: Observer | None = None,
+) -> AbstractAsyncContextManager[Leadership]:
+    """Waits until this process is elected, and runs the block as its term. All durations are seconds.
+
+    When the term ends before the block does, the block is cancelled once, as by ``Task.cancel()``, and leaves with
+    `LeadershipLost`; the lease is released only after it has ended. Cancellation from outside goes before loss, loss
+    before the block's own exception, which otherwise comes out as itself. After `Leadership.resign` there is no error.
+
+    Args:
+        target: An asyncmy or aiomysql pool, a SQLAlchemy `AsyncEngine` on either, a URL, or a store.
+        name: The lease: 1 to 100 printable ASCII characters, no spaces. Applications that share a schema need two.
+        timeout: The longest wait for the election; ``None`` waits without limit, 0 tries once. A single try has no time
+            to check the database's clock against its own: if that was stepped forward, it may take a living lease.
+        lease_duration: How long a crashed leader keeps others out.
+        heartbeat_interval: Between two renewals; a third of the lease by default, at most half of `renew_deadline`.
+        renew_deadline: How long after the sending of its last successful renewal the leader may act; five sixths of the
+            lease by default, at most 0.9 of it. The rest is what the block has to unwind.
+        retry_interval: The longest pause between attempts; min(2 s, lease/15) by default.
+        eligible: Says whether this process is fit to lead. Asked before each claim and at each heartbeat; an exception
+            or no answer within half a heartbeat means no.
+        on_stall: What a blocked event loop leads to at the deadline: ``"log"``, or ``"exit"`` with status 70.
+        on_event: Called with every event; must be quick. See `aiolease.events`.
+
+    Raises:
+        ConfigurationError: A setting cannot work; raised by the call itself.
+        LeaseHeld: The time-out is over.
+        StoreUnavailable: The time-out is over, and the database was never reached.
+        StoreRejected: The database refused the first attempt: access denied, unknown database.
+        SchemaMissing: The tables are missing and cannot be created.
+        LeadershipLost: The term ended before the block.
+    """
+    check_target(target, name)
+    check_stall(on_stall)
+    check_wait(timeout)
+    timings = Timings.make(
+        lease_duration=lease_duration,
+        heartbeat_interval=heartbeat_interval,
+        renew_deadline=renew_deadline,
+        retry_interval=retry_interval,
+    )
+
+    @asynccontextmanager
+    async def term() -> AsyncIterator[Leadership]:
+        async with open_store(target) as store:
+            candidate = Candidate(store, name, timings, eligible=eligible, observer=on_event)
+            claim = await candidate.elect(timeout)
+            async with hold(store, claim, timings, eligible=eligible, on_stall=on_stall, observer=on_event) as lead:
+                yield lead
+
+    return term()
+
+
+async def run_as_leader(
+    target: Target,
+    body: Callable[[Leadership], Awaitable[object]],
+    name: str = "default",
+    **options: Unpack[Options],
+) -> None:
+    """Runs ``await body(lead)`` in every term of this process, for ever: elected, lost, elected again.
+
+    A body that returns ends its term as if it had resigned. What it raises comes out. Options as for `leadership`.
+
+    Raises:
+        ConfigurationError: A setting cannot work.
+        StoreRejected: And `SchemaMissing`: by the first attempt only; later they are logged and tried again.
+    """
+
+    async def run(lead: Leadership, _: asyncio.Event) -> None:
+        await body(lead)
+
+    await Campaign(target, name, run, options).run()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CampaignStatus:
+    """A campaign at one moment, for a health page.
+
+    Attributes:
+        state: What it is doing. Being a follower is as healthy as being the leader.
+        leader: The holder that was last seen in the row, ``None`` when the lease was free.
+        token: The number of the latest term that was seen.
+        last_contact: When the database last answered: aware UTC, by this machine's clock.
+        error: What is wrong with the database, or what made the campaign fail; ``None`` if nothing is.
+    """
+
+    state: State
+    leader: str | None
+    token: int | None
+    last_contact: datetime | None
+    error: str | None
+
+
+@final
+class Campaign:
+    """The part of this process in the election of one lease: `JobRegistry.background` gives it."""
+
+    def __init__(
+        self,
+        target: Target,
+        name: str,
+        body: Callable[[Leadership, asyncio.Event], Awaitable[None]],
+        options: Options,
+    ) -> None:
+        check_target(target, name)
+        known = dict(options)
+        self._eligible = options.get("eligible")
+        self._observer = options.get("on_event")
+        self._on_stall = check_stall(options.get("on_stall", "log"))
+        for handled in ("eligible", "on_event", "on_stall"):
+            known.pop(handled, None)
+        self._timings = Timings.make(**known)  # type: ignore[arg-type]  # an unknown option is a TypeError, as it should
+        self._target = target
+        self._name = name
+        self._body = body
+        self._contact = Contact()
+        self._state: State = "starting"
+        self._lead: Leadership | None = None
+        self._failure: str | None = None
+        self._proven = False
+        self._stopping = asyncio.Event()
+        self._election: asyncio.Timeout | None = None
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this process leads at this moment; see `Leadership.is_leader`."""
+        return self._lead is not None and self._lead.is_leader
+
+    @property
+    def leadership(self) -> Leadership | None:
+        """The running term, ``None`` while this process does not lead."""
+        return self._lead if self.is_leader else None
+
+    def resign(self) -> None:
+        """Ends the running term, if there is one; see `Leadership.resign`."""
+        if self._lead is not None:
+            self._lead.resign()
+
+    def status(self) -> CampaignStatus:
+        """How the campaign stands, from memory: no I/O."""
+        contact = self._contact
+        starting = self._state == "following" and not contact.attempted.is_set()
+        return CampaignStatus(
+            state="starting" if starting else self._state,
+            leader=contact.leader,
+            token=contact.token,
+            last_contact=contact.last_contact,
+            error=self._failure or contact.error,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Campaign {self._name!r}: {self._state}>"
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """Ends the campaign in order: no new term, and the body is told to drain. `run` returns when it has."""
+        self._stopping.set()
+        if self._election is not None:
+            self._election.reschedule(asyncio.get_running_loop().time())
+        if self._lead is not None:
+            self._state = "draining"
+
+    async def run(self) -> None:
+        """Campaigns until it is stopped. See `run_as_leader` for what it raises."""
+        try:
+            async with open_store(self._target) as store:
+                stay_out: StayOut | None = None
+                while not self._stopping.is_set():
+                    stay_out = await self._one_term(store, stay_out)
+        except BaseException:
+            self._state = "failed"
+            raise
+        self._state = "stopped"
+
+    async def _one_term(self, store: LeaseStore, stay_out: StayOut | None) -> StayOut | None:
+        """Waits for the election and runs one term; returns whether to keep out of the next election."""
+        candidate = Candidate(
+            store,
+            self._name,
+            self._timings,
+            eligible=self._eligible,
+            observer=self._observer,
+            contact=self._contact,
+            stay_out=stay_out,
+            proven=self._proven,
+        )
+        self._state = "following"
+        try:
+            async with asyncio.timeout(None) as self._election:
+                claim = await candidate.elect()
+        except TimeoutError:
+            return None  # stopped: the loop sees it
+        finally:
+            self._election = None
+        self._proven, self._failure = True, None
+        self._contact.saw(claim.lease)
+        try:
+            async with hold(
+                store,
+                claim,
+                self._timings,
+                eligible=self._eligible,
+                on_stall=self._on_stall,
+                observer=self._observer,
+                contact=self._contact,
+            ) as lead:
+                self._lead, self._state = lead, "draining" if self._stopping.is_set() else "leading"
+                await self._body(lead, self._stopping)
+        except LeadershipLost as lost:
+            if lost.holder != claim.lease.holder:
+                raise
+            if lost.__cause__ is not None:
+                text = f"{self._name!r} (term {lost.token}): the body ended with {describe(lost.__cause__)}"
+                emit(Notice(lease=self._name, holder=lost.holder, token=lost.token, severity="ERROR", text=text))
+            return None
+        finally:
+            self._lead = None
+        return StayOut(claim.lease.token, current_clock()() + 2 * self._timings.retry_interval)
+
+    async def _for_ever(self, entered: asyncio.Event) -> None:
+        """Runs the campaign so that no failure harms its host, once the host has entered: it goes on trying."""
+        pause = 1.0
+        while not self._stopping.is_set():
+            try:
+                await self.run()
+            except Exception as error:
+                if not entered.is_set():
+                    raise
+                self._failure, self._state = describe(error), "failed"
+                text = f"the campaign for {self._name!r} failed, and is tried again in {pause:.0f} s: {describe(error)}"
+                emit(Notice(lease=self._name, severity="CRITICAL", text=text), self._observer)
+            try:
+                async with asyncio.timeout(pause):
+                    await self._stopping.wait()
+            except TimeoutError:
+                pause = min(pause * 2, _LONGEST_PAUSE)
+        self._state = "stopped"
+
+    @asynccontextmanager
+    async def in_background(self) -> AsyncIterator[Campaign]:
+        """Runs the campaign in a task of its own while the block runs; see `JobRegistry.background`.
+
+        The task is this object's, not the entering task's: the block may be left in another one.
+        """
+        entered = asyncio.Event()
+        task = asyncio.create_task(self._for_ever(entered), name=f"aiolease {self._name}")
+        attempted = asyncio.create_task(self._contact.attempted.wait())
+        try:
+            await asyncio.wait([task, attempted], timeout=_ENTER_LIMIT, return_when=asyncio.FIRST_COMPLETED)
+            attempted.cancel()
+            if task.done():
+                task.result()
+            entered.set()
+            try:
+                yield self
+            except asyncio.CancelledError:
+                task.cancel()
+                raise
+        finally:
+            attempted.cancel()
+            self.stop()
+            try:
+                await asyncio.wait([task, attempted])
+            except asyncio.CancelledError:  # while it drains, or an anyio scope around the block
+                task.cancel()
+                await settled(task)
+                raise
+            finally:
+                if task.done() and not task.cancelled():
+                    task.exception()  # it was logged when it happened, or is being raised

@@ -1,0 +1,311 @@
+"""Waiting to be elected: read, wait, and claim when the row is free.
+
+A candidate decides on what it has seen itself (`Sighting`), claims by comparing and swapping, and knows for each of
+its claims what became of it: won, not won, or unknown, when the answer was lost. An unknown claim whose holder shows
+up in the row later is adopted with the clock of its own sending, or given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from aiolease._clock import current_clock
+from aiolease._lease import Lease, LeaseStore, Sighting, new_holder
+from aiolease._settings import Timings
+from aiolease._settle import bounded, settled
+from aiolease.errors import LeaseHeld, SchemaMissing, StoreRejected, StoreUnavailable
+from aiolease.events import Following, Notice, Observer, Waiting, describe, emit
+
+Eligible = Callable[[], Awaitable[bool]]
+
+TROUBLE = (StoreUnavailable, StoreRejected, SchemaMissing)
+"""All that a store raises."""
+
+_JITTER = 0.05
+"""Seconds over which the candidates that wait for one expiry are spread."""
+
+_LEAST = 0.1
+"""Seconds that an exchange with the database may take even when the caller's time-out is over sooner."""
+
+_QUIETEST = 60.0
+"""Seconds between two warnings about a database that stays down."""
+
+
+@dataclass(slots=True)
+class Contact:
+    """What this process last learnt from the database about one lease, for people.
+
+    `attempted` is set once the first attempt is over, and was not refused for good.
+    """
+
+    leader: str | None = None
+    token: int | None = None
+    last_contact: datetime | None = None
+    error: str | None = None
+    attempted: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def saw(self, lease: Lease | None) -> None:
+        """Notes an answer of the database."""
+        self.leader = lease.holder if lease else None
+        self.token = lease.token if lease else None
+        self.last_contact = datetime.now(UTC)
+        self.error = None
+
+    def failed(self, error: BaseException) -> None:
+        """Notes that there was none."""
+        self.error = describe(error)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claim that was won.
+
+    Attributes:
+        lease: The row as it stood then.
+        sent_at: The local clock just before the claim was sent; the term's deadline counts from it.
+        received_at: The local clock when the answer had arrived.
+    """
+
+    lease: Lease
+    sent_at: float
+    received_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class StayOut:
+    """A leader that resigned leaves the field to others: until another term was seen, or until a moment (rule 14)."""
+
+    token: int
+    until: float
+
+
+async def is_eligible(eligible: Eligible | None, limit: float) -> tuple[bool, str]:
+    """Asks the application whether this process is fit to lead; an error or a late answer means no."""
+    if eligible is None:
+        return True, ""
+    try:
+        async with asyncio.timeout(limit):
+            return bool(await eligible()), "it says so"
+    except Exception as error:  # noqa: BLE001 - the user's check may raise anything, and all of it means no
+        return False, f"its check failed: {describe(error)}"
+
+
+class Candidate:
+    """One process that wants one lease, from its first reading to its election."""
+
+    def __init__(
+        self,
+        store: LeaseStore,
+        name: str,
+        timings: Timings,
+        *,
+        eligible: Eligible | None = None,
+        observer: Observer | None = None,
+        contact: Contact | None = None,
+        stay_out: StayOut | None = None,
+        proven: bool = False,
+    ) -> None:
+        self._store = store
+        self._name = name
+        self._timings = timings
+        self._eligible = eligible
+        self._observer = observer
+        self._contact = contact or Contact()
+        self._stay_out = stay_out
+        self._clock = current_clock()
+        self._lease: Lease | None = None
+        self._sighting: Sighting | None = None
+        self._unknown: dict[str, float] = {}  # the holders of claims whose answer was lost, and when they were sent
+        self._pause = 0.0
+        self._hint = True
+        self._followed: int | None = None
+        self._unfit = ""
+        self._reached = False  # the database answered
+        self._proven = proven  # it did all that one attempt asked for
+        self._failures = 0
+        self._quiet_until = 0.0
+        self._quiet_for = 0.5
+
+    async def elect(self, timeout: float | None = None) -> Claim:
+        """Waits until this process is elected.
+
+        Args:
+            timeout: The longest wait in seconds, ``None`` for no limit. 0 tries once, and trusts the database's clock.
+
+        Raises:
+            LeaseHeld: The wait ended.
+            StoreUnavailable: The wait ended, and the database was never reached.
+            StoreRejected: The first attempt was refused.
+            SchemaMissing: The first attempt found no tables, and could not make them.
+        """
+        started = self._clock()
+        until = None if timeout is None else started + timeout
+        while True:
+            trouble: BaseException | None = None
+            try:
+                claim = await self._attempt(until, trusting=timeout == 0)
+            except TROUBLE as error:
+                trouble = error
+                self._failed(error)
+            else:
+                self._proven = True
+                self._contact.attempted.set()
+                if claim is not None:
+                    return claim
+            now = self._clock()
+            if until is not None and now >= until:
+                if trouble is not None and not self._reached:
+                    raise trouble
+                raise LeaseHeld(self._name, self._lease.holder if self._lease else None, now - started)
+            if trouble is not None:
+                await asyncio.sleep(self._bounded_by(until, self._backoff()))
+
+    def _bounded_by(self, until: float | None, seconds: float) -> float:
+        return seconds if until is None else max(min(seconds, until - self._clock()), 0.0)
+
+    async def _attempt(self, until: float | None, *, trusting: bool) -> Claim | None:
+        """One reading, and a claim if it shows the lease free; else notes how long to wait for the next."""
+        limit = self._timings.attempt
+        if until is not None and not trusting:
+            limit = min(limit, max(until - self._clock(), _LEAST))
+        pause = self._bounded_by(until, self._pause)
+        if pause > 0:
+            reading = self._store.watch(
+                self._name, pause, lease=self._lease, poll=self._timings.retry_interval, hint=self._hint
+            )
+            lease = await bounded(pause + limit, self._store.description, reading)
+        else:
+            lease = await bounded(limit, self._store.description, self._store.read(self._name))
+        received = self._clock()
+        self._saw(lease, received)
+        adopted = await self._adopt(lease, received)
+        if adopted is not None:
+            return adopted
+        force = self._may_claim(lease, received, trusting=trusting)
+        if force is None:
+            return None
+        if not await self._fit():
+            self._pause, self._hint = self._timings.retry_interval, False
+            return None
+        claim = await self._claim(lease, force=force)
+        if claim is None:  # lost to another, or the row was not free after all: see it again before the next try
+            self._pause = max(self._pause, random.uniform(0, _JITTER))
+        return claim
+
+    def _saw(self, lease: Lease | None, received: float) -> None:
+        self._reached, self._failures, self._quiet_for = True, 0, 0.5
+        self._contact.saw(lease)
+        if lease is not None:
+            # A released row is free as it stands; only of a held one is it told how long it has not changed.
+            self._sighting = None if lease.holder is None else Sighting.of(lease, received, self._sighting)
+        self._lease = lease
+        if self._stay_out and lease and lease.token > self._stay_out.token:
+            self._stay_out = None
+
+    def _may_claim(self, lease: Lease | None, now: float, *, trusting: bool) -> bool | None:
+        """Whether to claim: ``None`` for no, else whether by force. Sets the pause, and says once whom it waits for."""
+        sighting, self._hint = self._sighting, True
+        if self._stay_out is not None:
+            if now < self._stay_out.until:
+                self._pause, self._hint = self._stay_out.until - now, False
+                return None
+            self._stay_out = None
+        if lease is None:
+            # A row that somebody deleted under a holder that this candidate saw: the holder may not know it yet.
+            if sighting is None or sighting.outlasted(now):
+                return False
+            self._pause, self._hint = sighting.due(now), False
+            return None
+        if sighting is None or (trusting and lease.free):
+            return False
+        if sighting.claimable(lease, now):
+            return sighting.outlasted(now)
+        self._pause = sighting.due(now) + random.uniform(0, _JITTER)
+        if self._followed != lease.token:
+            self._followed = lease.token
+            note = ""
+            if lease.expired:
+                note = (
+                    f"its lease has run out by the database's clock, but was not released and may be alive: "
+                    f"watching it for {sighting.duration:.1f} s"
+                )
+            emit(Following(lease=self._name, holder=lease.holder, token=lease.token, note=note), self._observer)
+        return None
+
+    async def _adopt(self, lease: Lease | None, now: float) -> Claim | None:
+        """Takes up a claim whose answer was lost, if the row shows that it was won and there is time left to lead."""
+        if lease is None or lease.holder not in self._unknown:
+            return None
+        sent_at = self._unknown.pop(lease.holder)
+        if now < sent_at + self._timings.renew_deadline / 2:
+            return Claim(lease, sent_at, now)
+        # Nobody ever led by this claim, so nobody has to wait until it expires.
+        await bounded(
+            self._timings.attempt,
+            self._store.description,
+            self._store.release(self._name, lease.holder, lease.token),
+        )
+        self._pause = 0.0
+        return None
+
+    async def _fit(self) -> bool:
+        fit, why = await is_eligible(self._eligible, self._timings.attempt)
+        if not fit and self._unfit != why:
+            text = f"this process does not claim {self._name!r}: not eligible, {why}"
+            emit(Notice(lease=self._name, severity="WARNING", text=text), self._observer)
+        self._unfit = "" if fit else why
+        return fit
+
+    async def _claim(self, lease: Lease | None, *, force: bool) -> Claim | None:
+        holder = new_holder()
+        sent_at = self._unknown[holder] = self._clock()
+        call = self._store.claim(self._name, holder, self._timings.lease_duration, seen=lease, force=force)
+        # In a task of its own: a cancellation that tears a claim leaves a lease that nobody knows to hold.
+        task = asyncio.create_task(bounded(self._timings.attempt, self._store.description, call))
+        cancelled = await settled(task)
+        if cancelled is not None:
+            if task.cancelled() or task.exception() is not None:
+                raise cancelled
+            won = task.result()
+            if won is not None and won.holder == holder:
+                await self._give_back(won)
+            raise cancelled
+        result = task.result()
+        del self._unknown[holder]
+        received = self._clock()
+        if result is not None and result.holder == holder:
+            return Claim(result, sent_at, received)
+        self._saw(result, received)
+        self._may_claim(result, received, trusting=False)
+        return None
+
+    async def _give_back(self, lease: Lease) -> None:
+        assert lease.holder is not None
+        call = self._store.release(self._name, lease.holder, lease.token)
+        task = asyncio.create_task(bounded(self._timings.attempt, self._store.description, call))
+        await settled(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, TROUBLE):
+            raise error
+
+    def _failed(self, error: StoreUnavailable | StoreRejected | SchemaMissing) -> None:
+        """Notes a failed attempt; raises what waiting cannot mend, if it was the first."""
+        self._contact.failed(error)
+        first = self._failures == 0 and not self._proven
+        self._failures += 1
+        if first and not isinstance(error, StoreUnavailable):
+            raise error
+        self._contact.attempted.set()
+        now = self._clock()
+        if now >= self._quiet_until:
+            emit(Waiting(lease=self._name, error=str(error), attempts=self._failures), self._observer)
+            self._quiet_for = min(self._quiet_for * 2, _QUIETEST)
+            self._quiet_until = now + self._quiet_for
+        self._pause = 0.0
+
+    def _backoff(self) -> float:
+        longest = self._timings.retry_interval
+        return min(0.25 * 2.0 ** min(self._failures, 10), longest) * random.uniform(0.5, 1.0)

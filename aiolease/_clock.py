@@ -1,0 +1,42 @@
+"""The clock of every deadline: it counts the time that a machine was suspended (DESIGN rule 9).
+
+``time.monotonic`` stands still while a Linux machine sleeps, so a process that was suspended for an hour would
+believe in its lease for as long again. ``CLOCK_BOOTTIME`` goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+
+Clock = Callable[[], float]
+
+replaced: ContextVar[Clock | None] = ContextVar("aiolease_clock", default=None)
+"""A clock for the running task and its children, set by `aiolease.testing` to let machines of one simulation drift."""
+
+
+def _boot_clock() -> Clock:
+    for name in ("CLOCK_BOOTTIME", "CLOCK_MONOTONIC_RAW"):  # Linux, macOS
+        number = getattr(time, name, None)
+        if number is None:
+            continue
+        try:
+            time.clock_gettime(number)
+        except OSError:  # a sandbox that knows the name, but not the clock
+            continue
+        return lambda: time.clock_gettime(number)
+    return time.monotonic
+
+
+boot_clock: Clock = _boot_clock()
+"""Seconds since some moment in the past, from any thread; counts suspension."""
+
+
+def current_clock() -> Clock:
+    """The clock of the running task: a replaced one, the one of a virtual loop, else `boot_clock`."""
+    clock = replaced.get()
+    if clock is None:
+        clock = getattr(asyncio.get_running_loop(), "boot_clock", None)
+    return clock or boot_clock

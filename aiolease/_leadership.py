@@ -1,0 +1,476 @@
+"""One term of leadership: the body runs, the lease is renewed, and the body has ended before another may lead.
+
+::
+
+            claim won                          body ended
+    ──────────────────▶ leading ───────────────────────────────▶ released
+                           │                                         ▲
+                           │ not renewed by the deadline, taken,     │
+                           │ ineligible, resigned                    │
+                           ▼                                         │
+                        unwinding: cancelled once, again after half ─┘
+                        the time, then reported; still renewing
+
+The body runs in the task that entered the block. All else runs in a keeper, a task of its own with an anyio task
+group: it must outlive every cancellation of the body, or the lease would lapse under a body that unwinds.
+
+Not promised: a frozen process or a blocking thread may run on for a while after its lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextvars import ContextVar
+from datetime import datetime, timedelta
+from typing import TypedDict, final
+
+import anyio
+import anyio.lowlevel
+
+from aiolease._candidate import TROUBLE, Claim, Contact, Eligible, is_eligible
+from aiolease._clock import boot_clock, current_clock
+from aiolease._lease import Lease, LeaseStore
+from aiolease._settings import OnStall, Timings
+from aiolease._settle import bounded, settled
+from aiolease._watchdog import end_process, watched
+from aiolease.errors import LeadershipLost, LossReason, NotLeader
+from aiolease.events import (
+    BodyStuck,
+    Elected,
+    Event,
+    LoopBlocked,
+    Lost,
+    Notice,
+    Observer,
+    Released,
+    Renewed,
+    RenewFailed,
+    Resigned,
+    describe,
+    emit,
+)
+
+_FIRST_RETRY = 0.25
+"""Seconds before a failed renewal is tried again; doubled up to the retry interval, with jitter."""
+
+
+@final
+class Leadership:
+    """The running term of this process: what the block of `leadership` is given.
+
+    Every attribute may be read from any thread. After a fork, the child does not lead.
+    """
+
+    def __init__(
+        self, claim: Claim, timings: Timings, end: Callable[[LossReason], None], observer: Observer | None = None
+    ) -> None:
+        assert claim.lease.holder is not None
+        self._lease = claim.lease
+        self._holder = claim.lease.holder
+        self._timings = timings
+        self._end = end
+        self._observer = observer
+        self._clock = current_clock()
+        self._pid = os.getpid()
+        self._deadline = claim.sent_at + timings.renew_deadline
+        self._ended: LossReason | None = None
+        # The database's clock at one moment of the local one. Both ends of an exchange are known: take the middle.
+        self._database_time = (claim.lease.now, (claim.sent_at + claim.received_at) / 2)
+
+    @property
+    def name(self) -> str:
+        """The lease."""
+        return self._lease.name
+
+    @property
+    def holder(self) -> str:
+        """The unique identity of this term."""
+        return self._holder
+
+    @property
+    def token(self) -> int:
+        """The fencing token: the number of this term, higher than that of every earlier one."""
+        return self._lease.token
+
+    @property
+    def elected_at(self) -> datetime:
+        """When the term began: aware UTC, by the database's clock."""
+        return self._lease.elected_at
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this process may act as the leader at this moment; a hint, not a proof: it may be over right after."""
+        return self._ended is None and self._clock() < self._deadline and os.getpid() == self._pid
+
+    @property
+    def remaining(self) -> float:
+        """Seconds that this process may still act if no further renewal succeeds; 0 when it may not."""
+        return max(self._deadline - self._clock(), 0.0) if self.is_leader else 0.0
+
+    def check(self) -> None:
+        """Returns if this process may act; does no I/O, and may be called from any thread.
+
+        Raises:
+            LeadershipLost: It may not.
+        """
+        if not self.is_leader:
+            raise LeadershipLost(self.name, self._holder, self.token, self._ended or "expired")
+
+    def resign(self) -> None:
+        """Ends the term: `is_leader` is false at once, the body is cancelled, awaited, and the lease released.
+
+        The block then ends without an error. Idempotent; call it from any task of the loop. `serve`, `background`
+        and `run_as_leader` stay out of the election until another was elected, or for twice the retry interval.
+        """
+        self._end("resigned")
+
+    def database_now(self) -> datetime:
+        """The database's clock at this moment, as measured at the latest renewal; aware UTC."""
+        then, at = self._database_time
+        return then + timedelta(seconds=self._clock() - at)
+
+    def __repr__(self) -> str:
+        state = f"{self.remaining:.1f} s left" if self.is_leader else (self._ended or "expired")
+        return f"<Leadership {self.name!r} term {self.token}: {state}>"
+
+
+class _Facts(TypedDict):
+    lease: str
+    holder: str
+    token: int
+
+
+_current: ContextVar[tuple[Leadership, ...]] = ContextVar("aiolease_current", default=())
+
+
+def current_leadership() -> Leadership:
+    """The innermost live leadership around the running task.
+
+    Raises:
+        NotLeader: There is none.
+    """
+    for lead in reversed(_current.get()):
+        if lead.is_leader:
+            return lead
+    raise NotLeader
+
+
+class _Tenure:
+    """Keeps one term: renews its lease, ends it in time, and sees its body out."""
+
+    def __init__(
+        self,
+        store: LeaseStore,
+        claim: Claim,
+        timings: Timings,
+        *,
+        eligible: Eligible | None,
+        on_stall: OnStall,
+        observer: Observer | None,
+        contact: Contact,
+    ) -> None:
+        host = asyncio.current_task()
+        assert host is not None
+        self.lead = Leadership(claim, timings, self.end, observer)
+        self._store = store
+        self._claim = claim
+        self._timings = timings
+        self._eligible = eligible
+        self._on_stall = on_stall
+        self._observer = observer
+        self._contact = contact
+        self._clock = current_clock()
+        self._host = host
+        self._cancelling = host.cancelling()
+        self._cancels = 0
+        self._reason: LossReason | None = None
+        self._ended_at = 0.0
+        self._body_ended = False
+        self._wake = asyncio.Event()
+        self._left = asyncio.Event()
+        self._renewal = anyio.CancelScope(shield=True)
+        self._renewing = True
+
+    # -- what ends a term
+
+    def end(self, reason: LossReason, *, requested: bool = False) -> None:
+        """Ends the term, once: from now on it is not led, and the body is cancelled. Never waits."""
+        if self._reason is not None or self._body_ended:
+            return
+        self._reason = self.lead._ended = reason
+        self._ended_at = self._clock()
+        if reason == "resigned":
+            self._emit(Resigned(**self.facts(), requested=requested))
+        else:
+            self._emit(Lost(**self.facts(), reason=reason))
+        self._cancel_body()
+        self._wake.set()
+
+    def _cancel_body(self) -> None:
+        # As by Task.cancel(): once, so that the clean-up of the body may await.
+        if not self._body_ended and self._host.cancel():
+            self._cancels += 1
+
+    def body_has_ended(self) -> None:
+        """The body has left the block: nothing of it is cancelled any more."""
+        if self._reason is None and self._clock() >= self.lead._deadline:
+            self._reason = "expired"  # the loop was blocked past the deadline, so that nobody could say so earlier
+            self._emit(Lost(**self.facts(), reason="expired"))
+        self._body_ended = True
+        self.lead._ended = self._reason or "resigned"
+        self._left.set()
+        if self._reason in ("expired", "taken"):
+            self._renewal.cancel()  # else it may finish, within its limit: cancelled, it would cost the connection
+
+    # -- the keeper
+
+    async def keep(self) -> None:
+        """Renews, and guards the deadline, until the body has ended."""
+        async with anyio.create_task_group() as tasks:
+            for task in (self._renew, self._guard, self._stay_eligible):
+                tasks.start_soon(self._or_end, task)
+            await self._left.wait()
+            tasks.cancel_scope.cancel()
+
+    async def _or_end(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Runs a task of the keeper; if it ends for any reason but its own, the term ends."""
+        error: BaseException | None = None
+        try:
+            await task()
+            return
+        except Exception as raised:  # noqa: BLE001 - a bug here must end the term, not hang it
+            error = raised
+        finally:
+            self.keeper_failed(error)
+
+    def keeper_failed(self, error: BaseException | None) -> None:
+        """Ends the term because nobody would renew it any more; nothing if the body has ended, or the term has."""
+        if self._body_ended or (self._reason is not None and error is None):
+            return
+        text = f"the keeper of {self.lead.name!r} failed: {describe(error) if error else 'it was cancelled'}"
+        self._emit(Notice(**self.facts(), severity="ERROR", text=text))
+        self.end("error")
+
+    async def _guard(self) -> None:
+        """The timer of the deadline, then of the body's clean-up. It never waits for the database."""
+        while self._reason is None:
+            left = self.lead._deadline - self._clock()
+            if left <= 0:
+                self.end("expired")
+                break
+            await self._woken(left)
+        unwind, lease = self._timings.unwind, self._timings.lease_duration
+        await self._sleep_until(self._ended_at + unwind / 2)
+        self._cancel_body()
+        await self._sleep_until(self._ended_at + unwind)
+        self._emit(BodyStuck(**self.facts(), since_lost=self._clock() - self._ended_at, renewing=self._renewing))
+        await self._sleep_until(self._ended_at + lease)
+        self._renewing = False
+        self._renewal.cancel()
+        self._emit(BodyStuck(**self.facts(), since_lost=self._clock() - self._ended_at, renewing=False))
+        await anyio.sleep_forever()
+
+    async def _woken(self, seconds: float) -> None:
+        """Sleeps until it is over, or the watchdog finds that more time has passed than the loop's timers know."""
+        self._wake.clear()
+        with anyio.move_on_after(seconds):
+            await self._wake.wait()
+
+    async def _sleep_until(self, moment: float) -> None:
+        while (left := moment - self._clock()) > 0:
+            await anyio.sleep(left)
+
+    async def _renew(self) -> None:
+        """The heartbeat. Goes on while the body unwinds, so that nobody leads beside it."""
+        beat, due, failures = self._claim.lease.beat, self._claim.sent_at + self._timings.heartbeat_interval, 0
+        while True:
+            await self._sleep_until(due)
+            if not self._renewing or self._body_ended:
+                break
+            if self._clock() >= self.lead._deadline:
+                self.end("expired")
+            beat += 1  # every attempt a new number: one that the server delayed cannot undo a later one
+            sent_at = self._clock()
+            try:
+                with anyio.CancelScope(shield=True) as self._renewal:
+                    lease = await self._send(beat)
+                if self._renewal.cancelled_caught:
+                    break
+            except TROUBLE as error:
+                self._renewal_failed(error)
+                failures += 1
+                longest = max(min(_FIRST_RETRY * 2 ** min(failures - 1, 10), self._timings.retry_interval), 0.01)
+                due = self._clock() + longest * random.uniform(0.5, 1.0)
+                continue
+            self._contact.saw(lease)
+            if lease is None or not lease.held_by(self.lead.holder, self.lead.token):
+                self._renewing = False
+                self.end("taken")
+                break
+            if lease.beat != beat:  # a later beat than any of ours: not this attempt's success
+                beat, due = max(beat, lease.beat), self._clock()
+                continue
+            failures = 0
+            due = sent_at + self._timings.heartbeat_interval
+            self._renewed(lease, sent_at)
+        await anyio.sleep_forever()
+
+    async def _send(self, beat: int) -> Lease | None:
+        lead, lease_duration = self.lead, self._timings.lease_duration
+        call = self._store.renew(lead.name, lead.holder, lead.token, beat, lease_duration)
+        return await bounded(self._timings.attempt, self._store.description, call)
+
+    def _renewed(self, lease: Lease, sent_at: float) -> None:
+        received = self._clock()
+        self.lead._database_time = (lease.now, (sent_at + received) / 2)
+        if self._reason is None and received < self.lead._deadline:
+            self.lead._deadline = sent_at + self._timings.renew_deadline
+        self._emit(Renewed(**self.facts(), beat=lease.beat, took=received - sent_at))
+        if lease.resign_token == self.lead.token:
+            self.end("resigned", requested=True)
+
+    def _renewal_failed(self, error: BaseException) -> None:
+        self._contact.failed(error)
+        self._emit(RenewFailed(**self.facts(), left=self.lead.remaining, error=str(error)))
+
+    async def _stay_eligible(self) -> None:
+        while self._eligible is not None:
+            await anyio.sleep(self._timings.heartbeat_interval)
+            fit, why = await is_eligible(self._eligible, self._timings.attempt)
+            if not fit:
+                text = f"this process is not eligible to lead {self.lead.name!r} any more: {why}"
+                self._emit(Notice(**self.facts(), severity="WARNING", text=text))
+                self.end("ineligible")
+                break
+        await anyio.sleep_forever()
+
+    # -- the end
+
+    async def release(self) -> None:
+        """Frees the lease, now that the body has ended. Bounded; if it fails, the lease expires by itself."""
+        lead = self.lead
+        if self._reason == "taken" or os.getpid() != lead._pid:
+            self._store.forget(lead.name)
+            return
+        limit = self._timings.attempt
+        if self._reason == "expired":
+            limit = min(
+                limit, self._timings.unwind / 5
+            )  # the database is not answering: this is no time to wait for it
+        try:
+            call = self._store.release(lead.name, lead.holder, lead.token)
+            released = await bounded(limit, self._store.description, call)
+        except TROUBLE as error:
+            self._store.forget(lead.name)
+            text = f"could not release {lead.name!r} (term {lead.token}), it expires by itself: {error}"
+            self._emit(Notice(**self.facts(), severity="WARNING", text=text))
+        else:
+            if released:
+                self._emit(Released(**self.facts()))
+
+    async def outcome(self, error: BaseException | None, cancelled: asyncio.CancelledError | None) -> None:
+        """Decides what leaves the block; returns if the block is to end without an error of ours.
+
+        Cancellation from outside goes before loss, loss before the body's exception.
+        """
+        lead, reason = self.lead, self._reason
+        for _ in range(self._cancels):
+            if self._host.cancelling() > self._cancelling:
+                self._host.uncancel()
+        outside = self._host.cancelling() > self._cancelling and asyncio.current_task() is self._host
+        if reason is None:
+            if cancelled is not None and not isinstance(error, asyncio.CancelledError):
+                raise cancelled  # it came while the lease was being released
+            if error is not None:
+                raise error
+            return
+        own = isinstance(error, LeadershipLost) and error.holder == lead.holder
+        # An anyio scope around the block may have been cancelled while this was shielded from it.
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        if outside:
+            raise (error if isinstance(error, asyncio.CancelledError) else cancelled) or asyncio.CancelledError()
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise error
+        if reason == "resigned":
+            if error is None or own or isinstance(error, asyncio.CancelledError):
+                return
+            raise error
+        if own:
+            assert error is not None
+            raise error
+        cause = None if isinstance(error, asyncio.CancelledError) else error
+        raise LeadershipLost(lead.name, lead.holder, lead.token, reason) from cause
+
+    def facts(self) -> _Facts:
+        """What every event of this term carries."""
+        return {"lease": self.lead.name, "holder": self.lead.holder, "token": self.lead.token}
+
+    def _emit(self, event: Event) -> None:
+        emit(event, self._observer)
+
+    # -- the watchdog's side; `_next_deadline` and `_blocked` are called from its thread
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Has a thread watch the loop, unless the time is not the machine's own."""
+        if self._clock is not boot_clock:
+            return nullcontext()
+        grace = self._timings.unwind / 5
+        return watched(self._clock, self._next_deadline, grace=grace, wake=self._wake.set, blocked=self._blocked)
+
+    def _next_deadline(self) -> float:
+        """The moment by which the loop should have ended the term; never, once it has."""
+        return float("inf") if self.lead._ended is not None else self.lead._deadline
+
+    def _blocked(self, stack: str) -> None:
+        """The loop did not answer past the deadline."""
+        self._emit(LoopBlocked(**self.facts(), stack=stack))
+        if self._on_stall == "exit":
+            end_process()
+
+
+@asynccontextmanager
+async def hold(
+    store: LeaseStore,
+    claim: Claim,
+    timings: Timings,
+    *,
+    eligible: Eligible | None = None,
+    on_stall: OnStall = "log",
+    observer: Observer | None = None,
+    contact: Contact | None = None,
+) -> AsyncIterator[Leadership]:
+    """Runs the block as one term, and releases the lease when it has ended.
+
+    Raises:
+        LeadershipLost: The term ended before the block did.
+    """
+    tenure = _Tenure(
+        store,
+        claim,
+        timings,
+        eligible=eligible,
+        on_stall=on_stall,
+        observer=observer,
+        contact=contact or Contact(),
+    )
+    emit(Elected(**tenure.facts(), elected_at=tenure.lead.elected_at), observer)
+    earlier = _current.get()
+    error: BaseException | None = None
+    with tenure.watching():
+        keeper = asyncio.create_task(tenure.keep())
+        keeper.add_done_callback(lambda task: tenure.keeper_failed(None if task.cancelled() else task.exception()))
+        _current.set((*earlier, tenure.lead))
+        try:
+            yield tenure.lead
+        except BaseException as raised:  # noqa: BLE001 - it is raised again by `outcome`, or belongs to the loss
+            error = raised
+        finally:
+            _current.set(earlier)
+        tenure.body_has_ended()
+        cancelled = await settled(keeper)
+    cancelled = await settled(asyncio.create_task(tenure.release())) or cancelled
+    await tenure.outcome(error, cancelled)

@@ -1,0 +1,182 @@
+"""The lease: what its row says, when a candidate may claim it, and what a store must do. No I/O here.
+
+The trust formula. ``t_send`` is the local clock just before a claim or a renewal was sent:
+
+* the leader may act until ``t_send + renew_deadline``;
+* the database lets another in no earlier than ``t_send + lease_duration``, since it reckons the expiry after
+  the statement has arrived.
+
+The difference is what the work has to unwind, and what clocks may drift. A server's clock that steps is met by
+`Sighting`: a candidate believes the row's expiry only as far as its own clock confirms it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol, Self
+
+from aiolease.errors import ConfigurationError
+
+MAX_NAME = 100
+
+
+def check_name(name: str, field: str = "name") -> str:
+    """Returns `name` if it can name a lease: 1 to 100 printable ASCII characters, no spaces.
+
+    Raises:
+        ConfigurationError: It cannot.
+    """
+    if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or not all("!" <= char <= "~" for char in name):
+        raise ConfigurationError(field, name, f"use 1 to {MAX_NAME} printable ASCII characters without spaces")
+    return name
+
+
+def new_holder() -> str:
+    """A unique identity for one attempt to claim: ``host-pid-uuid4hex``."""
+    host = "".join(char if "!" <= char <= "~" else "?" for char in socket.gethostname())[:100] or "localhost"
+    return f"{host}-{os.getpid()}-{uuid.uuid4().hex}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """One reading of a lease's row. Every moment is aware UTC by the database's clock.
+
+    Attributes:
+        name: The lease.
+        holder: Who holds it, ``None`` when it was released.
+        token: The number of the latest term.
+        beat: The number of the latest renewal of that term; with the token it tells one state of the row from another.
+        elected_at: When the term began.
+        renewed_at: When the row was claimed or last renewed.
+        expires_at: When another may claim it.
+        resign_token: The term that somebody asked to resign, or ``None``.
+        now: The database's clock at this reading.
+    """
+
+    name: str
+    holder: str | None
+    token: int
+    beat: int
+    elected_at: datetime
+    renewed_at: datetime
+    expires_at: datetime
+    resign_token: int | None
+    now: datetime
+
+    @property
+    def expired(self) -> bool:
+        """Whether it has run out by the database's clock."""
+        return self.expires_at <= self.now
+
+    @property
+    def free(self) -> bool:
+        """Whether it was released, or has run out by the database's clock."""
+        return self.holder is None or self.expired
+
+    def held_by(self, holder: str, token: int) -> bool:
+        """Whether the row still belongs to this term."""
+        return self.holder == holder and self.token == token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """The first reading of one state of the row, by the candidate's own clock (DESIGN rule 8).
+
+    Attributes:
+        token: The token that was seen.
+        beat: The beat that was seen.
+        seen_at: The local clock when the reply that first showed both was received.
+        wait: Seconds from then after which the row is claimed if the database, too, holds it for expired.
+        duration: Seconds from then after which the row is claimed whatever the database's clock says: the holder's own
+            lease duration, as its row shows it.
+    """
+
+    token: int
+    beat: int
+    seen_at: float
+    wait: float
+    duration: float
+
+    @classmethod
+    def of(cls, lease: Lease, received: float, earlier: Self | None = None) -> Self:
+        """The sighting of `lease`: `earlier` if the row has not changed since, else a new one."""
+        if earlier is not None and (earlier.token, earlier.beat) == (lease.token, lease.beat):
+            return earlier
+        duration = max((lease.expires_at - lease.renewed_at) / timedelta(seconds=1), 0.0)
+        left = (lease.expires_at - lease.now) / timedelta(seconds=1)
+        wait = left if 0 < left <= duration else duration
+        return cls(token=lease.token, beat=lease.beat, seen_at=received, wait=wait, duration=duration)
+
+    def outlasted(self, clock: float) -> bool:
+        """Whether the holder's whole lease has passed, by the local clock, without a renewal."""
+        return clock - self.seen_at >= self.duration
+
+    def due(self, clock: float) -> float:
+        """Seconds until the row may become claimable, if it is not renewed; 0 when it is time to read it."""
+        elapsed = clock - self.seen_at
+        return max((self.wait if elapsed < self.wait else self.duration) - elapsed, 0.0)
+
+    def claimable(self, lease: Lease, clock: float) -> bool:
+        """Whether a candidate that saw this may claim `lease`, a held row: a later reading of the same state."""
+        return self.outlasted(clock) or (lease.expired and clock - self.seen_at >= self.wait)
+
+
+class LeaseStore(Protocol):
+    """What the leader's election needs of a database. "Someone else holds it" is a return value; only trouble raises.
+
+    Every method may raise `StoreUnavailable` (try again), `StoreRejected` or `SchemaMissing`, and nothing else.
+    A method that is cancelled, or whose caller stops waiting, may still take effect later; callers must expect it.
+    The methods set no limit of time: callers do, from outside, and a store then drops its connection.
+    """
+
+    @property
+    def description(self) -> str:
+        """Which database, for people; without a password."""
+
+    async def read(self, name: str) -> Lease | None:
+        """Reads the row; ``None`` if there is none."""
+
+    async def watch(self, name: str, seconds: float, *, lease: Lease | None, poll: float, hint: bool) -> Lease | None:
+        """Waits until the lease may have become free, at most `seconds`, then reads the row.
+
+        Args:
+            name: The lease.
+            seconds: The longest wait; the reading comes soon after.
+            lease: The latest reading of the row.
+            poll: Seconds between two readings where the store has no better way to learn of a release.
+            hint: Whether to be woken by the holder's release where the database can. A candidate that would not
+                claim says no, so that it does not stand in the way of one that would.
+        """
+
+    async def claim(self, name: str, holder: str, duration: float, *, seen: Lease | None, force: bool) -> Lease | None:
+        """Takes the lease for `holder` if its row still is in the state `seen`, and returns the row afterwards.
+
+        The caller compares the row's holder with its own. A row that is not there is made, above the highest token
+        that the database knows of this lease.
+
+        Args:
+            name: The lease.
+            holder: The identity of this attempt, never used before.
+            duration: How long the lease is to last, in seconds, by the database's clock.
+            seen: The reading that the caller decided upon; its token and beat are compared, and swapped.
+            force: Whether a row that has not run out by the database's clock may be taken too.
+        """
+
+    async def renew(self, name: str, holder: str, token: int, beat: int, duration: float) -> Lease | None:
+        """Extends the term's lease if `beat` is above the row's; returns the row afterwards, ``None`` if there is none.
+
+        The renewal took effect if and only if the row belongs to the term and shows `beat`.
+        """
+
+    async def release(self, name: str, holder: str, token: int) -> bool:
+        """Clears the holder if the row still belongs to the term, then wakes the candidates; says whether it did."""
+
+    def forget(self, name: str) -> None:
+        """The term is over and its row is not to be touched: gives up what wakes the candidates. Never waits."""
+
+    async def resign(self, name: str) -> int | None:
+        """Asks the holder's term to resign at its next renewal; returns its token, ``None`` if the lease is free."""

@@ -1,0 +1,425 @@
+"""When jobs fall due: pure functions from a moment to ticks, no clock and no I/O (DESIGN rule 24).
+
+`Every` is arithmetic on a grid. `Cron` leaves to cronsim what an expression means (which fields, which days), and
+places the ticks in time itself: cronsim's own walk, started inside a repeated hour, returns ticks of the past, and its
+rules for the changes of the clock do not hold for six fields.
+
+An expression names readings of a wall clock. Time is cut into stretches between two changes of that clock, and within
+a stretch the readings run straight. What happens at a change follows Debian's cron:
+
+* a job with a fixed hour and minute (neither field begins with ``*``) is due once for each reading: at the first of two
+  equal readings, and, for readings that the clock skips, once at the moment at which it jumps;
+* any other job follows elapsed time: it is due at every such reading that the clock really shows.
+
+So the ticks of a schedule are one sequence, whatever moment it is looked at from. A wall-clock reading is kept as if it
+were UTC: an aware datetime, the instant plus the offset of the zone.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from functools import lru_cache
+from typing import Protocol, final
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+
+from cronsim import CronSim, CronSimError
+
+from aiolease.errors import InvalidSchedule
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_END = datetime(9998, 1, 1, tzinfo=UTC)
+_SECOND = timedelta(seconds=1)
+_DAY = timedelta(days=1)
+_SHORTEST, _LONGEST = timedelta(milliseconds=1), timedelta(days=36_525)
+
+# What the ledger's column holds, and more than anybody writes: all minutes of an hour, one by one, are 169.
+_MAX_TEXT = 200
+# From here on a cron expression must fire. Fixed, so that it is valid or not whatever the date is today.
+_REFERENCE = datetime(2025, 1, 1, tzinfo=UTC)
+# Years without a tick after which there is none to come. The rarest that do come, such as a 29th of February on a
+# Sunday or a February with five Mondays, are 40 years apart.
+_HORIZON = 50
+
+_NAMES = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+# The fields, how many values each has, and what may stand in them.
+_FIELDS = (
+    ("second", 60, "0-59"),
+    ("minute", 60, "0-59"),
+    ("hour", 24, "0-23"),
+    ("day of month", 31, "1-31, L or LW"),
+    ("month", 12, "1-12 or JAN-DEC"),
+    ("day of week", 7, "0-7 or SUN-SAT, MON#2 for the second Monday, 1L for the last"),
+)
+
+
+class Schedule(Protocol):
+    """A fixed sequence of ticks. Moments and ticks are aware; ticks are in UTC."""
+
+    @property
+    def expression(self) -> str:
+        """The canonical text, such as ``every 30s`` or ``cron 0 9 * * *``: equal texts in one zone, equal ticks."""
+
+    @property
+    def timezone(self) -> str:
+        """The zone whose wall clock it follows; empty if it follows none."""
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        """The first tick strictly after `moment`; ``None`` only if there is none any more."""
+
+    def latest_between(self, after: datetime, until: datetime) -> datetime | None:
+        """The newest tick with ``after < tick <= until``, found without walking through those before it."""
+
+    def count_between(self, after: datetime, until: datetime) -> int:
+        """How many ticks there are with ``after < tick <= until``, found without walking through them."""
+
+
+def ticks_between(schedule: Schedule, after: datetime, until: datetime) -> Iterator[datetime]:
+    """The ticks with ``after < tick <= until``, oldest first."""
+    tick = schedule.next_after(after)
+    while tick is not None and tick <= until:
+        yield tick
+        tick = schedule.next_after(tick)
+
+
+@final
+class Every:
+    """A tick every `interval`, in seconds or as a timedelta, on a grid anchored at the Unix epoch.
+
+    The interval is a whole number of microseconds, so the grid does not drift.
+
+    Raises:
+        InvalidSchedule: The interval is not a number, or not between a millisecond and a hundred years.
+    """
+
+    __slots__ = ("expression", "interval", "timezone")
+
+    def __init__(self, interval: float | timedelta) -> None:
+        if isinstance(interval, bool) or not isinstance(interval, int | float | timedelta):
+            raise InvalidSchedule("interval", interval, "give seconds as a number, or a timedelta")
+        try:
+            self.interval = interval if isinstance(interval, timedelta) else timedelta(seconds=interval)
+        except (OverflowError, ValueError):  # infinite, not a number, or beyond what a timedelta holds
+            self.interval = timedelta()
+        if not _SHORTEST <= self.interval <= _LONGEST:
+            raise InvalidSchedule("interval", interval, "use 0.001 seconds to 36525 days")
+        seconds, fraction = divmod(self.interval, _SECOND)
+        decimals = f".{fraction.microseconds:06}".rstrip("0") if fraction else ""
+        self.expression = f"every {seconds}{decimals}s"
+        self.timezone = ""
+
+    def __repr__(self) -> str:
+        return f"<{self.expression}>"
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        """The first tick strictly after `moment`; ``None`` after the year 9999."""
+        try:
+            return _EPOCH + ((moment - _EPOCH) // self.interval + 1) * self.interval
+        except OverflowError:
+            return None
+
+    def latest_between(self, after: datetime, until: datetime) -> datetime | None:
+        """The newest tick with ``after < tick <= until``."""
+        if not self.count_between(after, until):
+            return None
+        return _EPOCH + (until - _EPOCH) // self.interval * self.interval
+
+    def count_between(self, after: datetime, until: datetime) -> int:
+        """How many ticks there are with ``after < tick <= until``."""
+        return max(0, (until - _EPOCH) // self.interval - (after - _EPOCH) // self.interval)
+
+
+@final
+class Cron:
+    """The ticks of a cron expression by the wall clock of a time zone, from 1970 to 9997.
+
+    Args:
+        expression: Five fields, six with the second first, or a name such as ``@daily``.
+        timezone: A name of the time zone database.
+
+    Raises:
+        InvalidSchedule: The zone is unknown, a field is not understood, or the expression can never fire.
+    """
+
+    __slots__ = ("_fixed", "_walls", "_zone", "expression", "timezone")
+
+    def __init__(self, expression: str, timezone: str = "UTC") -> None:
+        fields = _split(expression)
+        self._zone = _zone(timezone)
+        self._walls = walls = _Walls(fields)
+        self._fixed = not fields[1].startswith("*") and not fields[2].startswith("*")
+        self.expression = " ".join(["cron", *fields[walls.seconds == (0,) :]])
+        self.timezone = timezone
+        if self.next_after(_REFERENCE) is None:
+            if walls.first(_REFERENCE, _REFERENCE + _HORIZON * 366 * _DAY) is None:
+                raise _no_such_day(fields)
+            raise InvalidSchedule("hour", fields[2], f"can never fire: the clocks of {timezone} skip it on those days")
+
+    def __repr__(self) -> str:
+        return f"<{self.expression} {self.timezone}>"
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        """The first tick strictly after `moment`; ``None`` if none comes within fifty years."""
+        low = _second_after(moment)
+        for year in range(low.year, min(low.year + _HORIZON, _END.year)):
+            for stretch in _stretches(self._zone, year):
+                if stretch.end > low:
+                    jump, first, end = self._readings(stretch, low, stretch.end)
+                    if jump is not None:
+                        return jump
+                    if (wall := self._walls.first(first, end)) is not None:
+                        return wall - stretch.offset
+        return None
+
+    def latest_between(self, after: datetime, until: datetime) -> datetime | None:
+        """The newest tick with ``after < tick <= until``; it takes time by the days without a tick."""
+        low, high = _second_after(after), _second_after(until)
+        for year in range(high.year, low.year - 1, -1):
+            for stretch in reversed(_stretches(self._zone, year)):
+                jump, first, end = self._readings(stretch, low, high)
+                if (wall := self._walls.last(first, end)) is not None:
+                    return wall - stretch.offset
+                if jump is not None:
+                    return jump
+        return None
+
+    def count_between(self, after: datetime, until: datetime) -> int:
+        """How many ticks there are with ``after < tick <= until``; it takes time by the days, not by the ticks."""
+        low, high, count = _second_after(after), _second_after(until), 0
+        for year in range(low.year, high.year + 1):
+            for stretch in _stretches(self._zone, year):
+                jump, first, end = self._readings(stretch, low, high)
+                count += self._walls.count(first, end) + (jump is not None)
+        return count
+
+    def _readings(self, stretch: _Stretch, low: datetime, high: datetime) -> tuple[datetime | None, datetime, datetime]:
+        """What is due in the part of a stretch that lies in ``low <= instant < high``.
+
+        Returns:
+            The jump that starts the stretch, if it is a tick; and from which reading, and up to which, those of the
+            expression are ticks, the last one excluded.
+        """
+        shown = stretch.start + stretch.offset
+        first = max(stretch.start, low) + stretch.offset
+        end = min(stretch.end, high) + stretch.offset
+        if not self._fixed:
+            return None, first, end
+        if low <= stretch.start < high and self._walls.first(stretch.reached, shown) is not None:
+            return stretch.start, max(first, shown + _SECOND), end  # what is due at that very moment is the same tick
+        return None, max(first, stretch.reached), end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stretch:
+    """A time between two changes of a zone's clock, cut at the turn of a UTC year.
+
+    Attributes:
+        start: Its first instant.
+        end: The first instant after it.
+        offset: What the wall clock shows more than UTC.
+        reached: How far the clock had come before `start`. Put forward, it skips the readings from here to
+            ``start + offset``; put back, it shows those from there to here again.
+    """
+
+    start: datetime
+    end: datetime
+    offset: timedelta
+    reached: datetime
+
+
+@lru_cache(maxsize=1024)
+def _stretches(zone: tzinfo, year: int) -> tuple[_Stretch, ...]:
+    """The stretches of a UTC year. It begins two days earlier: no clock is put back by more than a few hours."""
+    first, end = datetime(year, 1, 1, tzinfo=UTC), datetime(year + 1, 1, 1, tzinfo=UTC)
+    start = first - 2 * _DAY
+    offset = _offset(zone, start)
+    reached = start + offset
+    found: list[_Stretch] = []
+    for change, changed in (*_changes(zone, start, end), (end, offset)):
+        if change > first:
+            if start < first:  # under way at the turn of the year: nothing jumps here
+                start, reached = first, max(reached, first + offset)
+            found.append(_Stretch(start=start, end=change, offset=offset, reached=reached))
+        start, reached, offset = change, change + offset, changed
+    return tuple(found)
+
+
+def _changes(zone: tzinfo, start: datetime, end: datetime) -> Iterator[tuple[datetime, timedelta]]:
+    """When a zone's offset changes, and to what. A look at each day finds all: those of one zone are days apart."""
+    moment, offset = start, _offset(zone, start)
+    while moment < end:
+        if _offset(zone, moment + _DAY) == offset:
+            moment += _DAY
+            continue
+        low, high = 0, 86_400
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if _offset(zone, moment + middle * _SECOND) == offset else (low, middle)
+        moment += high * _SECOND
+        offset = _offset(zone, moment)
+        if moment < end:
+            yield moment, offset
+
+
+def _offset(zone: tzinfo, moment: datetime) -> timedelta:
+    return moment.astimezone(zone).utcoffset() or timedelta()
+
+
+def _second_after(moment: datetime) -> datetime:
+    """The first whole second strictly after `moment`."""
+    return _EPOCH + ((min(max(moment, _EPOCH), _END - _SECOND) - _EPOCH) // _SECOND + 1) * _SECOND
+
+
+class _Walls:
+    """The readings that an expression names. Ranges include their first and exclude their last."""
+
+    __slots__ = ("_days", "_hours", "_minutes", "seconds")
+
+    def __init__(self, fields: list[str]) -> None:
+        parsed = _parse(fields)
+        self._hours = tuple(sorted(parsed.hours))
+        self._minutes = tuple(sorted(parsed.minutes))
+        self.seconds = tuple(sorted(parsed.seconds))
+        self._days = _days(*fields[3:])
+
+    def first(self, low: datetime, high: datetime) -> datetime | None:
+        """The earliest one in ``low <= reading < high``."""
+        if low >= high:
+            return None
+        day, last, rank = low.date(), high.date(), self._rank(low)
+        while day <= last:
+            if day.month not in self._days.months:
+                day, rank = (day.replace(day=1) + 31 * _DAY).replace(day=1), 0
+            elif rank < self._per_day and self._days.match_day(day):
+                wall = self._reading(day, rank)
+                return wall if wall < high else None
+            else:
+                day, rank = day + _DAY, 0
+        return None
+
+    def last(self, low: datetime, high: datetime) -> datetime | None:
+        """The latest one in ``low <= reading < high``."""
+        if low >= high:
+            return None
+        day, last, rank = high.date(), low.date(), self._rank(high)
+        while day >= last:
+            if rank and self._on(day):
+                wall = self._reading(day, rank - 1)
+                return wall if wall >= low else None
+            day, rank = day - _DAY, self._per_day
+        return None
+
+    def count(self, low: datetime, high: datetime) -> int:
+        """How many there are in ``low <= reading < high``."""
+        if low >= high:
+            return 0
+        first, last = low.date(), high.date()
+        days = sum(self._on(first + number * _DAY) for number in range((last - first).days))
+        return days * self._per_day - self._on(first) * self._rank(low) + self._on(last) * self._rank(high)
+
+    @property
+    def _per_day(self) -> int:
+        return len(self._hours) * len(self._minutes) * len(self.seconds)
+
+    def _on(self, day: date) -> bool:
+        return day.month in self._days.months and self._days.match_day(day)
+
+    def _rank(self, wall: datetime) -> int:
+        """How many times of a day, on a day that has any, come before that of `wall`."""
+        rank, exact = 0, True
+        for values, value in (self._hours, wall.hour), (self._minutes, wall.minute), (self.seconds, wall.second):
+            place = bisect_left(values, value) if exact else 0
+            rank = rank * len(values) + place
+            exact = exact and place < len(values) and values[place] == value
+        return rank
+
+    def _reading(self, day: date, rank: int) -> datetime:
+        """The time of `day` before which there are `rank` others."""
+        rank, second = divmod(rank, len(self.seconds))
+        hour, minute = divmod(rank, len(self._minutes))
+        at = time(self._hours[hour], self._minutes[minute], self.seconds[second], tzinfo=UTC)
+        return datetime.combine(day, at)
+
+
+@lru_cache(maxsize=256)
+def _days(day: str, month: str, weekday: str) -> CronSim:
+    """What matches days. Shared by the many schedules that name the same ones: its sets are large."""
+    return CronSim(f"0 0 {day} {month} {weekday}", _EPOCH)
+
+
+def _split(expression: str) -> list[str]:
+    """The six fields of an expression, in capitals."""
+    if not isinstance(expression, str) or len(expression) > _MAX_TEXT:
+        raise InvalidSchedule(
+            "expression", expression, f"give a cron expression as text of at most {_MAX_TEXT} characters"
+        )
+    text = expression.strip()
+    if text.startswith("@") and text.lower() not in _NAMES:
+        raise InvalidSchedule("expression", expression, f"the names are {', '.join(_NAMES)}")
+    fields = _NAMES.get(text.lower(), text).upper().split()
+    if len(fields) not in (5, 6):
+        names = ", ".join(name for name, _, _ in _FIELDS[1:])
+        raise InvalidSchedule("expression", expression, f"use five fields, {names}, or six with the second first")
+    return fields if len(fields) == 6 else ["0", *fields]
+
+
+def _parse(fields: list[str]) -> CronSim:
+    """Has cronsim read the fields.
+
+    Raises:
+        InvalidSchedule: It does not understand one of them, a step is larger than its field, or no such day exists.
+    """
+    try:
+        parsed = CronSim(" ".join(fields), _EPOCH)
+    except CronSimError as error:
+        raise _at_fault(fields) from error
+    for (name, size, _), text in zip(_FIELDS, fields, strict=True):
+        if any(int(step) > size for step in re.findall("/([0-9]+)", text)):
+            problem = f"a step is at most {size} here: a longer one does not reach beyond the field, it starts anew"
+            raise InvalidSchedule(name, text, problem)
+    return parsed
+
+
+def _at_fault(fields: list[str]) -> InvalidSchedule:
+    """The error for the first field that cronsim refuses on its own; else the day is one that its months lack."""
+    for place, (name, _, allowed) in enumerate(_FIELDS):
+        alone = ["*"] * len(fields)
+        alone[place] = fields[place]
+        try:
+            CronSim(" ".join(alone), _EPOCH)
+        except CronSimError:
+            problem = f"use {allowed}; lists as in 1,2; rising ranges as in 1-5; steps as in */5"
+            return InvalidSchedule(name, fields[place], problem)
+    return _no_such_day(fields)
+
+
+def _no_such_day(fields: list[str]) -> InvalidSchedule:
+    problem = f"can never fire: no day is also in month {fields[4]} and on day of week {fields[5]}"
+    return InvalidSchedule("day of month", fields[3], problem)
+
+
+def _zone(name: str) -> tzinfo:
+    if not isinstance(name, str):
+        raise InvalidSchedule("timezone", name, "give the name of a time zone, such as 'Europe/London'")
+    if name == "UTC":  # needs no time zone database
+        return UTC
+    if name == "localtime":
+        raise InvalidSchedule("timezone", name, "it is another zone on every machine: name the one you mean")
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:  # OSError: the name of a folder, such as 'America'
+        problem = "unknown time zone; names look like 'Europe/London'"
+        if not available_timezones():
+            problem = "this machine has no time zone database: install the package tzdata"
+        raise InvalidSchedule("timezone", name, problem) from error

@@ -1,0 +1,144 @@
+"""A thread that sees what the event loop cannot: that it is blocked, or that the machine was asleep.
+
+One thread per process, however many terms. Past the deadline of a term it asks the loop for a sign of life, which
+also wakes the term's own guard after a suspension (an asyncio timer does not count suspended time). If no sign
+comes, the stack of the loop's thread is reported, and on request the process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from aiolease._clock import Clock
+
+EXIT_STATUS = 70
+"""EX_SOFTWARE of sysexits.h."""
+
+_SLICE = 1.0
+"""The longest sleep of the thread, in seconds: how late a suspension is noticed."""
+
+
+class _Watch:
+    """The deadline of one term, and what is known of its loop."""
+
+    def __init__(
+        self, clock: Clock, deadline: Callable[[], float], wake: Callable[[], None], blocked: Callable[[str], None]
+    ) -> None:
+        self._clock = clock
+        self._deadline = deadline
+        self._wake = wake
+        self._blocked = blocked
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._asked_at: float | None = None
+        self._answered = False
+        self._reported = False
+
+    def look(self, grace: float) -> float:
+        """Checks the deadline; returns the seconds until the next look."""
+        left = self._deadline() - self._clock()
+        if left > 0:
+            self._asked_at, self._answered, self._reported = None, False, False
+            return min(left, _SLICE)
+        if self._asked_at is None:
+            # Suspended time must not count against the loop here: a plain monotonic clock.
+            self._asked_at = time.monotonic()
+            try:
+                self._loop.call_soon_threadsafe(self._answer)
+            except RuntimeError:  # the loop is closed, so it blocks nothing
+                self._answered = True
+            return grace
+        silent = time.monotonic() - self._asked_at
+        if self._answered or self._reported:
+            return _SLICE
+        if silent < grace:
+            return grace - silent
+        self._reported = True
+        frame = sys._current_frames().get(self._thread)
+        self._blocked("".join(traceback.format_stack(frame, limit=-12) if frame else ["the thread is gone"]).rstrip())
+        return _SLICE
+
+    def _answer(self) -> None:
+        self._answered = True
+        self._wake()
+
+
+class _Watchdog:
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything: after a fork there is no thread, and the lock may be held by one that is gone."""
+        self._changed = threading.Condition()
+        self._watches: dict[_Watch, float] = {}
+        self._thread: threading.Thread | None = None
+
+    def add(self, watch: _Watch, grace: float) -> None:
+        with self._changed:
+            self._watches[watch] = grace
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="aiolease-watchdog", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def remove(self, watch: _Watch) -> None:
+        with self._changed:
+            self._watches.pop(watch, None)
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if not self._watches:
+                    self._thread = None
+                    return
+                watches = list(self._watches.items())
+            # Outside the lock: a report may take long, or end the process.
+            pause = min(watch.look(grace) for watch, grace in watches)
+            with self._changed:
+                if list(self._watches.items()) == watches:
+                    self._changed.wait(pause)
+
+
+_watchdog = _Watchdog()
+os.register_at_fork(after_in_child=_watchdog.reset)
+
+
+@contextmanager
+def watched(
+    clock: Clock,
+    deadline: Callable[[], float],
+    *,
+    grace: float,
+    wake: Callable[[], None],
+    blocked: Callable[[str], None],
+) -> Iterator[None]:
+    """Watches the running loop until the block ends.
+
+    Args:
+        clock: The clock of the deadline.
+        deadline: The moment by which the loop should have acted; called from the thread.
+        grace: How long after it the loop may stay silent, in seconds.
+        wake: Called in the loop when the deadline has passed, on any clock.
+        blocked: Called from the thread, once, with the stack of a loop that stays silent.
+    """
+    watch = _Watch(clock, deadline, wake, blocked)
+    _watchdog.add(watch, grace)
+    try:
+        yield
+    finally:
+        _watchdog.remove(watch)
+
+
+def end_process() -> None:
+    """Ends the process at once: nothing of it may go on, and a blocked loop cannot unwind."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_STATUS)

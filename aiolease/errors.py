@@ -1,0 +1,173 @@
+"""The errors of aiolease: few, each with its facts as attributes and a message that says what to do.
+
+No driver's exception gets out of the library; where one was the reason, it is the ``__cause__``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = [
+    "AioleaseError",
+    "ConfigurationError",
+    "DuplicateJob",
+    "InvalidJob",
+    "InvalidSchedule",
+    "LeadershipLost",
+    "LeaseHeld",
+    "LossReason",
+    "NotLeader",
+    "SchemaMissing",
+    "StoreRejected",
+    "StoreUnavailable",
+]
+
+LossReason = Literal["expired", "taken", "ineligible", "resigned", "error"]
+
+_REASONS: dict[str, str] = {
+    "expired": "it could not be renewed in time",
+    "taken": "the row shows that this term is over",
+    "ineligible": "this process said that it is not fit to lead",
+    "resigned": "it was resigned",
+    "error": "the task that renews it ended unexpectedly",
+}
+
+
+class AioleaseError(Exception):
+    """The base of every error that aiolease raises."""
+
+
+class ConfigurationError(AioleaseError, ValueError):
+    """A name, a URL, a timing or another setting that cannot work. Nothing was sent to the database.
+
+    Attributes:
+        field: The setting at fault, or several, joined by commas.
+        value: What it was; never a password.
+    """
+
+    def __init__(self, field: str, value: object, problem: str) -> None:
+        self.field = field
+        self.value = value
+        self.problem = problem
+        super().__init__(f"{field}={value!r}: {problem}")
+
+
+class InvalidSchedule(ConfigurationError):
+    """A schedule that cannot work; raised when the job is registered.
+
+    Attributes:
+        field: The argument, or the field of the cron expression, at fault.
+        value: Its text.
+    """
+
+
+class InvalidJob(AioleaseError, ValueError):
+    """A function that cannot be a job: it must take nothing, or one `JobRun`.
+
+    Attributes:
+        job: The job's name.
+    """
+
+    def __init__(self, job: str, problem: str) -> None:
+        self.job = job
+        self.problem = problem
+        super().__init__(f"job {job!r}: {problem}")
+
+
+class DuplicateJob(AioleaseError, ValueError):
+    """Two jobs of one registry have the same name; give one of them another, with ``name=``.
+
+    Attributes:
+        job: The name.
+    """
+
+    def __init__(self, job: str) -> None:
+        self.job = job
+        super().__init__(f"a job named {job!r} is registered already; give one of them another name with name=…")
+
+
+class StoreUnavailable(AioleaseError):
+    """The database did not do what it was asked, and may well do so later: try again.
+
+    Attributes:
+        store: Which database, without its password.
+        problem: What happened.
+    """
+
+    def __init__(self, store: str, problem: str) -> None:
+        self.store = store
+        self.problem = problem
+        super().__init__(f"{store}: {problem}")
+
+
+class StoreRejected(AioleaseError):
+    """The database refuses, and waiting will not mend it: access denied, unknown database, a missing right.
+
+    Attributes:
+        store: Which database, without its password.
+        problem: What it said.
+    """
+
+    def __init__(self, store: str, problem: str) -> None:
+        self.store = store
+        self.problem = problem
+        super().__init__(f"{store}: {problem}")
+
+
+class SchemaMissing(AioleaseError):
+    """The tables of aiolease are missing, or of another version, and could not be created.
+
+    Attributes:
+        store: Which database, without its password.
+        problem: What is missing, and what the database said.
+    """
+
+    def __init__(self, store: str, problem: str) -> None:
+        self.store = store
+        self.problem = problem
+        super().__init__(
+            f"{store}: {problem}. Run the statements of schema.sql (`python -m aiolease schema` prints them) as a user "
+            "who may create tables, or grant CREATE on this database to the application's user"
+        )
+
+
+class LeaseHeld(AioleaseError):
+    """The wait ended before this process was elected: another holds the lease.
+
+    Attributes:
+        name: The lease.
+        holder: Who holds it; ``None`` when it is free, but this process may not take it yet.
+        waited: For how long this process tried, in seconds.
+    """
+
+    def __init__(self, name: str, holder: str | None, waited: float) -> None:
+        self.name = name
+        self.holder = holder
+        self.waited = waited
+        who = f"held by {holder}" if holder else "not free for this process"
+        super().__init__(f"lease {name!r} is {who}; gave up after {waited:.1f} s. Wait longer with timeout=…")
+
+
+class NotLeader(AioleaseError):
+    """There is no live leadership around the running task: call this inside ``async with leadership(…)``."""
+
+    def __init__(self) -> None:
+        super().__init__("no leadership is held by the running task; call this inside `async with leadership(…)`")
+
+
+class LeadershipLost(AioleaseError):
+    """The term ended before its work did. What is not yet done must not be done by this process.
+
+    Attributes:
+        name: The lease.
+        holder: The identity of the term that ended.
+        token: Its fencing token.
+        reason: ``"expired"``, ``"taken"``, ``"ineligible"``, ``"resigned"`` or ``"error"``.
+    """
+
+    def __init__(self, name: str, holder: str, token: int, reason: LossReason) -> None:
+        self.name = name
+        self.holder = holder
+        self.token = token
+        self.reason = reason
+        super().__init__(f"lost leadership of {name!r} (term {token}): {reason}: {_REASONS[reason]}")

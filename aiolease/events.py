@@ -1,0 +1,398 @@
+"""What happens, as small frozen records, and the observers that turn them into log lines.
+
+An event carries facts; its `phrase` is the line that people alert on, and its `level` says how loud it is. Logging
+is one observer, the `on_event` of a leadership another; an observer that raises harms nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import ClassVar
+
+from loguru import logger
+
+from aiolease.errors import LossReason
+
+__all__ = [
+    "BodyStuck",
+    "Elected",
+    "Event",
+    "Following",
+    "Level",
+    "LoopBlocked",
+    "Lost",
+    "Notice",
+    "Observer",
+    "Released",
+    "RenewFailed",
+    "Renewed",
+    "Resigned",
+    "RunFinished",
+    "RunStarted",
+    "TickSkipped",
+    "Waiting",
+    "use_stdlib_logging",
+]
+
+Level = str
+"""A level's name, the same in loguru and, but for TRACE, in the standard library."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened to one lease.
+
+    Attributes:
+        lease: The lease's name.
+        holder: The identity of the term or of the attempt, ``None`` where there is none.
+        token: The term's number, ``None`` where there is none.
+    """
+
+    level: ClassVar[Level] = "INFO"
+
+    lease: str
+    holder: str | None = None
+    token: int | None = None
+
+    @property
+    def phrase(self) -> str:
+        """The line for the log; its words are stable."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elected(Event):
+    """This process leads.
+
+    Attributes:
+        elected_at: When the term began, by the database's clock.
+    """
+
+    elected_at: datetime
+
+    @property
+    def phrase(self) -> str:
+        return f"acquired leadership of {self.lease!r} (term {self.token})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Following(Event):
+    """Another process leads (`holder`, `token`), this one waits. Once per term that it sees.
+
+    Attributes:
+        note: Why it waits although the lease looks expired; empty otherwise.
+    """
+
+    note: str = ""
+
+    @property
+    def phrase(self) -> str:
+        return f"another instance leads {self.lease!r}: {self.holder}, waiting" + (self.note and f" ({self.note})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renewed(Event):
+    """The lease was extended.
+
+    Attributes:
+        beat: The number of the renewal.
+        took: From the sending to the answer, in seconds.
+    """
+
+    level: ClassVar[Level] = "TRACE"
+
+    beat: int
+    took: float
+
+    @property
+    def phrase(self) -> str:
+        return f"renewed {self.lease!r}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewFailed(Event):
+    """A renewal failed, and will be tried again while there is time.
+
+    Attributes:
+        left: Seconds until the term ends if no renewal succeeds; 0 when it has ended and its body still unwinds.
+        error: What went wrong.
+    """
+
+    level: ClassVar[Level] = "WARNING"
+
+    left: float
+    error: str
+
+    @property
+    def phrase(self) -> str:
+        return f"could not renew {self.lease!r}, {self.left:.1f} s left: {self.error}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting(Event):
+    """A candidate cannot reach its database, or is refused by it, and tries again.
+
+    Attributes:
+        error: What went wrong.
+        attempts: How often in a row.
+    """
+
+    level: ClassVar[Level] = "WARNING"
+
+    error: str
+    attempts: int
+
+    @property
+    def phrase(self) -> str:
+        return f"waiting for the database: {self.error}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost(Event):
+    """The term ended before its body did, and the body is being cancelled.
+
+    Attributes:
+        reason: Why.
+    """
+
+    level: ClassVar[Level] = "ERROR"
+
+    reason: LossReason
+
+    @property
+    def phrase(self) -> str:
+        return f"lost leadership of {self.lease!r} (term {self.token}): {self.reason}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resigned(Event):
+    """The term was resigned, and the body is being cancelled.
+
+    Attributes:
+        requested: Whether another process asked for it, through the database.
+    """
+
+    requested: bool
+
+    @property
+    def phrase(self) -> str:
+        asked = ", as was asked for" if self.requested else ""
+        return f"resigned from {self.lease!r} (term {self.token}){asked}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyStuck(Event):
+    """The term is over and its body still runs: it swallowed two cancellations, or its clean-up hangs.
+
+    Attributes:
+        since_lost: Seconds since the term ended.
+        renewing: Whether the lease is still being kept from others.
+    """
+
+    level: ClassVar[Level] = "CRITICAL"
+
+    since_lost: float
+    renewing: bool
+
+    @property
+    def phrase(self) -> str:
+        gone = "" if self.renewing else "; the lease is not renewed any more, another process may lead beside it"
+        return (
+            f"{self.lease!r} (term {self.token}): the body has not ended, "
+            f"{self.since_lost:.1f} s after the lease was lost{gone}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopBlocked(Event):
+    """The event loop did not run at the deadline of its term: something blocks it. Emitted from a thread.
+
+    Attributes:
+        stack: The stack of the thread that blocks it.
+    """
+
+    level: ClassVar[Level] = "CRITICAL"
+
+    stack: str
+
+    @property
+    def phrase(self) -> str:
+        return f"the event loop is blocked: {self.stack}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released(Event):
+    """The body has ended, and the lease is free for others."""
+
+    @property
+    def phrase(self) -> str:
+        return f"released {self.lease!r} (term {self.token})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice(Event):
+    """Something that a person should know and a program need not: its text is its only fact.
+
+    Attributes:
+        severity: The level.
+        text: What happened.
+    """
+
+    severity: Level
+    text: str
+
+    @property
+    def phrase(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Event):
+    """A job started for one tick.
+
+    Attributes:
+        job: The job's name.
+        tick: The moment at which its schedule fell due, UTC.
+        late: Seconds between that moment and the start, by the database's clock.
+    """
+
+    level: ClassVar[Level] = "DEBUG"
+
+    job: str
+    tick: datetime
+    late: float
+
+    @property
+    def phrase(self) -> str:
+        return f"started {self.job!r}, {self.late:.2f} s late"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFinished(Event):
+    """A run ended.
+
+    Attributes:
+        job: The job's name.
+        tick: The moment at which its schedule fell due, UTC.
+        status: ``"succeeded"``, ``"failed"``, or ``"lost"`` when the term ended under it.
+        took: Its duration in seconds.
+        error: What it raised, ``None`` if nothing.
+    """
+
+    job: str
+    tick: datetime
+    status: str
+    took: float
+    error: BaseException | None = None
+
+    @property
+    def phrase(self) -> str:
+        if self.status == "succeeded":
+            return f"ran {self.job!r} in {self.took:.2f} s"
+        if self.status == "lost":
+            return f"{self.job!r} was lost with term {self.token}"
+        return f"{self.job!r} failed: {describe(self.error)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TickSkipped(Event):
+    """Ticks of a job that were not run.
+
+    Attributes:
+        job: The job's name.
+        since: The first of them.
+        count: How many.
+        reason: Why.
+    """
+
+    level: ClassVar[Level] = "WARNING"
+
+    job: str
+    since: datetime
+    count: int
+    reason: str
+
+    @property
+    def phrase(self) -> str:
+        ticks = "1 tick" if self.count == 1 else f"{self.count} ticks"
+        return f"skipped {self.job!r}, {ticks} since {self.since:%Y-%m-%d %H:%M:%S}: {self.reason}"
+
+
+def describe(error: BaseException | None) -> str:
+    """An error as people read it: its type, and its text if it has one."""
+    if error is None:
+        return "nothing was raised"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def level_of(event: Event) -> Level:
+    """How loud an event is."""
+    if isinstance(event, Notice):
+        return event.severity
+    if isinstance(event, RunFinished):
+        return {"succeeded": "INFO", "lost": "WARNING"}.get(event.status, "ERROR")
+    return event.level
+
+
+Observer = Callable[[Event], object]
+"""Takes every event, in the thread where it happens, mostly the loop's; must be quick. What it raises is logged."""
+
+
+def _facts(event: Event) -> dict[str, object]:
+    return {"lease": event.lease, "holder": event.holder, "token": event.token}
+
+
+def log_to_loguru(event: Event) -> None:
+    """Writes an event with loguru, bound with ``lease``, ``holder`` and ``token``."""
+    traceback = event.error if isinstance(event, RunFinished) and event.status == "failed" else None
+    # Passed as an argument, not as the message: a brace in an error's text must not be taken for a field.
+    logger.bind(**_facts(event)).opt(depth=2, exception=traceback).log(level_of(event), "{}", event.phrase)
+
+
+_stdlib = logging.getLogger("aiolease")
+
+
+def log_to_stdlib(event: Event) -> None:
+    """Writes an event to ``logging.getLogger("aiolease")``, every fact of it in ``extra``; TRACE is level 5."""
+    level = level_of(event)
+    number = 5 if level == "TRACE" else logging.getLevelNamesMapping()[level]
+    if not _stdlib.isEnabledFor(number):
+        return
+    extra = {field.name: getattr(event, field.name) for field in fields(event)}
+    traceback = event.error if isinstance(event, RunFinished) and event.status == "failed" else None
+    _stdlib.log(number, "%s", event.phrase, extra=extra, exc_info=traceback)
+
+
+_log: Observer = log_to_loguru
+
+
+def use_stdlib_logging() -> None:
+    """From now on the log lines of this process go to ``logging.getLogger("aiolease")`` instead of loguru."""
+    global _log  # noqa: PLW0603 - one process, one log
+    logging.addLevelName(5, "TRACE")
+    _log = log_to_stdlib
+
+
+def emit(event: Event, observer: Observer | None = None) -> None:
+    """Hands an event to the log and to `observer`. Never raises: a broken observer must not cost a lease."""
+    for observe in (_log, observer):
+        if observe is None:
+            continue
+        try:
+            observe(event)
+        except Exception as error:  # noqa: BLE001 - whatever an observer raises, the lease goes on
+            trouble = Notice(
+                lease=event.lease,
+                holder=event.holder,
+                token=event.token,
+                severity="ERROR",
+                text=f"an observer of {type(event).__name__} raised {describe(error)}",
+            )
+            if observe is not _log:
+                try:
+                    _log(trouble)
+                except Exception:  # noqa: BLE001 - the log itself is broken, there is nobody left to tell
+                    pass

@@ -1,0 +1,140 @@
+"""From what people have, a pool, an engine, a URL, to a store. One store per target and event loop, shared."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+from aiolease._lease import Lease, LeaseStore, check_name
+from aiolease.errors import ConfigurationError
+
+__all__ = ["Store", "open_store"]
+
+Target = Any
+"""An asyncmy or aiomysql pool, a SQLAlchemy `AsyncEngine` on either, a store, or a URL."""
+
+_HELP = (
+    "use a pool of asyncmy or aiomysql, a SQLAlchemy AsyncEngine, mysql://user:password@host:3306/database, "
+    "sqlite:///relative.db or sqlite:////absolute.db"
+)
+
+
+class Store(LeaseStore, Protocol):
+    """A store as `open_store` makes it: it has connections, and can be closed."""
+
+    async def status(self, name: str) -> Lease | None:
+        """Reads a lease for people, from any process; ``None`` if it never had a leader."""
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+
+
+@dataclass(slots=True)
+class _Shared:
+    store: Store
+    users: int = 0
+
+
+# However many leases a process has, it has at most two connections per database: they share a store.
+_open: dict[tuple[object, ...], _Shared] = {}
+
+
+@asynccontextmanager
+async def open_store(
+    target: Target, *, table_prefix: str = "aiolease_", create_tables: bool = True
+) -> AsyncIterator[Store]:
+    """Gives a store on `target`, for many leases of this process, or to look at leases from outside.
+
+    Connects when it is first used. A store that is given as the target is given back, and not closed.
+
+    Args:
+        target: An asyncmy or aiomysql pool, a SQLAlchemy `AsyncEngine` on either, a URL, or a store.
+        table_prefix: What the names of the tables start with.
+        create_tables: Whether to create the tables if they are missing.
+
+    Raises:
+        ConfigurationError: The target is none of these.
+    """
+    if _is_store(target):
+        yield target
+        return
+    identity = target if isinstance(target, str) else id(target)
+    key = (id(asyncio.get_running_loop()), identity, table_prefix, create_tables)
+    shared = _open.get(key)
+    if shared is None:
+        shared = _open[key] = _Shared(_make(target, table_prefix, create_tables))
+    shared.users += 1
+    try:
+        yield shared.store
+    finally:
+        shared.users -= 1
+        if shared.users == 0:
+            del _open[key]
+            await shared.store.aclose()
+
+
+def _is_store(target: object) -> bool:
+    return all(hasattr(target, method) for method in ("claim", "renew", "release", "watch"))
+
+
+def _make(target: Target, table_prefix: str, create_tables: bool) -> Store:
+    if isinstance(target, str):
+        return _from_url(target, table_prefix, create_tables)
+    kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(target).__mro__}
+    if ("sqlalchemy", "AsyncEngine") in kinds:
+        from aiolease.stores import _drivers
+
+        return _mysql(_drivers.engine_driver(target), table_prefix, create_tables)
+    for package in ("asyncmy", "aiomysql"):
+        if (package, "Pool") in kinds:
+            from aiolease.stores import _drivers
+
+            make = _drivers.asyncmy_driver if package == "asyncmy" else _drivers.aiomysql_driver
+            # Private, but the only place: a connection of our own needs the pool's parameters.
+            return _mysql(make(target._conn_kwargs), table_prefix, create_tables)
+    problem = _HELP
+    if inspect.isawaitable(target) or any("PoolContextManager" in name for _, name in kinds):
+        problem = "await it first: `pool = await create_pool(…)`, or `async with create_pool(…) as pool:`"
+    elif ("sqlalchemy", "Engine") in kinds:
+        problem = "use create_async_engine: aiolease is asynchronous"
+    raise ConfigurationError("target", f"<{type(target).__name__}>", problem)
+
+
+def _mysql(driver: Any, table_prefix: str, create_tables: bool) -> Store:
+    from aiolease.stores.mysql import MySQLStore
+
+    return MySQLStore(driver, table_prefix=table_prefix, create_tables=create_tables)
+
+
+def _from_url(url: str, table_prefix: str, create_tables: bool) -> Store:
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme in {"mysql", "mysql+asyncmy", "mariadb", "mariadb+asyncmy"}:
+        from aiolease.stores import _drivers
+
+        return _mysql(_drivers.asyncmy_driver(_drivers.parse_url(url)), table_prefix, create_tables)
+    if separator and scheme in {"sqlite", "sqlite+aiosqlite"}:
+        path = unquote(rest.removeprefix("/"))
+        if not rest.startswith("/") or not path or path == ":memory:" or "?" in rest:
+            raise ConfigurationError(
+                "target", url, "name a file that the processes share: sqlite:///relative.db or sqlite:////absolute.db"
+            )
+        from aiolease.stores.sqlite import SQLiteStore
+
+        return SQLiteStore(path, table_prefix=table_prefix, create_tables=create_tables)
+    raise ConfigurationError("target", f"{scheme}://…" if separator else "…", f"not a URL that is known: {_HELP}")
+
+
+def check_target(target: Target, name: str) -> None:
+    """Checks a target and a lease's name without connecting.
+
+    Raises:
+        ConfigurationError: One of them cannot work.
+    """
+    check_name(name)
+    if not _is_store(target):
+        _make(target, "aiolease_", create_tables=True)

@@ -1,0 +1,303 @@
+"""The drivers of MySQL: how each makes a connection of aiolease's own, and what its errors mean.
+
+Split from `aiolease.stores.mysql`, which holds the statements. Both drivers speak one DB-API dialect, so that all
+differences are here: asyncmy (also from a URL), aiomysql, and a SQLAlchemy engine on either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from aiolease.errors import AioleaseError, ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
+from aiolease.events import describe
+
+Rows = list[tuple[Any, ...]]
+Execute = Callable[..., Awaitable[list[Rows]]]
+
+CONNECT_LIMIT = 10.0
+"""Seconds for TCP alone; the caller's limit on the whole exchange is usually sooner."""
+
+_REJECTED = frozenset({
+    1044,  # access denied to the database
+    1045,  # access denied
+    1046,  # no database selected
+    1049,  # unknown database
+    1130,  # this host is not allowed to connect
+    1142,  # command denied on a table
+    1143,  # command denied on a column
+    1227,  # a privilege is missing
+    1251,  # the client does not support the authentication
+    1698,  # access denied, no password given
+    1820,  # the password has to be changed first
+    1862,  # the password has expired
+    3118,  # the account is locked
+    4151,  # the account is locked (MariaDB)
+})  # fmt: skip
+NO_SUCH_TABLE, UNKNOWN_COLUMN, TABLE_EXISTS = 1146, 1054, 1050
+_DENIED = frozenset({1044, 1142, 1227})
+
+
+class Driver:
+    """How to reach one database.
+
+    Attributes:
+        description: Where it is, without the password.
+    """
+
+    def __init__(self, description: str, connect: Callable[[], Awaitable[Any]], cursor: type) -> None:
+        self.description = description
+        self.connect = connect
+        """Makes one connection; closes what is half made when it is cancelled."""
+        self.cursor = cursor
+        """The driver's plain cursor class: the pool's own may be any."""
+
+
+def asyncmy_driver(parameters: Mapping[str, Any]) -> Driver:
+    """Connections made by asyncmy, with the parameters of a pool or a URL, but for what is aiolease's to decide."""
+    from asyncmy.connection import Connection
+    from asyncmy.cursors import Cursor
+
+    ours = {
+        "autocommit": True,
+        "cursor_cls": Cursor,
+        "echo": False,
+        "stmt_cache_size": 0,
+        "connect_timeout": min(parameters.get("connect_timeout") or CONNECT_LIMIT, CONNECT_LIMIT),
+    }
+    kept = {key: value for key, value in parameters.items() if key not in {"conv", "read_timeout", "query_callback"}}
+
+    async def connect() -> Any:
+        connection: Any = Connection(**{**kept, **ours})  # type: ignore[no-untyped-call]  # asyncmy has no types for it
+        try:
+            await connection.connect()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    return Driver(_description(parameters), connect, Cursor)
+
+
+def aiomysql_driver(parameters: Mapping[str, Any]) -> Driver:
+    """Connections made by aiomysql, with the parameters of a pool, but for what is aiolease's to decide."""
+    from aiomysql import Connection, Cursor
+
+    ours = {
+        "autocommit": True,
+        "cursorclass": Cursor,
+        "echo": False,
+        "connect_timeout": min(parameters.get("connect_timeout") or CONNECT_LIMIT, CONNECT_LIMIT),
+    }
+    kept = {key: value for key, value in parameters.items() if key not in {"conv", "loop"}}
+
+    async def connect() -> Any:
+        connection = Connection(**{**kept, **ours})
+        try:
+            await connection.ping()  # connects; aiomysql.connect() leaks the socket when it is cancelled
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    return Driver(_description(parameters), connect, Cursor)
+
+
+def engine_driver(engine: Any) -> Driver:
+    """Connections made as those of a SQLAlchemy `AsyncEngine`, its events and connect arguments included."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    url = engine.url
+    cursor: Any
+    if engine.dialect.driver == "asyncmy":
+        from asyncmy.cursors import Cursor as cursor  # noqa: N813
+    elif engine.dialect.driver == "aiomysql":
+        from aiomysql import Cursor as cursor  # noqa: N813
+    else:
+        raise ConfigurationError(
+            "target", url.render_as_string(hide_password=True), "use an engine on mysql+asyncmy or mysql+aiomysql"
+        )
+
+    async def connect() -> Any:
+        # A pool of its own with the engine's creator: the engine's may be exhausted by jobs.
+        own = create_async_engine(url, pool=engine.sync_engine.pool.recreate())
+        try:
+            lent = await own.raw_connection()
+            connection = lent.driver_connection
+            lent.detach()
+        finally:
+            await own.dispose()
+        return connection
+
+    description = f"mysql://{url.username or ''}@{url.host or 'localhost'}:{url.port or 3306}/{url.database or ''}"
+    return Driver(description, connect, cursor)
+
+
+def _description(parameters: Mapping[str, Any]) -> str:
+    where = parameters.get("unix_socket") or f"{parameters.get('host') or 'localhost'}:{parameters.get('port') or 3306}"
+    return f"mysql://{parameters.get('user') or ''}@{where}/{parameters.get('database') or parameters.get('db') or ''}"
+
+
+_SSL = {"ssl_ca": "ca", "ssl_capath": "capath", "ssl_cert": "cert", "ssl_key": "key", "ssl_cipher": "cipher"}
+_FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+def parse_url(url: str) -> dict[str, Any]:
+    """Turns ``mysql://user:password@host:3306/database?ssl_ca=…`` into the parameters of asyncmy.
+
+    Raises:
+        ConfigurationError: It cannot be read; its message does not show the password.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port or 3306
+    except ValueError as error:
+        raise ConfigurationError("target", "mysql://…", f"malformed URL: {error}") from None
+    shown = f"mysql://{parts.hostname or ''}{parts.path}"
+    database = unquote(parts.path.removeprefix("/"))
+    if not parts.hostname and "unix_socket=" not in parts.query:
+        raise ConfigurationError("target", shown, "the URL names no host: mysql://user:password@host:3306/database")
+    if not database or "/" in database:
+        raise ConfigurationError("target", shown, "the URL names no database: mysql://user:password@host:3306/database")
+    parameters: dict[str, Any] = {
+        "host": parts.hostname or "localhost",
+        "port": port,
+        "user": unquote(parts.username or "") or None,
+        # As bytes: asyncmy would encode a str as Latin-1.
+        "password": unquote(parts.password or "").encode(),
+        "database": database,
+    }
+    ssl: dict[str, Any] = {}
+    for key, value in parse_qsl(parts.query, keep_blank_values=True):
+        if key in _SSL:
+            ssl[_SSL[key]] = value
+        elif key in {"charset", "unix_socket"}:
+            parameters[key] = value
+        elif key in {"ssl", "ssl_check_hostname", "ssl_verify_cert"} and value.lower() in _FLAGS:
+            flag = _FLAGS[value.lower()]
+            if key == "ssl":
+                parameters["ssl"] = flag
+            else:
+                ssl["check_hostname" if key == "ssl_check_hostname" else "verify_mode"] = flag
+        else:
+            raise ConfigurationError(
+                "target",
+                shown,
+                f"the URL's parameter {key!r} is not known, or its value is not; use charset, unix_socket, ssl, "
+                f"ssl_check_hostname, ssl_verify_cert, {', '.join(_SSL)}",
+            )
+    if ssl:
+        parameters["ssl"] = ssl
+    return parameters
+
+
+def error_number(error: BaseException) -> int | None:
+    """The server's number of an error, ``None`` if it has none."""
+    number = error.args[0] if error.args and not isinstance(error, OSError) else None
+    return number if isinstance(number, int) else None
+
+
+def translate(store: str, error: BaseException) -> AioleaseError:
+    """What a driver's error means to the caller. Whatever is not known to be final may pass."""
+    if isinstance(error, AioleaseError):
+        return error
+    number = error_number(error)
+    text = f"{error.args[1]} ({number})" if number is not None and len(error.args) > 1 else describe(error)
+    if number in _REJECTED:
+        return StoreRejected(store, text)
+    if number in {NO_SUCH_TABLE, UNKNOWN_COLUMN}:
+        return SchemaMissing(store, text)
+    missing = isinstance(error, RuntimeError) and "cryptography" in str(error)
+    if missing or (number is None and isinstance(error, TypeError | FileNotFoundError)):
+        # Not from the server: a missing package, a parameter that the driver does not take, a certificate's path.
+        return StoreRejected(store, f"the driver cannot connect: {text}")
+    return StoreUnavailable(store, text)
+
+
+def denied(error: BaseException) -> bool:
+    """Whether the user lacks a right."""
+    return error_number(error) in _DENIED
+
+
+class Session:
+    """One connection, made when it is needed and discarded at the first trouble; one exchange at a time."""
+
+    def __init__(self, driver: Driver, prepare: Callable[[Execute], Awaitable[None]]) -> None:
+        self._driver = driver
+        self._prepare = prepare
+        self._lock = asyncio.Lock()
+        self._connection: Any = None
+        self._used_at = 0.0
+        self.fresh_for = 30.0
+        """Seconds after which an idle connection is not trusted any more: the server may have closed it."""
+        self.opened = 0
+        """Counts the connections made."""
+
+    async def run(self, sql: str, parameters: Sequence[object] = ()) -> list[Rows]:
+        """Sends statements in one packet; returns the rows of each, or a row with the number of changed rows.
+
+        Raises:
+            StoreUnavailable: And `StoreRejected`, `SchemaMissing`: see `translate`. The connection is gone then.
+        """
+        async with self._lock:
+            try:
+                loop = asyncio.get_running_loop()
+                if self._connection is not None and loop.time() - self._used_at > self.fresh_for:
+                    await self._close()
+                if self._connection is None:
+                    self._connection = await self._driver.connect()
+                    self.opened += 1
+                    await self._prepare(self._execute)
+                self._used_at = loop.time()
+                return await self._execute(sql, parameters)
+            except Exception as error:
+                self.discard()
+                raise translate(self._driver.description, error) from error
+            except BaseException:
+                self.discard()  # the answer is still to come: what is asked next would get it
+                raise
+
+    async def _execute(self, sql: str, parameters: Sequence[object] = ()) -> list[Rows]:
+        results: list[Rows] = []
+        # Not as a context manager: its exit asks a connection that a cancellation closed for more, and the error would
+        # take the cancellation's place. Awaiting serves aiomysql; asyncmy's cursor gives itself.
+        cursor = await self._connection.cursor(self._driver.cursor)
+        await cursor.execute(sql, parameters or None)
+        while True:
+            if cursor.description is None:
+                results.append([(cursor.rowcount,)])
+            else:
+                results.append([tuple(row) for row in await cursor.fetchall()])
+            if not await cursor.nextset():
+                await cursor.close()
+                return results
+
+    @property
+    def busy(self) -> bool:
+        """Whether an exchange is under way."""
+        return self._lock.locked()
+
+    def discard(self) -> None:
+        """Drops the connection without a word. The server goes on with what it was sent, and ends the session after."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    async def aclose(self) -> None:
+        """Closes the connection, with a good-bye if the server listens."""
+        async with self._lock:
+            await self._close()
+
+    async def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            async with asyncio.timeout(1.0):
+                await connection.ensure_closed()
+        except Exception:  # noqa: BLE001 - it is being thrown away, whatever it says
+            pass
+        finally:
+            connection.close()

@@ -1,0 +1,174 @@
+"""What it changes to have a leader: the same jobs in as many processes, first without aiolease, then with it."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import mean
+from typing import Final
+
+from fleet_processes import WITH_LEASE, WITHOUT_LEASE, Copy, Fleet
+from shop import Shop, open_shop
+from shop_database import Database, StatementFailed, open_database
+
+SETTLE: Final = 4.0
+"""Seconds between the start of the last process and the first measurement."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What one fleet did, and what it took.
+
+    Attributes:
+        runs_per_tick: How many processes ran a job that fell due once, on average.
+        failed: How many runs ended with an error.
+        sent_again: How many letters went out that had gone out before.
+        statements: Per second, at the database.
+        connections: Open at the database.
+        memory: The leader's, and that of the others, which is everyone's where nobody leads.
+    """
+
+    runs_per_tick: float
+    failed: int
+    sent_again: int
+    statements: float
+    connections: int
+    memory: tuple[Memory | None, Memory | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """In MB: all that is resident, and the process's share of it, if the system tells."""
+
+    resident: float
+    share: float | None
+
+    def __str__(self) -> str:
+        return f"{self.resident:.0f} MB" + ("" if self.share is None else f" ({self.share:.0f})")
+
+
+async def compare(url: str | None, size: int, lease: float, seconds: float) -> None:
+    """Runs both fleets undisturbed, measures each for so many seconds, and prints the difference.
+
+    Args:
+        url: The database; ``None`` for a new SQLite file for each fleet.
+        size: How many processes.
+        lease: The lease in seconds.
+        seconds: How long each fleet is measured.
+    """
+    results = []
+    for title, program in (("without aiolease", WITHOUT_LEASE), ("with aiolease", WITH_LEASE)):
+        print(f"{title}: {size} processes, {seconds:g} s …", flush=True)
+        with tempfile.TemporaryDirectory(prefix="aiolease-fleet-") as folder:
+            target = url or f"sqlite:///{folder}/shop.db"
+            environment = {"AIOLEASE_URL": target, "AIOLEASE_NAME": "fleet", "AIOLEASE_LEASE_DURATION": str(lease)}
+            fleet = Fleet(program, environment, Path(folder), tell=lambda _: None)
+            results.append(await _measure(fleet, target, size, seconds))
+    without, leased = results
+    rows = (
+        ("", "without aiolease", "with aiolease"),
+        ("runs per tick of a job", f"{without.runs_per_tick:.2f}", f"{leased.runs_per_tick:.2f}"),
+        ("runs that failed", without.failed, leased.failed),
+        ("letters sent again", without.sent_again, leased.sent_again),
+        ("statements per second", f"{without.statements:.0f}", f"{leased.statements:.0f}"),
+        ("connections", without.connections, leased.connections),
+        ("memory of the leader", without.memory[0] or "no leader", leased.memory[0] or "unknown"),
+        ("memory of each other process", without.memory[1] or "unknown", leased.memory[1] or "unknown"),
+    )
+    print()
+    for name, before, after in rows:
+        print(f"{name:30}{before!s:>18}{after!s:>18}")
+    print(
+        "\nStatements and connections at the database: of the jobs, of the lease, and of one visitor a second in each"
+    )
+    print("process. Memory: resident, and in brackets the process's share of what it shares with others.")
+
+
+async def _measure(fleet: Fleet, url: str, size: int, seconds: float) -> Measured:
+    async with open_shop(url) as shop, open_database(url) as database:
+        letters = await shop.letters_sent_again()
+        _, idle = await _at_server(database)
+        async with fleet.running(size):
+            measured = asyncio.create_task(_watch(fleet, shop, database, seconds=seconds, letters=letters, idle=idle))
+            failure = asyncio.create_task(fleet.wait_for_failure())
+            await asyncio.wait([measured, failure], return_when=asyncio.FIRST_COMPLETED)
+            for task in (measured, failure):
+                task.cancel()
+            if failure.done():
+                failure.result()
+            return await measured
+
+
+async def _watch(
+    fleet: Fleet, shop: Shop, database: Database, *, seconds: float, letters: int, idle: int | None
+) -> Measured:
+    await fleet.wait_until_started()
+    await asyncio.sleep(SETTLE)
+    begin, costs, (asked, _) = datetime.now(UTC), [copy.cost for copy in fleet.copies], await _at_server(database)
+    failed = fleet.failed_runs
+    await asyncio.sleep(seconds)
+    end, (asked_then, connected) = datetime.now(UTC), await _at_server(database)
+    memory = _memories(fleet)
+    await asyncio.sleep(1.5)  # until the last runs are told and done
+    runs = [count for (_, tick), count in fleet.ran.items() if begin <= datetime.fromisoformat(tick) < end]
+    if asked is None or asked_then is None or connected is None or idle is None:
+        pairs = [(before, copy.cost) for before, copy in zip(costs, fleet.copies, strict=True)]
+        statements = sum((now["statements"] - then["statements"]) / (now["at"] - then["at"]) for then, now in pairs)
+        connections = int(sum(copy.cost["connections"] for copy in fleet.copies))
+    else:
+        statements, connections = (asked_then - asked) / (end - begin).total_seconds(), connected - idle
+    return Measured(
+        runs_per_tick=mean(runs) if runs else 0.0,
+        failed=fleet.failed_runs - failed,
+        sent_again=await shop.letters_sent_again() - letters,
+        statements=statements,
+        connections=connections,
+        memory=memory,
+    )
+
+
+async def _at_server(database: Database) -> tuple[int | None, int | None]:
+    """How many statements the server was asked so far, and how many connections it has; SQLite is no server."""
+    wanted = "SHOW GLOBAL STATUS WHERE Variable_name IN ('Questions', 'Threads_connected')"
+    try:
+        async with database.transaction() as do:
+            status = {name: int(value) for name, value in (await do.execute(wanted)).rows}
+    except StatementFailed:
+        return None, None
+    return status["Questions"], status["Threads_connected"]
+
+
+def _memories(fleet: Fleet) -> tuple[Memory | None, Memory | None]:
+    leader = fleet.leader
+    others = [memory for copy in fleet.copies if copy is not leader and (memory := _memory(copy))]
+    return (_memory(leader) if leader else None), _average(others)
+
+
+def _memory(copy: Copy) -> Memory | None:
+    """What Linux says of a process; elsewhere, nothing."""
+    process = Path("/proc") / str(copy.pid)
+    try:
+        resident = _megabytes(process / "status", "VmRSS:")
+    except OSError:
+        return None
+    try:
+        share = _megabytes(process / "smaps_rollup", "Pss:")
+    except OSError:
+        share = None
+    return Memory(resident=resident, share=share)
+
+
+def _megabytes(file: Path, name: str) -> float:
+    [line] = [line for line in file.read_text().splitlines() if line.startswith(name)]
+    return int(line.split()[1]) / 1024
+
+
+def _average(memories: Sequence[Memory]) -> Memory | None:
+    if not memories:
+        return None
+    shares = [memory.share for memory in memories if memory.share is not None]
+    return Memory(resident=mean(memory.resident for memory in memories), share=mean(shares) if shares else None)

@@ -1,0 +1,301 @@
+"""A small shop with the work that every shop has to do once, not once per copy of its server.
+
+Customers walk through live sessions with carts, owe invoices, want to hear of falling prices, and are written to
+through a queue. `Shop` holds the jobs on it as plain coroutines; it knows nothing of leases. `shop_database` runs its
+SQL on SQLite, MySQL and MariaDB, `shop_seed` fills it on its first day. Amounts are in cents, moments in UTC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import date, timedelta
+from typing import Final
+
+from loguru import logger
+
+import shop_seed
+from shop_database import Database, ShopError, ShopUnreachable, Transaction, as_text, insert, open_database
+from shop_opening import open_doors
+
+__all__ = ["Shop", "ShopError", "ShopUnreachable", "many", "open_shop"]
+
+AGED: Final = """CASE WHEN due_on >= :today THEN 'not due' WHEN due_on >= :month THEN '0-30'
+    WHEN due_on >= :two_months THEN '31-60' WHEN due_on >= :three_months THEN '61-90' ELSE '90+' END"""
+
+KINDS: Final = {
+    "order": "Thank you for your order no. {}",
+    "price": "Product no. {} is as cheap as you wanted",
+    "reminder": "Invoice no. {} has fallen due",
+}
+BATCH: Final = 100
+ATTEMPTS: Final = 5
+
+
+@asynccontextmanager
+async def open_shop(
+    url: str, *, seed: int = 1, session_timeout: timedelta = timedelta(minutes=15)
+) -> AsyncIterator[Shop]:
+    """Opens the shop in the database that `url` names; whoever uses it first creates and fills it.
+
+    Args:
+        url: ``sqlite:///file`` or ``mysql://user:password@host:port/database``.
+        seed: What a new shop is filled with.
+        session_timeout: For how long a session may idle before it ends.
+
+    Raises:
+        ShopError: The URL cannot be understood.
+    """
+    async with open_database(url) as database:
+        yield Shop(database, seed, session_timeout)
+
+
+class Shop:
+    """The shop. Every method connects when it is called, and logs in one line what it did.
+
+    Raises:
+        ShopError: From every method: the database is not there, or refused a statement.
+    """
+
+    def __init__(self, database: Database, seed: int, session_timeout: timedelta) -> None:
+        self._database = database
+        self._session_timeout = session_timeout
+        self._seed = seed
+        self._whole = False
+        self._opening = asyncio.Lock()
+
+    async def close_stale_sessions(self) -> int:
+        """Ends the sessions that nobody used for a while, and puts what lay in their carts back on the shelf."""
+        async with self._transaction() as do:
+            now = await do.now()
+            mark = {"now": as_text(now)}
+            closed = await do.execute(
+                "UPDATE shop_session SET ended_at = :now WHERE ended_at IS NULL AND seen_at < :cutoff",
+                {**mark, "cutoff": as_text(now - self._session_timeout)},
+            )
+            left = """SELECT item.session_id, item.product_id, item.quantity FROM shop_cart_item item
+                JOIN shop_session session ON session.id = item.session_id WHERE session.ended_at = :now"""
+            items = (await do.execute(left, mark)).rows
+            back = Counter[int]()
+            for _, product, quantity in items:
+                back[product] += quantity
+            # In the order of their ids, as everyone locks them.
+            await do.execute_many(
+                "UPDATE shop_product SET stock = stock + :quantity WHERE id = :id",
+                [{"quantity": quantity, "id": product} for product, quantity in sorted(back.items())],
+            )
+            await do.execute(
+                "DELETE FROM shop_cart_item WHERE session_id IN (SELECT id FROM shop_session WHERE ended_at = :now)",
+                mark,
+            )
+        carts = len({session for session, _, _ in items})
+        logger.info("closed {}, {} released", many(closed.count, "stale session"), many(carts, "cart"))
+        return closed.count
+
+    async def purge_sessions(self) -> int:
+        """Deletes the sessions that ended a few time-outs ago."""
+        async with self._transaction() as do:
+            cutoff = as_text(await do.now() - 2 * self._session_timeout)
+            purged = await do.execute("DELETE FROM shop_session WHERE ended_at < :cutoff", {"cutoff": cutoff})
+        logger.info("purged {}", many(purged.count, "ended session"))
+        return purged.count
+
+    async def send_notifications(self) -> int:
+        """Sends what is due in the queue, in batches; what cannot be delivered is tried again, later and later.
+
+        A batch is posted first and marked afterwards: a crash in between sends it twice rather than never.
+        """
+        started = time.perf_counter()
+        done = Counter[str]()
+        while batch := await self._send_batch():
+            done += batch
+        took = time.perf_counter() - started
+        logger.info(
+            "sent {} in {:.2f} s ({:.0f}/s), {} to be tried again, {} given up",
+            *(many(done["sent"], "notification"), took, done["sent"] / took, done["queued"], done["failed"]),
+        )
+        return done["sent"]
+
+    async def debt_aging(self, today: date) -> int:
+        """Moves unpaid invoices from bucket to bucket, adds up what is owed, and reminds of what fell due.
+
+        Args:
+            today: The date where the shop is.
+        """
+        days = {"today": 0, "month": 30, "two_months": 60, "three_months": 90}
+        dates = {name: (today - timedelta(days=ago)).isoformat() for name, ago in days.items()}
+        async with self._transaction() as do:
+            mark = {"now": as_text(await do.now())}
+            moved = await do.execute(
+                f"UPDATE shop_invoice SET bucket = {AGED} WHERE paid_on IS NULL AND bucket <> {AGED}", dates
+            )
+            reminded = await do.execute(
+                """UPDATE shop_invoice SET reminded_at = :now
+                WHERE paid_on IS NULL AND reminded_at IS NULL AND bucket <> 'not due'""",
+                mark,
+            )
+            await do.execute(
+                """INSERT INTO shop_notification (customer_id, kind, about, state, attempts, due_at)
+                SELECT customer_id, 'reminder', id, 'queued', 0, :now FROM shop_invoice WHERE reminded_at = :now""",
+                mark,
+            )
+            await do.execute(
+                """UPDATE shop_customer SET
+                owed = (SELECT COALESCE(SUM(amount), 0) FROM shop_invoice
+                    WHERE customer_id = shop_customer.id AND paid_on IS NULL),
+                overdue = (SELECT COALESCE(SUM(amount), 0) FROM shop_invoice
+                    WHERE customer_id = shop_customer.id AND paid_on IS NULL AND bucket <> 'not due')"""
+            )
+            [[overdue]] = (await do.execute("SELECT SUM(overdue) FROM shop_customer")).rows
+        logger.info(
+            "aged the debts: {} moved on, {} queued, {:,.2f} overdue",
+            *(many(moved.count, "invoice"), many(reminded.count, "reminder"), int(overdue) / 100),
+        )
+        return moved.count
+
+    async def price_alerts(self) -> int:
+        """Queues a notification, once, for everyone who waited for a price that a product has now."""
+        async with self._transaction() as do:
+            mark = {"now": as_text(await do.now())}
+            alerts = await do.execute(
+                """UPDATE shop_price_alert SET notified_at = :now WHERE notified_at IS NULL
+                AND wanted >= (SELECT price FROM shop_product WHERE id = shop_price_alert.product_id)""",
+                mark,
+            )
+            await do.execute(
+                """INSERT INTO shop_notification (customer_id, kind, about, state, attempts, due_at)
+                SELECT customer_id, 'price', product_id, 'queued', 0, :now FROM shop_price_alert
+                WHERE notified_at = :now""",
+                mark,
+            )
+        logger.info("queued {}", many(alerts.count, "price alert"))
+        return alerts.count
+
+    @asynccontextmanager
+    async def visitors(self, *, pause: float = 1.0) -> AsyncIterator[None]:
+        """While the block runs, visitors come: the requests that every copy of a shop serves, whoever leads.
+
+        Args:
+            pause: Seconds between two of them.
+        """
+        visits = asyncio.create_task(self._receive(pause))
+        try:
+            yield
+        finally:
+            visits.cancel()
+            await asyncio.wait([visits])
+
+    async def letters_sent_again(self) -> int:
+        """How many letters left the house that had left it before."""
+        async with self._transaction() as do:
+            [[letters]] = (await do.execute("SELECT COUNT(*) - COUNT(DISTINCT notification_id) FROM shop_outbox")).rows
+        return int(letters)
+
+    async def _send_batch(self) -> Counter[str]:
+        async with self._transaction() as do:
+            now = await do.now()
+            batch = (
+                await do.execute(
+                    """SELECT notification.id, kind, about, attempts, email FROM shop_notification notification
+                    JOIN shop_customer customer ON customer.id = customer_id
+                    WHERE state = 'queued' AND due_at <= :now ORDER BY due_at, notification.id LIMIT :batch""",
+                    {"now": as_text(now), "batch": BATCH},
+                )
+            ).rows
+        if not batch:
+            return Counter()
+        posted = {number for number, _, _, attempts, email in batch if _arrives(number, attempts, email)}
+        letters = [
+            {"id": number, "email": email, "subject": KINDS[kind].format(about), "now": as_text(now)}
+            for number, kind, about, _, email in batch
+            if number in posted
+        ]
+        async with self._transaction() as do:
+            await do.execute_many(
+                """INSERT INTO shop_outbox (notification_id, email, subject, posted_at)
+                VALUES (:id, :email, :subject, :now)""",
+                letters,
+            )
+        await asyncio.sleep(0.02)  # the way to the letter box
+        marks = []
+        for number, _, _, attempts, _ in batch:
+            state = "sent" if number in posted else "queued" if attempts + 1 < ATTEMPTS else "failed"
+            due = now + timedelta(seconds=5 * 2**attempts) if state == "queued" else now
+            sent = as_text(now) if state == "sent" else None
+            marks.append({"id": number, "state": state, "due": as_text(due), "sent": sent})
+        async with self._transaction() as do:
+            await do.execute_many(
+                """UPDATE shop_notification SET state = :state, attempts = attempts + 1, due_at = :due, sent_at = :sent
+                WHERE id = :id AND state = 'queued'""",
+                marks,
+            )
+        return Counter(str(mark["state"]) for mark in marks)
+
+    async def _receive(self, pause: float) -> None:
+        dice = random.Random()
+        sessions: list[int] = []
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                sessions = [*sessions[-19:], await self._welcome(dice)]
+                await self._shop_around(dice, dice.choice(sessions))
+            except ShopError as error:
+                logger.debug("a visitor was turned away: {}", error)
+
+    async def _welcome(self, dice: random.Random) -> int:
+        """A visitor comes and fills a cart; returns the new session."""
+        async with self._transaction() as do:
+            session = (await do.execute(*insert("shop_session", shop_seed.session(dice, await do.now())))).id
+            for product in sorted(dice.sample(range(1, shop_seed.PRODUCTS + 1), dice.randint(0, 2))):
+                item = {"session_id": session, "product_id": product, "quantity": 1}
+                taken = await do.execute(
+                    "UPDATE shop_product SET stock = stock - 1 WHERE id = :id AND stock > 0", {"id": product}
+                )
+                if taken.count:
+                    await do.execute(*insert("shop_cart_item", item))
+        return session
+
+    async def _shop_around(self, dice: random.Random, session: int) -> None:
+        """A visitor comes back, one buys, one pays, and a price changes."""
+        # Each in a transaction of its own: whoever holds one lock waits for none, and no job meets a deadlock.
+        async with self._transaction() as do:
+            now = await do.now()
+            seen = {"now": as_text(now), "id": session}
+            await do.execute("UPDATE shop_session SET seen_at = :now WHERE id = :id AND ended_at IS NULL", seen)
+        async with self._transaction() as do:
+            await do.execute(*insert("shop_invoice", shop_seed.invoice(dice, now, oldest=100)))
+        async with self._transaction() as do:
+            await do.execute(*insert("shop_notification", shop_seed.notification(dice, now)))
+        async with self._transaction() as do:
+            paid = {"today": now.date().isoformat(), "id": dice.randint(1, 2000)}
+            await do.execute("UPDATE shop_invoice SET paid_on = :today WHERE id = :id AND paid_on IS NULL", paid)
+        product = dice.randint(1, shop_seed.PRODUCTS)
+        async with self._transaction() as do:
+            [[price]] = (await do.execute("SELECT list_price FROM shop_product WHERE id = :id", {"id": product})).rows
+            new = {"price": int(price * dice.uniform(0.7, 1.05)), "id": product}
+            await do.execute("UPDATE shop_product SET price = :price WHERE id = :id", new)
+        async with self._transaction() as do:
+            await do.execute(*insert("shop_price_alert", shop_seed.alert(dice, product, price)))
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Transaction]:
+        async with self._opening:
+            if not self._whole:
+                await open_doors(self._database, self._seed)
+                self._whole = True
+        async with self._database.transaction() as transaction:
+            yield transaction
+
+
+def many(count: int, thing: str) -> str:
+    """A number of things, in words."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
+def _arrives(number: int, attempts: int, email: str) -> bool:
+    """Whether a letter is accepted: not at an address that is gone, and not always at the first attempt."""
+    return not email.endswith("@gone.example") and (number + attempts) % 23 != 0

@@ -1,0 +1,140 @@
+"""Fixtures for every test: private servers, fresh databases, and the check that nothing is left over.
+
+They count on ``asyncio_mode = "auto"`` and ``filterwarnings = ["error"]``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import inspect
+import os
+import socket
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.servers import GaleraCluster, MariaDBServer, MySQLServer, Server
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDBServer]:
+    """A MariaDB server."""
+    if reason := MariaDBServer.available():
+        pytest.skip(reason)
+    with MariaDBServer.start() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb_snapshot() -> Iterator[MariaDBServer]:
+    """A MariaDB server whose transactions fail on rows that changed since their snapshot (error 1020)."""
+    if reason := MariaDBServer.available():
+        pytest.skip(reason)
+    with MariaDBServer.start(options=["--innodb-snapshot-isolation=ON"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mysql9() -> Iterator[MySQLServer]:
+    """A MySQL 9 server."""
+    if reason := MySQLServer.available():
+        pytest.skip(reason)
+    with MySQLServer.start() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _mariadb_on_faked_time() -> Iterator[MariaDBServer]:
+    if reason := MariaDBServer.available():
+        pytest.skip(reason)
+    with MariaDBServer.start(faketime=True) as server:
+        yield server
+
+
+@pytest.fixture
+def mariadb_faketime(_mariadb_on_faked_time: MariaDBServer) -> Iterator[MariaDBServer]:
+    """A MariaDB server whose clock ``step_clock`` moves; every test finds it at real time."""
+    _mariadb_on_faked_time.recover()
+    yield _mariadb_on_faked_time
+    _mariadb_on_faked_time.recover()
+
+
+@pytest.fixture(scope="session")
+def _galera_cluster() -> Iterator[GaleraCluster]:
+    if reason := GaleraCluster.available():
+        pytest.skip(reason)
+    with GaleraCluster.start() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def galera(_galera_cluster: GaleraCluster) -> GaleraCluster:
+    """A synced cluster of three nodes, started by the first test that asks; every test finds it whole."""
+    _galera_cluster.recover()
+    return _galera_cluster
+
+
+@pytest.fixture(params=["mariadb", "mysql9"])
+def mysql_server(request: pytest.FixtureRequest) -> Server:
+    """Each kind of server in turn, serving, whatever the test before did to it.
+
+    For others: ``@pytest.mark.parametrize("mysql_server", ["mariadb_snapshot"], indirect=True)``.
+    """
+    server = request.getfixturevalue(request.param)
+    assert isinstance(server, Server)
+    server.recover()
+    return server
+
+
+@pytest.fixture
+def mysql_url(mysql_server: Server) -> Iterator[str]:
+    """The URL of a fresh, empty database."""
+    name = f"test_{uuid4().hex[:12]}"
+    mysql_server.create_database(name)
+    yield mysql_server.url(name)
+    mysql_server.recover()
+    mysql_server.drop_database(name)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> None:
+    """Fail an async test that leaves a task or a connection behind."""
+    if inspect.iscoroutinefunction(getattr(request, "function", None)):
+        request.getfixturevalue("_nothing_left_in_the_loop")
+
+
+@pytest.fixture
+async def _nothing_left_in_the_loop() -> AsyncIterator[None]:
+    tasks, sockets = asyncio.all_tasks(), open_sockets()
+    yield
+    for _ in range(3):  # what was cancelled, closed, or has its result, may end
+        await asyncio.sleep(0)
+    left = asyncio.all_tasks() - tasks - {asyncio.current_task()}
+    described = [repr(task) for task in left]
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    with warnings.catch_warnings(record=True) as unclosed:
+        warnings.simplefilter("always", ResourceWarning)
+        gc.collect()
+    described += [str(w.message) for w in unclosed if issubclass(w.category, ResourceWarning)]
+    described += [f"an open connection to {peer}" for name, peer in open_sockets().items() if name not in sockets]
+    if described:
+        pytest.fail("left over by the test:\n" + "\n".join(described))
+
+
+def open_sockets() -> dict[str, str]:
+    """The sockets of this process and their peers. asyncmy gives no warning of a connection left open."""
+    found = {}
+    for entry in Path("/proc/self/fd").glob("*"):
+        with contextlib.suppress(OSError):  # gone meanwhile, or not connected
+            name = os.readlink(entry)
+            if name.startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(entry.name))) as copy:
+                    found[name] = str(copy.getpeername())
+    return found
