@@ -67,7 +67,7 @@ class Claim:
     Attributes:
         lease: The row as it stood then.
         sent_at: The local clock just before the claim was sent; the term's deadline counts from it.
-        received_at: The local clock when the answer had arrived.
+        received_at: The local clock when the reading of the row had arrived.
     """
 
     lease: Lease

@@ -78,8 +78,9 @@ class Leadership:
         self._pid = os.getpid()
         self._deadline = claim.sent_at + timings.renew_deadline
         self._ended: LossReason | None = None
-        # The database's clock at one moment of the local one. Both ends of an exchange are known: take the middle.
-        self._database_time = (claim.lease.now, (claim.sent_at + claim.received_at) / 2)
+        # The database's clock at one moment of the local one. The answer's, not the middle of the exchange: the clock
+        # is then behind by what the answer took, but never ahead, so that no job runs before its tick.
+        self._database_time = (claim.lease.now, claim.received_at)
 
     @property
     def name(self) -> str:
@@ -103,7 +104,7 @@ class Leadership:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this process may act as the leader at this moment; a hint, not a proof: it may be over right after."""
+        """Whether this process may act as the leader at this moment; a hint, no proof: it may be over right after."""
         return self._ended is None and self._clock() < self._deadline and os.getpid() == self._pid
 
     @property
@@ -281,8 +282,9 @@ class _Tenure:
             await self._wake.wait()
 
     async def _sleep_until(self, moment: float) -> None:
+        # In slices: a timer of the loop does not count suspended time, and a renewal would be late by all of it.
         while (left := moment - self._clock()) > 0:
-            await anyio.sleep(left)
+            await anyio.sleep(min(left, self._timings.heartbeat_interval / 4))
 
     async def _renew(self) -> None:
         """The heartbeat. Goes on while the body unwinds, so that nobody leads beside it."""
@@ -326,7 +328,7 @@ class _Tenure:
 
     def _renewed(self, lease: Lease, sent_at: float) -> None:
         received = self._clock()
-        self.lead._database_time = (lease.now, (sent_at + received) / 2)
+        self.lead._database_time = (lease.now, received)
         if self._reason is None and received < self.lead._deadline:
             self.lead._deadline = sent_at + self._timings.renew_deadline
         self._emit(Renewed(**self.facts(), beat=lease.beat, took=received - sent_at))
@@ -357,10 +359,8 @@ class _Tenure:
             self._store.forget(lead.name)
             return
         limit = self._timings.attempt
-        if self._reason == "expired":
-            limit = min(
-                limit, self._timings.unwind / 5
-            )  # the database is not answering: this is no time to wait for it
+        if self._reason == "expired":  # the database does not answer: this is no time to wait for it
+            limit = min(limit, self._timings.unwind / 5)
         try:
             call = self._store.release(lead.name, lead.holder, lead.token)
             released = await bounded(limit, self._store.description, call)

@@ -6,6 +6,7 @@ is one observer, the `on_event` of a leadership another; an observer that raises
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -392,7 +393,5 @@ def emit(event: Event, observer: Observer | None = None) -> None:
                 text=f"an observer of {type(event).__name__} raised {describe(error)}",
             )
             if observe is not _log:
-                try:
+                with contextlib.suppress(Exception):  # the log itself is broken: there is nobody left to tell
                     _log(trouble)
-                except Exception:  # noqa: BLE001 - the log itself is broken, there is nobody left to tell
-                    pass

@@ -161,4 +161,4 @@ class MemoryStore(_PlainStore):
         faults = self._faults.get(method)
         answer = await faults.popleft()(statement) if faults else statement()
         await asyncio.sleep(self.latency / 2)
-        return answer  # type: ignore[no-any-return]
+        return answer

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from loguru import logger
+
 from fleet_compare import compare
 from fleet_processes import WITH_LEASE, Fleet, FleetFailed, Takeover, describe
 from shop import ShopError, many
@@ -65,6 +67,8 @@ async def watch(url: str, size: int, *, lease: float, every: float, seed: int, s
             tell("ending the workers")
         for task in done:
             task.result()
+        if all(copy.term is None for copy in fleet.copies) and not fleet.takeovers:
+            raise FleetFailed(fleet.copies[0].last_word())
     for line in summary(fleet.takeovers, lease):
         print(line)
 
@@ -152,6 +156,7 @@ def start() -> int:
     options = parser.parse_args()
     if options.workers < 1 or options.every <= 0 or options.lease <= 0:
         parser.error("--workers, --every and --lease must be positive")
+    logger.remove()  # the workers write their logs to files, and here is a table
     with tempfile.TemporaryDirectory(prefix="aiolease-fleet-") as folder:
         url = options.url or f"sqlite:///{folder}/shop.db"
         try:

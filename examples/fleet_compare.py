@@ -15,6 +15,9 @@ from fleet_processes import WITH_LEASE, WITHOUT_LEASE, Copy, Fleet
 from shop import Shop, open_shop
 from shop_database import Database, StatementFailed, open_database
 
+VISITS: Final = 5.0
+"""Seconds between two visitors of each process: few, so that their statements do not drown the others."""
+
 SETTLE: Final = 4.0
 """Seconds between the start of the last process and the first measurement."""
 
@@ -66,7 +69,7 @@ async def compare(url: str | None, size: int, lease: float, seconds: float) -> N
         with tempfile.TemporaryDirectory(prefix="aiolease-fleet-") as folder:
             target = url or f"sqlite:///{folder}/shop.db"
             environment = {"AIOLEASE_URL": target, "AIOLEASE_NAME": "fleet", "AIOLEASE_LEASE_DURATION": str(lease)}
-            fleet = Fleet(program, environment, Path(folder), tell=lambda _: None)
+            fleet = Fleet((*program, "--pause", str(VISITS)), environment, Path(folder), tell=lambda _: None)
             results.append(await _measure(fleet, target, size, seconds))
     without, leased = results
     rows = (
@@ -83,9 +86,11 @@ async def compare(url: str | None, size: int, lease: float, seconds: float) -> N
     for name, before, after in rows:
         print(f"{name:30}{before!s:>18}{after!s:>18}")
     print(
-        "\nStatements and connections at the database: of the jobs, of the lease, and of one visitor a second in each"
+        "\nStatements and connections at the database: of the jobs, of the lease, and of the shop's visitors, who come"
     )
-    print("process. Memory: resident, and in brackets the process's share of what it shares with others.")
+    print(
+        f"every {VISITS:g} s in each process. Memory: resident, and in brackets the process's proportional share (PSS)."
+    )
 
 
 async def _measure(fleet: Fleet, url: str, size: int, seconds: float) -> Measured:

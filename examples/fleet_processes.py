@@ -28,7 +28,7 @@ PATIENCE: Final = 15.0
 
 
 class FleetFailed(Exception):
-    """A process ended by itself; the text is its last word."""
+    """A process ended by itself, or none ever led; the text is the last word of one."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,6 +54,11 @@ class Copy:
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    def last_word(self) -> str:
+        """The last line of its log."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return lines[-1] if lines else f"process {self.pid} ended with status {self.process.returncode}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,10 +183,8 @@ class Fleet:
             if self._ending.is_set():
                 return
             if not copy.killed:
-                lines = copy.log.read_text(errors="replace").splitlines()
-                last = lines[-1] if lines else f"process {copy.pid} ended with status {copy.process.returncode}"
                 if not self._failure.done():
-                    self._failure.set_exception(FleetFailed(last))
+                    self._failure.set_exception(FleetFailed(copy.last_word()))
                 return
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), RESTART)

@@ -7,20 +7,14 @@ compare in order, and the current moment is the database's, so that copies on se
 from __future__ import annotations
 
 import asyncio
-import re
 import sqlite3
-import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any, Protocol, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
-
-import asyncmy
-import asyncmy.errors
+from urllib.parse import unquote, urlsplit
 
 T = TypeVar("T")
 Parameters = Mapping[str, object]
@@ -115,32 +109,16 @@ async def open_database(url: str) -> AsyncIterator[Database]:
         raise ShopError(f"the shop's URL cannot be understood: {error}") from None
     if parts.scheme == "sqlite" and parts.path.strip("/"):
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="shop") as thread:
-            database = _SQLite(unquote(parts.path[1:]), thread)
+            sqlite = _SQLite(unquote(parts.path[1:]), thread)
             try:
-                yield database
+                yield sqlite
             finally:
-                await database.close()
+                await sqlite.close()
     elif parts.scheme in {"mysql", "mysql+asyncmy"} and parts.path.strip("/"):
-        query = dict(parse_qsl(parts.query))
-        async with asyncmy.create_pool(
-            minsize=0,
-            maxsize=4,
-            host=parts.hostname or "localhost",
-            port=port or 3306,
-            unix_socket=query.get("unix_socket"),
-            user=unquote(parts.username or ""),
-            password=unquote(parts.password or ""),
-            database=unquote(parts.path.strip("/")),
-            ssl=ssl.create_default_context(cafile=query["ssl_ca"]) if "ssl_ca" in query else None,
-            charset="utf8mb4",
-            # Without it asyncmy 0.2.18 takes a connection to be in its transaction still after the COMMIT, and closes it.
-            autocommit=True,
-            connect_timeout=5,
-            read_timeout=30,
-            # Locks no gaps between rows, so that visitors and jobs do not wait for each other.
-            init_command="SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
-        ) as pool:
-            yield _MySQL(pool)
+        from shop_mysql import open_mysql  # the driver is 12 MB, which SQLite does without
+
+        async with open_mysql(parts, port) as database:
+            yield database
     else:
         raise ShopError("the shop's URL must look like sqlite:///shop.db or mysql://user:password@host:3306/database")
 
@@ -202,63 +180,3 @@ class _SQLite:
             return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
         except sqlite3.Error as error:
             raise StatementFailed(f"SQLite: {error}") from error
-
-
-class _MySQL:
-    """MySQL or MariaDB, over a pool of asyncmy."""
-
-    auto_id = "INTEGER AUTO_INCREMENT PRIMARY KEY"
-
-    def __init__(self, pool: asyncmy.Pool) -> None:
-        self._pool = pool
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
-        try:
-            connection = await self._pool.acquire()
-        except (asyncmy.errors.MySQLError, OSError) as error:
-            raise ShopUnreachable(_reason(error)) from error
-        try:
-            transaction = _MySQLTransaction(connection)
-            await transaction.execute("BEGIN")
-            yield transaction
-            await transaction.execute("COMMIT")
-        finally:
-            # Still in its transaction, it is closed rather than given to the next one, and the server rolls back.
-            self._pool.release(connection)
-
-
-class _MySQLTransaction:
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-
-    async def execute(self, sql: str, parameters: Parameters | None = None) -> Outcome:
-        async with self._connection.cursor() as cursor:
-            try:
-                await cursor.execute(_with_percents(sql), parameters)
-            except asyncmy.errors.MySQLError as error:
-                raise StatementFailed(_reason(error)) from error
-            rows = await cursor.fetchall() if cursor.description else []
-            return Outcome(rows=rows, count=cursor.rowcount, id=cursor.lastrowid)
-
-    async def execute_many(self, sql: str, parameters: Sequence[Parameters]) -> None:
-        async with self._connection.cursor() as cursor:
-            try:
-                await cursor.executemany(_with_percents(sql), parameters)
-            except asyncmy.errors.MySQLError as error:
-                raise StatementFailed(_reason(error)) from error
-
-    async def now(self) -> datetime:
-        [[moment]] = (await self.execute("SELECT UTC_TIMESTAMP(6)")).rows
-        assert isinstance(moment, datetime)
-        return moment.replace(tzinfo=UTC)
-
-
-@cache
-def _with_percents(sql: str) -> str:
-    return re.sub(r":([a-z]\w*)", r"%(\1)s", sql)
-
-
-def _reason(error: Exception) -> str:
-    """A driver's error as one line: MySQL's are a number and a text."""
-    return f"MySQL: {error.args[-1]}" if error.args else type(error).__name__

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 from datetime import timedelta
 from zoneinfo import ZoneInfo
 
-from loguru import logger
 from pydantic import Field
 
 from aiolease import AioleaseError, ConfigurationError, JobRegistry, JobRun, LeaseSettings
@@ -83,11 +81,9 @@ async def main(*, fast: bool, journal: str | None, pause: float) -> None:
         shop.visitors(pause=pause),
         open_journal(journal) as events,
     ):
-        logger.info("worker {} starts; start more of them in other terminals, Ctrl-C ends one", os.getpid())
         await registry.serve(
             settings.url, context=shop, handle_signals=True, on_event=events.record, **settings.options()
         )
-    logger.info("worker {} has ended", os.getpid())
 
 
 def start() -> int:

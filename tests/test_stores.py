@@ -230,11 +230,18 @@ async def test_moments_are_aware_utc(make_store: MakeStore) -> None:
 
 
 async def test_the_clock_goes_on(make_store: MakeStore) -> None:
-    """`now` is the moment of the reading, not of the row."""
+    """`now` is the moment of the reading, not of the row; every claim and renewal looks at the clock anew."""
     store = await make_store()
     won = await claim(store, "cron")
     await asyncio.sleep(0.05)
-    assert (await row(store, "cron")).now - won.now >= timedelta(seconds=0.04)
+    later = won.now + timedelta(seconds=0.04)
+    assert (await row(store, "cron")).now >= later
+    renewed = await renew(store, won, won.beat + 1)
+    assert renewed is not None
+    assert renewed.renewed_at >= later
+    assert (await claim(store, "cron", force=True)).elected_at >= renewed.renewed_at
+    await free(store, await row(store, "cron"))
+    assert (await row(store, "cron")).expires_at >= later
 
 
 @pytest.mark.parametrize("duration", [0.1, 1 / 3, 0.123457, 2.5, 30.0, 86_400.0])
@@ -962,9 +969,16 @@ async def test_sqlite_that_stays_locked_is_unavailable(
 
 
 async def test_sqlite_waits_for_a_lock_elsewhere(sqlite: Make, tmp_path: Path) -> None:
-    """Waiting for another's write does not hold up the event loop."""
+    """Waiting for another's write does not hold up the event loop, and the clock is read when the wait is over."""
     store = sqlite()
     won = await claim(cast(Store, store), "cron")
+    readings: list[int] = []
+
+    def now() -> int:
+        readings.append(time.time_ns() // 1000)
+        return readings[-1]
+
+    store._now = now
     with contextlib.closing(sqlite3.connect(tmp_path / "leases.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         renewing = asyncio.create_task(renew(cast(Store, store), won, won.beat + 1))
@@ -974,8 +988,10 @@ async def test_sqlite_waits_for_a_lock_elsewhere(sqlite: Make, tmp_path: Path) -
             await asyncio.sleep(0.001)
             turns += 1
         assert not renewing.done()
+        assert readings == []
         other.execute("COMMIT")
     await renewing
+    assert len(readings) == 1
     assert turns > 50
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from urllib.parse import unquote
 
 from aiolease._lease import Lease, LeaseStore, check_name
+from aiolease._settle import settled
 from aiolease.errors import ConfigurationError
 
 __all__ = ["Store", "open_store"]
@@ -36,6 +37,7 @@ class Store(LeaseStore, Protocol):
 
 @dataclass(slots=True)
 class _Shared:
+    target: Target  # kept, so that no other can get its id meanwhile
     store: Store
     users: int = 0
 
@@ -67,7 +69,7 @@ async def open_store(
     key = (id(asyncio.get_running_loop()), identity, table_prefix, create_tables)
     shared = _open.get(key)
     if shared is None:
-        shared = _open[key] = _Shared(_make(target, table_prefix, create_tables))
+        shared = _open[key] = _Shared(target, _make(target, table_prefix, create_tables))
     shared.users += 1
     try:
         yield shared.store
@@ -75,7 +77,11 @@ async def open_store(
         shared.users -= 1
         if shared.users == 0:
             del _open[key]
-            await shared.store.aclose()
+            closing = asyncio.create_task(shared.store.aclose())
+            cancelled = await settled(closing)
+            closing.result()
+            if cancelled is not None:
+                raise cancelled
 
 
 def _is_store(target: object) -> bool:

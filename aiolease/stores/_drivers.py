@@ -110,11 +110,15 @@ def engine_driver(engine: Any) -> Driver:
     from sqlalchemy.ext.asyncio import create_async_engine
 
     url = engine.url
-    cursor: Any
+    cursor: type
     if engine.dialect.driver == "asyncmy":
-        from asyncmy.cursors import Cursor as cursor  # noqa: N813
+        from asyncmy import cursors
+
+        cursor = cursors.Cursor
     elif engine.dialect.driver == "aiomysql":
-        from aiomysql import Cursor as cursor  # noqa: N813
+        import aiomysql
+
+        cursor = aiomysql.Cursor
     else:
         raise ConfigurationError(
             "target", url.render_as_string(hide_password=True), "use an engine on mysql+asyncmy or mysql+aiomysql"

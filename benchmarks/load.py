@@ -1,0 +1,162 @@
+"""What leading and waiting cost the database: statements and connections, and the processes their own CPU."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pymysql
+
+from benchmarks.candidates import Candidates, candidates
+from benchmarks.databases import Database, ServerDatabase
+from benchmarks.report import Figure, Table
+from tests.servers import Server
+
+LEASE = 30.0
+RETRY = 2.0
+"""Seconds; both are the defaults, in seconds."""
+
+WAITING = 4
+WRITES = ("Com_delete", "Com_insert", "Com_insert_select", "Com_replace", "Com_update", "Com_update_multi")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """Running totals, but for the connections."""
+
+    at: float
+    statements: float
+    writes: float | None
+    connections: float | None
+    cpu: float
+
+
+class Meter(Protocol):
+    """Counts what reached the database."""
+
+    async def read(self, group: Candidates) -> Count: ...
+
+
+async def measure(databases: Sequence[Database], *, quick: bool) -> Table:
+    window = 4.0 if quick else 40.0
+    table = Table(
+        topic="load",
+        title=f"load: the default lease of {LEASE:g} s, first one leader alone, then {WAITING} candidates beside it",
+        notes=[
+            f"counted during {window:g} s each; 'candidate' is the difference, for one of them",
+            "SQLite has no server: its statements are those that the processes send, its connections are files",
+        ],
+    )
+    if quick:
+        table.notes.append(f"a window of {window:g} s holds one renewal or none: these rates are coarse")
+    # At the same time: each has a server of its own, and nothing here depends on how fast anything is.
+    for rows in await asyncio.gather(*(_of(database, window) for database in databases)):
+        table.rows.update(rows)
+    return table
+
+
+async def _of(database: Database, window: float) -> dict[str, dict[str, Figure]]:
+    url = database.fresh("load")
+    file = database.kind == "sqlite"
+    with ExitStack() as stack:
+        meter: Meter = FileMeter()
+        if isinstance(database, ServerDatabase):
+            meter = stack.enter_context(ServerMeter(database.server))
+        async with candidates(url, "bench", 1, lease_duration=LEASE, retry_interval=RETRY, count=file) as group:
+            await group.leader()
+            alone = await _window(meter, group, window)
+            leader = group.all[0]
+            for _ in range(WAITING):
+                await group.start()
+            await group.leader()
+            assert leader.state == "leads"
+            await asyncio.sleep(1.0)
+            together = await _window(meter, group, window)
+    each = {key: (together[key] - alone[key]) / WAITING for key in alone if key in together}
+    return {f"{database.kind} leader": _figures(alone), f"{database.kind} candidate": _figures(each)}
+
+
+async def _window(meter: Meter, group: Candidates, window: float) -> dict[str, float]:
+    before = await meter.read(group)
+    await asyncio.sleep(window)
+    after = await meter.read(group)
+    seconds = after.at - before.at
+    rates = {
+        "statements": (after.statements - before.statements) / seconds,
+        "CPU": (after.cpu - before.cpu) / seconds,
+    }
+    if after.writes is not None and before.writes is not None:
+        rates["writes"] = (after.writes - before.writes) / seconds
+    if after.connections is not None:
+        rates["connections"] = after.connections
+    return rates
+
+
+def _figures(rates: dict[str, float]) -> dict[str, Figure]:
+    figures = {"statements": Figure(value=rates["statements"], unit="/s")}
+    if "writes" in rates:
+        figures["of these writes"] = Figure(value=rates["writes"], unit="/s")
+    if "connections" in rates:
+        figures["connections"] = Figure(value=rates["connections"], unit="")
+    figures["CPU per s"] = Figure(value=rates["CPU"] * 1000, unit="ms")
+    return figures
+
+
+def _cpu(group: Candidates) -> float:
+    """Seconds of CPU that the processes have used so far."""
+    ticks = 0
+    for candidate in group.all:
+        fields = Path(f"/proc/{candidate.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+class ServerMeter:
+    """Reads the server's own counters, over one connection that it does not count."""
+
+    def __init__(self, server: Server) -> None:
+        self._connection: Any = pymysql.connect(
+            host=server.host, port=server.port, user=server.user, autocommit=True, read_timeout=30
+        )
+        self._readings = 0
+
+    def __enter__(self) -> ServerMeter:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._connection.close()
+
+    async def read(self, group: Candidates) -> Count:
+        return await asyncio.to_thread(self._read, _cpu(group))
+
+    def _read(self, cpu: float) -> Count:
+        with self._connection.cursor() as cursor:
+            cursor.execute("SHOW GLOBAL STATUS")
+            status = dict(cursor.fetchall())
+        self._readings += 1
+        return Count(
+            at=time.monotonic(),
+            statements=int(status["Questions"]) - self._readings,
+            writes=sum(int(status[name]) for name in WRITES),
+            connections=int(status["Threads_connected"]) - 1,
+            cpu=cpu,
+        )
+
+
+class FileMeter:
+    """Asks the processes what they have sent."""
+
+    async def read(self, group: Candidates) -> Count:
+        at = time.monotonic()
+        cpu = _cpu(group)
+        for candidate in group.all:
+            candidate.send("cost")
+        await group.until(lambda: all(c.told.get("cost", {"at": 0})["at"] >= at for c in group.all))
+        statements = sum(candidate.told["cost"]["statements"] for candidate in group.all)
+        return Count(at=at, statements=statements, writes=None, connections=None, cpu=cpu)

@@ -1,0 +1,80 @@
+"""A renewal, beside the bare driver's UPDATE of the same row."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from aiolease import open_store
+from aiolease._lease import new_holder
+from aiolease._settle import bounded
+from benchmarks.databases import Database
+from benchmarks.report import Figure, Table, milliseconds
+from benchmarks.samples import median, percentile
+
+AIM = 1.10
+LEASE = 30.0
+
+SERVER_UPDATE = (
+    "UPDATE aiolease_lease SET beat = %s, renewed_at = UTC_TIMESTAMP(6), "
+    "expires_at = UTC_TIMESTAMP(6) + INTERVAL 30000000 MICROSECOND "
+    "WHERE name = %s AND holder = %s AND token = %s AND beat < %s"
+)
+FILE_UPDATE = (
+    "UPDATE aiolease_lease SET beat = ?1, renewed_at = ?6, expires_at = ?6 + 30000000 "
+    "WHERE name = ?2 AND holder = ?3 AND token = ?4 AND beat < ?5"
+)
+
+
+async def measure(databases: Sequence[Database], *, quick: bool) -> Table:
+    times = 200 if quick else 1000
+    table = Table(
+        topic="renewal",
+        title=f"renewal: a leader's whole exchange beside a bare UPDATE of the same row, by turns, {times} of each",
+        notes=["the renewal also reads the row back and sees to the lock that candidates wait in"],
+    )
+    for database in databases:
+        table.rows[database.kind] = await _of(database, times)
+    return table
+
+
+async def _of(database: Database, times: int) -> dict[str, Figure]:
+    url = database.fresh("renewal")
+    holder, beat, seen = new_holder(), 0, None
+    renewals: list[float] = []
+    updates: list[float] = []
+    async with open_store(url) as store, database.bare("renewal") as bare:
+        while seen is None or seen.holder != holder:
+            seen = await store.claim("bench", holder, LEASE, seen=seen, force=False)
+        token, beat = seen.token, seen.beat
+
+        async def renew() -> None:
+            # As the leader does it: with its limit of time, which is not reached here.
+            lease = await bounded(5.0, store.description, store.renew("bench", holder, token, beat, LEASE))
+            assert lease is not None
+            assert lease.beat == beat
+
+        async def update() -> None:
+            if database.kind == "sqlite":
+                await bare.run(FILE_UPDATE, (beat, "bench", holder, token, beat, time.time_ns() // 1000))
+            else:
+                await bare.run(SERVER_UPDATE, (beat, "bench", holder, token, beat))
+
+        pair: list[tuple[Callable[[], Awaitable[None]], list[float]]] = [(renew, renewals), (update, updates)]
+        for number in range(times + 20):
+            if number == 20:  # warm
+                renewals.clear()
+                updates.clear()
+            for call, durations in pair if number % 2 else reversed(pair):
+                beat += 1
+                started = time.perf_counter()
+                await call()
+                durations.append(time.perf_counter() - started)
+        await store.release("bench", holder, token)
+    return {
+        "renewal p50": milliseconds(median(renewals)),
+        "UPDATE p50": milliseconds(median(updates)),
+        "ratio of p50": Figure(value=median(renewals) / median(updates), unit="x", aim=AIM),
+        "renewal p99": milliseconds(percentile(renewals, 99)),
+        "UPDATE p99": milliseconds(percentile(updates, 99)),
+    }

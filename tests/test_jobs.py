@@ -1,0 +1,675 @@
+"""What can be a job, when jobs run, and that they run only within a term and end with it.
+
+Most of it in virtual time, where every moment is exact: the database's clock starts at `START` with the first claim.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import pytest
+from loguru import logger
+
+from aiolease import (
+    ConfigurationError,
+    DuplicateJob,
+    InvalidJob,
+    InvalidSchedule,
+    JobRegistry,
+    JobRun,
+    Leadership,
+    LeadershipLost,
+    current_leadership,
+    leadership,
+)
+from aiolease.events import Event, Released, RunFinished, RunStarted, TickSkipped
+from aiolease.testing import MemoryServer, MemoryStore, virtual_time
+
+if TYPE_CHECKING:
+    from loguru import Message
+
+P = ParamSpec("P")
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+LIMIT = 10.0
+"""Seconds of real time within which everything here has to happen."""
+
+
+def virtual(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """A test in virtual time that ends within a virtual day, and leaves no task behind."""
+
+    @functools.wraps(test)
+    async def bounded(*args: P.args, **kwargs: P.kwargs) -> None:
+        async with asyncio.timeout(86_400):
+            await test(*args, **kwargs)
+        for _ in range(3):  # what was cancelled, or has its result, may end
+            await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    return virtual_time(bounded)
+
+
+class Observed:
+    """The events of one test, in their order; an observer."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+
+    def started(self, job: str) -> list[float]:
+        """For which ticks a job started, in seconds since `START`."""
+        return [seconds(each.tick) for each in self.events if isinstance(each, RunStarted) and each.job == job]
+
+    def finished(self, job: str) -> list[RunFinished]:
+        return [each for each in self.events if isinstance(each, RunFinished) and each.job == job]
+
+    def skipped(self, job: str) -> list[TickSkipped]:
+        return [each for each in self.events if isinstance(each, TickSkipped) and each.job == job]
+
+
+class Diary:
+    """What jobs did and when, in seconds of the loop's clock since the diary was made."""
+
+    def __init__(self) -> None:
+        self._since = asyncio.get_running_loop().time()
+        self.lines: list[tuple[float, str]] = []
+
+    @property
+    def now(self) -> float:
+        return asyncio.get_running_loop().time() - self._since
+
+    def note(self, what: str) -> None:
+        self.lines.append((self.now, what))
+
+    def when(self, what: str) -> list[float]:
+        return [moment for moment, noted in self.lines if noted == what]
+
+
+def seconds(moment: datetime) -> float:
+    return (moment - START).total_seconds()
+
+
+def memory(start: datetime = START) -> MemoryStore:
+    return MemoryStore(MemoryServer(start))
+
+
+@asynccontextmanager
+async def a_term(jobs: JobRegistry, store: MemoryStore, **options: Any) -> AsyncIterator[Leadership]:
+    """The registry runs within one term while the block does; then it is cancelled from outside."""
+    led: asyncio.Future[Leadership] = asyncio.get_running_loop().create_future()
+    context = options.pop("context", None)
+
+    async def term() -> None:
+        async with leadership(store, **options) as lead:
+            led.set_result(lead)
+            await jobs.run(lead, context=context)
+
+    task = asyncio.create_task(term())
+    try:
+        yield await led
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError, LeadershipLost):
+            await task
+
+
+@pytest.fixture
+def log() -> Iterator[list[Message]]:
+    """What was logged during the test."""
+    records: list[Message] = []
+    sink = logger.add(records.append, level="TRACE", format="{level} {message}")
+    yield records
+    logger.remove(sink)
+
+
+def lines(log: list[Message], level: str) -> list[str]:
+    return [each.record["message"] for each in log if each.record["level"].name == level]
+
+
+# -- what can be a job
+
+
+async def nothing() -> None: ...
+
+
+def nothing_in_a_thread() -> None: ...
+
+
+def test_a_decorator_returns_the_function_unchanged() -> None:
+    """Registering leaves a function what it was: it can be called, tested and registered elsewhere."""
+    jobs = JobRegistry()
+    assert jobs.every(30)(nothing) is nothing
+    assert jobs.every(timedelta(minutes=5), name="again")(nothing) is nothing
+    assert jobs.cron("0 9 * * *")(nothing_in_a_thread) is nothing_in_a_thread
+
+
+async def two(run: JobRun, more: int) -> None: ...
+async def any_number(*runs: JobRun) -> None: ...
+async def any_name(**facts: object) -> None: ...
+async def keyword_needed(*, shop: str) -> None: ...
+async def größe() -> None: ...
+
+
+def generator() -> Iterator[int]:
+    yield 1
+
+
+async def async_generator() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    "function", [two, any_number, any_name, keyword_needed, generator, async_generator, größe, lambda: None, "text", min]
+)
+def test_what_cannot_be_a_job_is_refused(function: Any) -> None:
+    """A job takes nothing or one `JobRun`, yields nothing, and has a plain name; else `InvalidJob` says so at once."""
+    jobs = JobRegistry()
+    with pytest.raises(InvalidJob) as refused:
+        jobs.every(30)(function)
+    assert isinstance(refused.value, ValueError)
+    assert refused.value.job
+
+
+@pytest.mark.parametrize("name", ["", "two words", "größe", "x" * 101, "line\nfeed"])
+def test_a_name_is_plain(name: str) -> None:
+    """A job's name is 1 to 100 printable ASCII characters without spaces: it is the ledger's key for years."""
+    with pytest.raises(InvalidJob):
+        JobRegistry().every(30, name=name)(nothing)
+
+
+@pytest.mark.parametrize("function", [lambda: None, lambda run: None, functools.partial(two, more=1), größe])
+def test_a_name_given_makes_a_job_of_what_has_none(function: Any) -> None:
+    """With ``name=…`` a lambda, a partial or a function with a foreign name can be a job."""
+    assert JobRegistry().every(30, name="x" * 100)(function) is function
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"overlap": "queue"}, *({"timeout": value} for value in (0, -1, float("inf"), float("nan"), "5"))],
+    ids=str,
+)
+def test_an_option_that_cannot_work_is_refused(options: dict[str, Any]) -> None:
+    """`overlap` and `timeout` are checked at registration, and the error names the job."""
+    with pytest.raises(InvalidJob, match="'nothing'"):
+        JobRegistry().every(30, **options)(nothing)
+
+
+def test_a_name_is_taken_once() -> None:
+    """Two jobs of one registry cannot have the same name; what was refused does not take a name."""
+    jobs = JobRegistry()
+    with pytest.raises(InvalidJob):
+        jobs.every(30, name="job")(two)
+    jobs.every(30, name="job")(nothing)
+    with pytest.raises(DuplicateJob) as refused:
+        jobs.cron("@daily", name="job")(nothing_in_a_thread)
+    assert refused.value.job == "job"
+    JobRegistry().every(30, name="job")(nothing)
+
+
+@pytest.mark.parametrize("interval", [0, -30, 0.0001, float("nan"), float("inf"), "30", None, True, timedelta(0)])
+def test_an_interval_that_cannot_work_is_refused(interval: Any) -> None:
+    """An interval is a number of seconds or a timedelta, from a millisecond."""
+    with pytest.raises(InvalidSchedule):
+        JobRegistry().every(interval)
+
+
+@pytest.mark.parametrize("expression", ["", "* * * *", "61 * * * *", "0 0 30 2 *", "@sometimes", 5])
+def test_an_expression_that_cannot_fire_is_refused(expression: Any) -> None:
+    """A cron expression that is not understood or can never fire is refused when the job is registered."""
+    with pytest.raises(InvalidSchedule):
+        JobRegistry().cron(expression)
+
+
+def test_an_unknown_zone_is_refused() -> None:
+    """A time zone is checked where it is named: by the registry, or by the job."""
+    with pytest.raises(InvalidSchedule, match="Mars"):
+        JobRegistry(timezone="Mars/Olympus")
+    with pytest.raises(InvalidSchedule, match="Mars"):
+        JobRegistry().cron("@daily", timezone="Mars/Olympus")
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, "2"])
+def test_a_cap_that_cannot_work_is_refused(number: Any) -> None:
+    """`max_running` is a number from 1, or ``None``."""
+    with pytest.raises(ConfigurationError) as refused:
+        JobRegistry(max_running=number)
+    assert refused.value.field == "max_running"
+
+
+# -- what a run is given
+
+
+@virtual
+async def test_a_run_knows_what_it_is() -> None:
+    """A job that takes an argument gets its name, tick, attempt, token, context and term."""
+    jobs, context, runs = JobRegistry(), object(), []
+
+    @jobs.every(30)
+    async def job(run: JobRun) -> None:
+        run.check()
+        runs.append(run)
+
+    async with a_term(jobs, memory(), context=context) as lead:
+        await asyncio.sleep(31)
+    (run,) = runs
+    assert (run.job, run.tick, run.attempt, run.token) == ("job", START + timedelta(seconds=30), 1, 1)
+    assert run.tick.tzinfo is UTC
+    assert run.context is context
+    assert run.leadership is lead
+    assert repr(run) == "<JobRun 'job' 2026-01-01T00:00:30Z attempt 1>"
+    with pytest.raises(LeadershipLost):
+        run.check()
+
+
+@virtual
+async def test_a_job_runs_within_its_term() -> None:
+    """`current_leadership()` works in a job, also in one that waited for its turn."""
+    jobs, leads = JobRegistry(max_running=1), []
+
+    async def job() -> None:
+        await asyncio.sleep(1)
+        leads.append(current_leadership())
+
+    for name in ("first", "second"):
+        jobs.every(30, name=name)(job)
+    async with a_term(jobs, memory()) as lead:
+        await asyncio.sleep(35)
+    assert leads == [lead, lead]
+
+
+# -- only within a term
+
+
+@virtual
+async def test_jobs_run_only_in_the_leader() -> None:
+    """While one process leads no job starts in another, and the next leader starts its first after the last has ended."""
+    server, diary = MemoryServer(START), Diary()
+    stores = [MemoryStore(server), MemoryStore(server)]
+
+    def registry(who: str) -> JobRegistry:
+        jobs = JobRegistry()
+
+        @jobs.every(1)
+        async def job() -> None:
+            diary.note(f"{who} starts")
+            try:
+                await asyncio.sleep(0.5)
+            except asyncio.CancelledError:
+                await asyncio.sleep(3)
+                raise
+            finally:
+                diary.note(f"{who} ends")
+
+        return jobs
+
+    tasks = []
+    for who, store in zip("ab", stores, strict=True):
+        tasks.append(asyncio.create_task(registry(who).serve(store)))
+        await asyncio.sleep(1)
+    await asyncio.sleep(60)
+    assert not diary.when("b starts")
+    assert len(diary.when("a starts")) >= 59
+    stores[0].down = True
+    await asyncio.sleep(100)
+    assert max(diary.when("a ends")) <= min(diary.when("b starts"))
+    assert len(diary.when("b starts")) >= 50
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@virtual
+async def test_a_lost_lease_cancels_a_job_once() -> None:
+    """When the lease is lost a running job is cancelled once, and its clean-up may await."""
+    jobs, store = JobRegistry(), memory()
+    observed, diary = Observed(), Diary()
+
+    @jobs.every(10)
+    async def job() -> None:
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            diary.note("cancelled")
+            raise
+        finally:
+            for _ in range(20):
+                await asyncio.sleep(0.1)
+            diary.note("cleaned up")
+
+    with pytest.raises(LeadershipLost) as lost:
+        async with leadership(store, on_event=observed) as lead:
+            asyncio.get_running_loop().call_later(15, setattr, store, "down", True)
+            await jobs.run(lead)
+    (cancelled,) = diary.when("cancelled")
+    assert cancelled == pytest.approx(35, abs=0.01)  # the renewal at 10 s succeeded, and 25 s later it was over
+    assert diary.when("cleaned up") == [pytest.approx(cancelled + 2)]
+    assert lost.value.reason == "expired"
+    assert [each.status for each in observed.finished("job")] == ["lost"]
+
+
+@virtual
+async def test_a_job_that_goes_on_is_cancelled_again_after_half_the_unwind() -> None:
+    """A job that ignores its cancellation is cancelled once more, after half of the time to unwind, and no third time."""
+    jobs, store, diary = JobRegistry(), memory(), Diary()
+
+    @jobs.every(10)
+    async def job() -> None:
+        until = diary.now + 60
+        while diary.now < until:
+            try:
+                await asyncio.sleep(until - diary.now)
+            except asyncio.CancelledError:
+                diary.note("cancelled")
+
+    with pytest.raises(LeadershipLost):
+        async with leadership(store) as lead:
+            asyncio.get_running_loop().call_later(15, setattr, store, "down", True)
+            await jobs.run(lead)
+    first, second = diary.when("cancelled")
+    assert second - first == pytest.approx(2.5, abs=0.01)
+
+
+@virtual
+async def test_a_job_that_ignores_its_cancellation_keeps_the_lease() -> None:
+    """The lease is not released, and nobody else elected, before the last job has ended."""
+    server, jobs, diary, fit = MemoryServer(START), JobRegistry(), Diary(), True
+
+    @jobs.every(10)
+    async def job() -> None:
+        until = diary.now + 25
+        while diary.now < until:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(until - diary.now)
+        diary.note("job ends")
+
+    async def eligible() -> bool:
+        return fit
+
+    async def leads() -> None:
+        with pytest.raises(LeadershipLost, match="ineligible"):
+            async with leadership(MemoryStore(server), eligible=eligible) as lead:
+                await jobs.run(lead)
+
+    async def follows() -> None:
+        await asyncio.sleep(1)
+        async with leadership(MemoryStore(server)):
+            diary.note("another leads")
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(leads())
+        tasks.create_task(follows())
+        await asyncio.sleep(15)
+        fit = False
+    (ended,), (elected,) = diary.when("job ends"), diary.when("another leads")
+    assert ended == pytest.approx(35, abs=0.1)
+    assert ended <= elected < ended + 0.1
+
+
+@virtual
+async def test_run_refuses_a_term_that_has_ended() -> None:
+    """`run` with a term that is over raises `LeadershipLost` and starts nothing."""
+    jobs = JobRegistry()
+    async with leadership(memory()) as lead:
+        pass
+    with pytest.raises(LeadershipLost):
+        await jobs.run(lead)
+    assert not jobs.is_leader
+
+
+@virtual
+async def test_run_that_is_cancelled_takes_its_jobs_along() -> None:
+    """`run` that is cancelled from outside cancels the jobs, awaits them, and only then ends, as cancelled."""
+    jobs, diary = JobRegistry(), Diary()
+
+    @jobs.every(10)
+    async def job() -> None:
+        diary.note("starts")
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            await asyncio.sleep(1)
+            diary.note("ends")
+
+    async with leadership(memory()) as lead:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(15):
+                await jobs.run(lead)
+        diary.note("run ends")
+        assert lead.is_leader
+        assert not jobs.is_leader
+        await asyncio.sleep(60)
+    assert diary.lines == [(10.0, "starts"), (16.0, "ends"), (16.0, "run ends")]
+
+
+@virtual
+async def test_a_job_may_resign() -> None:
+    """A job that resigns ends the term like any other: it is cancelled, the lease released, and there is no error."""
+    jobs, observed, diary = JobRegistry(), Observed(), Diary()
+
+    @jobs.every(10)
+    async def job(run: JobRun) -> None:
+        run.leadership.resign()
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            diary.note("cancelled")
+
+    async with leadership(memory(), on_event=observed) as lead:
+        await jobs.run(lead)
+    assert diary.when("cancelled") == [10.0]
+    assert isinstance(observed.events[-1], Released)
+
+
+@virtual
+async def test_a_registry_knows_whether_it_leads() -> None:
+    """`is_leader` is true while a term of the registry runs in this process."""
+    jobs, store = JobRegistry(), memory()
+    assert not jobs.is_leader
+    async with a_term(jobs, store):
+        await asyncio.sleep(1)
+        assert jobs.is_leader
+        store.down = True
+        await asyncio.sleep(60)
+        assert not jobs.is_leader
+
+
+# -- jobs among each other
+
+
+@virtual
+async def test_a_job_that_raises_hurts_no_other(log: list[Message]) -> None:
+    """A job that raises is logged with its traceback, and it and all others run at their next ticks."""
+    jobs, observed = JobRegistry(), Observed()
+
+    @jobs.every(10)
+    async def bad() -> None:
+        raise ValueError("no such {customer}")
+
+    @jobs.every(10)
+    async def good() -> None:
+        await asyncio.sleep(1)
+
+    async with a_term(jobs, memory(), on_event=observed):
+        await asyncio.sleep(35)
+    assert observed.started("bad") == observed.started("good") == [10, 20, 30]
+    assert [each.status for each in observed.finished("good")] == ["succeeded"] * 3
+    failures = [each.record for each in log if each.record["level"].name == "ERROR"]
+    assert [each["message"] for each in failures] == ["'bad' failed: ValueError: no such {customer}"] * 3
+    for failure in failures:
+        assert failure["exception"] is not None
+        assert failure["exception"].traceback is not None
+        assert failure["extra"]["lease"] == "default"
+        assert failure["extra"]["token"] == 1
+
+
+@virtual
+async def test_what_is_no_exception_is_not_lost_either(log: list[Message]) -> None:
+    """A job that ends with another kind of error, as a test's or a framework's own, is reported like one that raises."""
+    jobs, observed = JobRegistry(), Observed()
+
+    class Odd(BaseException):
+        pass
+
+    @jobs.every(10)
+    async def bad() -> None:
+        raise Odd("strange")
+
+    async with a_term(jobs, memory(), on_event=observed):
+        await asyncio.sleep(25)
+    assert [each.status for each in observed.finished("bad")] == ["failed", "failed"]
+    assert lines(log, "ERROR") == ["'bad' failed: Odd: strange"] * 2
+
+
+@virtual
+async def test_a_run_is_logged_with_its_duration(log: list[Message]) -> None:
+    """A run that succeeded is one line at INFO, in words that people alert on."""
+    jobs = JobRegistry()
+
+    @jobs.every(10)
+    async def debt_aging() -> None:
+        await asyncio.sleep(0.42)
+
+    async with a_term(jobs, memory()):
+        await asyncio.sleep(15)
+    assert [line for line in lines(log, "INFO") if "debt_aging" in line] == ["ran 'debt_aging' in 0.42 s"]
+
+
+@virtual
+async def test_a_cancellation_of_its_own_making_is_a_failure() -> None:
+    """A job that awaits a task which somebody cancels has failed; it was not cancelled, and runs at the next tick."""
+    jobs, observed = JobRegistry(), Observed()
+
+    @jobs.every(10)
+    async def job() -> None:
+        task = asyncio.create_task(asyncio.sleep(5))
+        asyncio.get_running_loop().call_later(1, task.cancel)
+        await task
+
+    async with a_term(jobs, memory(), on_event=observed):
+        await asyncio.sleep(25)
+    assert observed.started("job") == [10, 20]
+    assert [each.status for each in observed.finished("job")] == ["failed", "failed"]
+    assert isinstance(observed.finished("job")[0].error, asyncio.CancelledError)
+
+
+@virtual
+async def test_a_run_that_takes_too_long_has_failed(log: list[Message]) -> None:
+    """After its `timeout` a run is cancelled, has failed, and the job runs at its next tick."""
+    jobs, observed, diary = JobRegistry(), Observed(), Diary()
+
+    @jobs.every(10, timeout=5)
+    async def job() -> None:
+        try:
+            await asyncio.sleep(100)
+        finally:
+            diary.note("cancelled")
+
+    async with a_term(jobs, memory(), on_event=observed):
+        await asyncio.sleep(29)
+    assert diary.when("cancelled") == [15, 25]
+    assert [each.status for each in observed.finished("job")] == ["failed", "failed"]
+    assert lines(log, "ERROR") == ["'job' failed: TimeoutError: it took longer than 5 s"] * 2
+
+
+@virtual
+async def test_a_run_that_swallows_its_timeout_has_failed_too() -> None:
+    """A run that was cancelled by its `timeout` did not succeed, even if it returns as though nothing had happened."""
+    jobs, observed = JobRegistry(), Observed()
+
+    @jobs.every(10, timeout=5)
+    async def job() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(100)
+
+    async with a_term(jobs, memory(), on_event=observed):
+        await asyncio.sleep(19)
+    assert [each.status for each in observed.finished("job")] == ["failed"]
+
+
+@virtual
+async def test_a_timeout_inside_a_job_is_the_jobs_own(log: list[Message]) -> None:
+    """A `TimeoutError` that the job raises itself is reported as it is, not as the job's `timeout`."""
+    jobs = JobRegistry()
+
+    @jobs.every(10, timeout=5)
+    async def job() -> None:
+        async with asyncio.timeout(1):
+            await asyncio.sleep(100)
+
+    async with a_term(jobs, memory()):
+        await asyncio.sleep(15)
+    assert lines(log, "ERROR") == ["'job' failed: TimeoutError"]
+
+
+@virtual
+async def test_a_tick_beside_a_running_job_is_skipped(log: list[Message]) -> None:
+    """By default a job does not run beside itself: a tick that meets its last run is skipped, with a WARNING."""
+    jobs, observed = JobRegistry(), Observed()
+
+    @jobs.every(10)
+    async def slow() -> None:
+        await asyncio.sleep(25)
+
+    async with a_term(jobs, memory(), on_event=observed):
+        await asyncio.sleep(45)
+    assert observed.started("slow") == [10, 40]
+    assert lines(log, "WARNING")[:2] == [
+        "skipped 'slow', 1 tick since 2026-01-01 00:00:20: its last run has not ended",
+        "skipped 'slow', 1 tick since 2026-01-01 00:00:30: its last run has not ended",
+    ]
+
+
+@virtual
+async def test_a_job_may_run_beside_itself() -> None:
+    """With ``overlap="allow"`` every tick starts a run."""
+    jobs, observed = JobRegistry(), Observed()
+
+    @jobs.every(10, overlap="allow")
+    async def slow() -> None:
+        await asyncio.sleep(25)
+
+    async with a_term(jobs, memory(), on_event=observed):
+        await asyncio.sleep(45)
+    assert observed.started("slow") == [10, 20, 30, 40]
+    assert not observed.skipped("slow")
+
+
+@virtual
+async def test_no_more_runs_at_once_than_allowed() -> None:
+    """`max_running` runs go on at once; the others wait for their turn, in order, and a waiting job counts as running."""
+    jobs, observed, diary = JobRegistry(max_running=2), Observed(), Diary()
+    running = most = 0
+
+    async def job(run: JobRun) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        diary.note(run.job)
+        await asyncio.sleep(9)
+        running -= 1
+
+    for name in "abcde":
+        jobs.every(20, name=name)(job)
+    async with a_term(jobs, memory(), on_event=observed):
+        await asyncio.sleep(59)
+    assert most == 2
+    assert [(round(moment), name) for moment, name in diary.lines if moment < 45] == [
+        (20, "a"),
+        (20, "b"),
+        (29, "c"),
+        (29, "d"),
+        (38, "e"),
+        (40 + 7, "a") if False else (38, "a") if False else (38, "e"),
+    ][: len([line for line in diary.lines if line[0] < 45])]
+    assert [seconds(each.since) for each in observed.skipped("e")] == [40]
