@@ -193,7 +193,8 @@ class Candidate:
             return None
         claim = await self._claim(lease, force=force)
         if claim is None:  # lost to another, or the row was not free after all: see it again before the next try
-            self._pause = max(self._pause, random.uniform(0, _JITTER))
+            released = self._lease is None or self._lease.holder is None
+            self._pause = random.uniform(0, _JITTER) if released else max(self._pause, random.uniform(0, _JITTER))
         return claim
 
     def _saw(self, lease: Lease | None, received: float) -> None:

@@ -155,7 +155,7 @@ class LeaseStore(Protocol):
     async def claim(self, name: str, holder: str, duration: float, *, seen: Lease | None, force: bool) -> Lease | None:
         """Takes the lease for `holder` if its row still is in the state `seen`, and returns the row afterwards.
 
-        The caller compares the row's holder with its own. A row that is not there is made, above the highest token
+        The caller compares the row's holder with its own. Where none was seen the row is made, above the highest token
         that the database knows of this lease.
 
         Args:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from aiolease import AioleaseError
 from benchmarks import footprint, handover, load, machine, renewal, takeover
 from benchmarks.candidates import BenchmarkFailed
 from benchmarks.databases import KINDS, Database, Kind, open_databases
@@ -45,7 +48,7 @@ async def run(topics: Sequence[str], databases: Sequence[Database], *, quick: bo
         started = time.monotonic()
         try:
             table = await TOPICS[topic](databases, quick=quick)
-        except BenchmarkFailed as error:
+        except (BenchmarkFailed, AioleaseError, subprocess.SubprocessError) as error:
             failures.append(f"{topic}: {error}")
             print(f"\n{failures[-1]}", file=sys.stderr)
             continue
@@ -64,6 +67,8 @@ def main() -> int:
     unknown = sorted(set(arguments.topics) - set(TOPICS))
     if unknown:
         parser.error(f"unknown topic {', '.join(unknown)}; use some of {', '.join(TOPICS)}")
+    # As Ctrl-C: what was started is ended in good order.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with open_databases(arguments.servers) as (databases, missing):
         facts = machine.facts(databases)
         show(facts)
@@ -86,4 +91,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

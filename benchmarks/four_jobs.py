@@ -15,7 +15,7 @@ from aiolease import JobRegistry
 jobs = JobRegistry()
 
 
-@jobs.every(0.5)
+@jobs.every(0.25)
 async def close_stale_sessions() -> None:
     print("ran", flush=True)
 

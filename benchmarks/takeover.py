@@ -17,13 +17,13 @@ LEASE = 3.0
 
 
 async def measure(databases: Sequence[Database], *, quick: bool) -> Table:
-    leases, rounds = (6, 1) if quick else (10, 3)
+    leases, rounds = (5, 1) if quick else (10, 3)
     table = Table(
         topic="takeover",
         title=f"takeover after kill -9: time past the expiry of a lease of {LEASE:g} s, {leases * rounds} kills",
         notes=[
             f"{leases} leases side by side, two processes each; a candidate adds 0 to 50 ms of jitter on purpose",
-            "'after the kill' is what an outage lasts: the rest of the lease included",
+            "with so few kills p99 is the worst; 'after the kill' is what the outage lasts, the rest of the lease included",
         ],
     )
     for database in databases:
@@ -57,7 +57,7 @@ async def _of(database: Database, leases: int, rounds: int) -> dict[str, Figure]
     return {
         "p50": milliseconds(median(past), p50),
         "p99": milliseconds(percentile(past, 99), p99),
-        "worst": milliseconds(max(past)),
+        "p90": milliseconds(percentile(past, 90)),
         "earliest": milliseconds(min(past)),
         "after the kill p50": milliseconds(median(outages)),
     }

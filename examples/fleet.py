@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 from loguru import logger
 
 from fleet_compare import compare
-from fleet_processes import WITH_LEASE, Fleet, FleetFailed, Takeover, describe
+from fleet_processes import WITH_LEASE, Fleet, FleetFailed, describe
 from shop import ShopError, many
 
 RECENT: Final = 8
@@ -64,12 +64,12 @@ async def watch(url: str, size: int, *, lease: float, every: float, seed: int, s
                     done, _ = await asyncio.wait(tasks, timeout=0.2, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 task.cancel()
+            if all(copy.term is None for copy in fleet.copies) and not fleet.takeovers and not done:
+                raise FleetFailed(fleet.copies[0].last_word())
             tell("ending the workers")
         for task in done:
             task.result()
-        if all(copy.term is None for copy in fleet.copies) and not fleet.takeovers:
-            raise FleetFailed(fleet.copies[0].last_word())
-    for line in summary(fleet.takeovers, lease):
+    for line in summary(fleet, lease):
         print(line)
 
 
@@ -125,17 +125,20 @@ def drawing(live: bool) -> Iterator[Callable[[Iterable[str]], None]]:
             print("\x1b[?25h\x1b[?7h", end="", flush=True)
 
 
-def summary(takeovers: Sequence[Takeover], lease: float) -> Iterator[str]:
-    """What all takeovers come to."""
+def summary(fleet: Fleet, lease: float) -> Iterator[str]:
+    """What all takeovers and all runs come to."""
     for name, told in (("SIGKILL", f"the lease is {lease:g} s"), ("SIGTERM", "running jobs finish first")):
-        took = [takeover.took for takeover in takeovers if takeover.after.startswith(name)]
+        took = [takeover.took for takeover in fleet.takeovers if takeover.after.startswith(name)]
         if took:
             times = f"median {statistics.median(took):.3f} s, worst {max(took):.3f} s"
             yield f"after {name}: {many(len(took), 'takeover')}, {times} ({told})"
-    handovers = [takeover.handover for takeover in takeovers if takeover.handover is not None]
+    handovers = [takeover.handover for takeover in fleet.takeovers if takeover.handover is not None]
     if handovers:
         times = f"median {statistics.median(handovers) * 1000:.1f} ms, worst {max(handovers) * 1000:.1f} ms"
-        yield f"from release to the next term: {times}"
+        yield f"from a release to the next term: {times}"
+    again = sum(1 for runs in fleet.ran.values() if runs > 1)
+    failed = f", {many(fleet.failed_runs, 'run')} failed" if fleet.failed_runs else ""
+    yield f"jobs: {many(len(fleet.ran), 'tick')} run, {again or 'none'} of them more than once{failed}"
 
 
 def without_password(url: str) -> str:

@@ -37,6 +37,9 @@ _REJECTED = frozenset({
     4151,  # the account is locked (MariaDB)
 })  # fmt: skip
 NO_SUCH_TABLE, UNKNOWN_COLUMN, TABLE_EXISTS = 1146, 1054, 1050
+_DEADLOCK = 1213
+_DEADLOCKS = 5
+"""How often in a row a statement may be chosen to end a deadlock: claims of a row that is being made meet."""
 _DENIED = frozenset({1044, 1142, 1227})
 
 
@@ -246,22 +249,30 @@ class Session:
             StoreUnavailable: And `StoreRejected`, `SchemaMissing`: see `translate`. The connection is gone then.
         """
         async with self._lock:
-            try:
-                loop = asyncio.get_running_loop()
-                if self._connection is not None and loop.time() - self._used_at > self.fresh_for:
-                    await self._close()
-                if self._connection is None:
-                    self._connection = await self._driver.connect()
-                    self.opened += 1
-                    await self._prepare(self._execute)
-                self._used_at = loop.time()
-                return await self._execute(sql, parameters)
-            except Exception as error:
-                self.discard()
-                raise translate(self._driver.description, error) from error
-            except BaseException:
-                self.discard()  # the answer is still to come: what is asked next would get it
-                raise
+            tries = _DEADLOCKS
+            while True:
+                tries -= 1
+                try:
+                    return await self._exchange(sql, parameters)
+                except Exception as error:
+                    self.discard()
+                    if error_number(error) == _DEADLOCK and tries:
+                        continue  # the server undid the statement, for another's sake: it may be sent again
+                    raise translate(self._driver.description, error) from error
+                except BaseException:
+                    self.discard()  # the answer is still to come: what is asked next would get it
+                    raise
+
+    async def _exchange(self, sql: str, parameters: Sequence[object]) -> list[Rows]:
+        loop = asyncio.get_running_loop()
+        if self._connection is not None and loop.time() - self._used_at > self.fresh_for:
+            await self._close()
+        if self._connection is None:
+            self._connection = await self._driver.connect()
+            self.opened += 1
+            await self._prepare(self._execute)
+        self._used_at = loop.time()
+        return await self._execute(sql, parameters)
 
     async def _execute(self, sql: str, parameters: Sequence[object] = ()) -> list[Rows]:
         results: list[Rows] = []

@@ -59,6 +59,8 @@ class MemoryServer:
         """See `LeaseStore.claim`."""
         now, lease = self.now(), self.read(name)
         if lease is None:
+            if seen is not None:
+                return None
             fence = self.fences.get(name)
             lease = _released(name, fence.token if fence else 0, now)
             won = True
@@ -153,6 +155,10 @@ class MemoryStore:
     async def read(self, name: str) -> Lease | None:
         """See `LeaseStore.read`."""
         return await self.exchange("read", lambda: self.server.read(name))
+
+    async def status(self, name: str) -> Lease | None:
+        """Reads the row of a lease, for people."""
+        return await self.read(name)
 
     async def watch(self, name: str, seconds: float, *, lease: Lease | None, poll: float, hint: bool) -> Lease | None:
         """See `LeaseStore.watch`."""

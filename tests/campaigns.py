@@ -1,0 +1,222 @@
+"""Campaigns under test: processes that want a lease on a server, what they tell, and who led when.
+
+Several handles on one database stand for several processes; a true process is started where that matters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from aiolease import Leadership, run_as_leader
+from aiolease._clock import boot_clock
+from aiolease.events import Elected, Event
+from tests.servers import Server
+
+LIMIT = 20.0
+"""Seconds within which everything here has to happen."""
+
+ROOT = Path(__file__).parents[1]
+
+E = TypeVar("E", bound=Event)
+
+_handles: Counter[str] = Counter()
+
+
+def apart(url: str) -> str:
+    """Another spelling of a URL, whose store is shared with nobody: within a process, one URL is one store."""
+    _handles[url] += 1
+    return f"{url}?{'&'.join(['charset=utf8mb4'] * _handles[url])}"
+
+
+def through(url: str, port: int) -> str:
+    """The URL of the same database behind a proxy."""
+    login, _, database = url.rpartition("/")
+    return f"{login.rpartition(':')[0]}:{port}/{database}"
+
+
+def database_of(url: str) -> str:
+    return url.partition("?")[0].rpartition("/")[2]
+
+
+class Recorder:
+    """Keeps the events of one candidate with the moments of their arrival; a test waits for the next of a kind."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[float, Event]] = []
+        self._changed = asyncio.Event()
+
+    def __call__(self, event: Event) -> None:
+        self.events.append((boot_clock(), event))
+        self._changed.set()
+
+    def of(self, kind: type[E]) -> list[E]:
+        return [event for _, event in self.events if isinstance(event, kind)]
+
+    def last(self, kind: type[E]) -> tuple[float, E]:
+        """The newest of a kind, and when it came."""
+        return next((at, event) for at, event in reversed(self.events) if isinstance(event, kind))
+
+    async def next(self, kind: type[E], count: int = 1, *, limit: float = LIMIT) -> E:
+        """Waits until `count` more of a kind have come; returns the last of them."""
+        wanted = len(self.of(kind)) + count
+        async with asyncio.timeout(limit):
+            while len(found := self.of(kind)) < wanted:
+                self._changed.clear()
+                await self._changed.wait()
+        return found[wanted - 1]
+
+    async def first(self, kind: type[E], *, limit: float = LIMIT) -> E:
+        """The first of a kind, which may have come already."""
+        return self.of(kind)[0] if self.of(kind) else await self.next(kind, limit=limit)
+
+
+@dataclass(slots=True)
+class Term:
+    """One body that ran, by the local clock."""
+
+    who: str
+    token: int
+    began: float
+    ended: float | None = None
+
+
+@dataclass(slots=True)
+class Journal:
+    """Who led when, of all candidates for one lease."""
+
+    terms: list[Term] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def running(self) -> list[Term]:
+        return [term for term in self.terms if term.ended is None]
+
+    async def body(self, who: str, lead: Leadership, until: Awaitable[object] | None = None) -> None:
+        """A body that runs until it is cancelled, or until something happens."""
+        term = Term(who, lead.token, boot_clock())
+        self.terms.append(term)
+        self.changed.set()
+        try:
+            await (until if until is not None else asyncio.Event().wait())
+        finally:
+            term.ended = boot_clock()
+            self.changed.set()
+
+    async def leader(self, above: int = 0, *, but: str = "", limit: float = LIMIT) -> Term:
+        """Waits until a body of a term above a token runs, of another candidate than `but`."""
+        async with asyncio.timeout(limit):
+            while True:
+                for term in self.running:
+                    if term.token > above and term.who != but:
+                        return term
+                self.changed.clear()
+                await self.changed.wait()
+
+    def check(self) -> None:
+        """Never two bodies at once, and tokens that rise."""
+        for earlier, later in zip(self.terms, self.terms[1:], strict=False):
+            assert earlier.ended is not None, f"{later} began while {earlier} ran"
+            assert earlier.ended <= later.began, f"{later} began while {earlier} ran"
+            assert earlier.token < later.token
+
+
+@asynccontextmanager
+async def campaign(
+    target: Any, name: str = "default", *, journal: Journal | None = None, who: str = "", **options: Any
+) -> AsyncIterator[Recorder]:
+    """One process that wants the lease for ever, while the block runs."""
+    heard, journal = Recorder(), journal or Journal()
+
+    async def body(lead: Leadership) -> None:
+        await journal.body(who, lead)
+
+    task = asyncio.create_task(run_as_leader(target, body, name, on_event=heard, **options))
+    try:
+        yield heard
+    finally:
+        task.cancel()
+        async with asyncio.timeout(LIMIT):
+            while not task.done():  # whatever cancels the test meanwhile
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
+
+
+@asynccontextmanager
+async def leader_process(url: str, name: str = "default", **options: Any) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process that leads when the block is entered, and leaves its own block when it reads a line."""
+    script = (
+        "import asyncio, sys\n"
+        "from aiolease import leadership\n"
+        "async def main():\n"
+        f"    async with leadership({url!r}, {name!r}, timeout=20, **{options!r}):\n"
+        "        print('leading', flush=True)\n"
+        "        await asyncio.to_thread(sys.stdin.readline)\n"
+        "asyncio.run(main())\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-W", "error", "-c", script),
+        cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(LIMIT):
+            assert await process.stdout.readline() == b"leading\n"
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+def sessions(server: Server, url: str) -> dict[int, str]:
+    """The connections to a database, by id, and what each is doing."""
+    wanted = database_of(url)
+    return {row[0]: str(row[7] or "") for row in server.sql("SHOW PROCESSLIST") if row[3] == wanted}
+
+
+async def until(condition: Callable[[], object], what: str, limit: float = LIMIT) -> None:
+    """Waits until something outside this process is so."""
+    deadline = boot_clock() + limit
+    while not condition():
+        assert boot_clock() < deadline, f"not so within {limit:g} s: {what}"
+        await asyncio.sleep(0.01)
+
+
+def row(server: Server, url: str, name: str = "default") -> dict[str, Any]:
+    """The row of a lease, as the administrator sees it."""
+    columns = ("holder", "token", "beat", "elected_at", "renewed_at", "expires_at")
+    where = f"name = X'{name.encode().hex()}'"
+    rows = server.sql(f"SELECT {', '.join(columns)} FROM aiolease_lease WHERE {where}", database_of(url))
+    return dict(zip(columns, rows[0], strict=True)) if rows else {}
+
+
+def counter(server: Server, *names: str) -> int:
+    """The sum of some of the server's counters."""
+    listed = ", ".join(f"'{name}'" for name in names)
+    return sum(int(value) for _, value in server.sql(f"SHOW GLOBAL STATUS WHERE Variable_name IN ({listed})"))
+
+
+async def spend(server: Server, seconds: float, *names: str) -> int:
+    """How much the server's counters grow in some seconds, but for the looking itself."""
+    before = counter(server, *names)
+    itself = counter(server, *names) - before
+    await asyncio.sleep(seconds)
+    return counter(server, *names) - before - 2 * itself
+
+
+async def elected(heard: Recorder) -> Elected:
+    return await heard.first(Elected)
