@@ -203,6 +203,9 @@ class JobRegistry:
                 raise InvalidJob(key, f"timeout={timeout!r}: use a finite, positive number of seconds")
             if key in self._jobs:
                 raise DuplicateJob(key)
+            for term in self._terms:
+                text = f"{key!r} was registered while the jobs run: it starts with the next term"
+                emit(Notice(lease=term.lead.name, severity="WARNING", text=text))
             takes_run = _takes_run(key, function)
             self._jobs[key] = _Job(
                 name=key, function=function, schedule=schedule, takes_run=takes_run, overlap=overlap, timeout=timeout
@@ -210,6 +213,9 @@ class JobRegistry:
             return function
 
         return register
+
+    def __repr__(self) -> str:
+        return f"<JobRegistry of {len(self._jobs)} jobs{', leading' if self.is_leader else ''}>"
 
     @property
     def is_leader(self) -> bool:
@@ -555,8 +561,13 @@ class _Term:
 
     # -- the end
 
+    def _drop_queued(self) -> None:
+        while self._queued:
+            job, tick = self._queued.popleft()
+            self._skip(job, tick, 1, "the term ended before its turn came")
+
     async def _drain(self, drain_timeout: float) -> None:
-        self._queued.clear()
+        self._drop_queued()
         busy = {*self._running, *self._calls}
         if busy:
             await asyncio.wait(busy, timeout=drain_timeout)
@@ -564,7 +575,7 @@ class _Term:
     async def _end(self) -> asyncio.CancelledError | None:
         """Cancels what still runs, once, and again after half the time to unwind; returns when all has ended."""
         self._ended = True
-        self._queued.clear()
+        self._drop_queued()
         loop = asyncio.get_running_loop()
         again: float | None = loop.time() + self.lead._timings.unwind / 2
         cancelled = None

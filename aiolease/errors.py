@@ -33,6 +33,12 @@ _REASONS: dict[str, str] = {
 }
 
 
+_TABLES = (
+    "Run the statements of schema.sql (`python -m aiolease schema` prints them) as a user who may create tables, "
+    "or grant CREATE on this database to the application's user"
+)
+
+
 class AioleaseError(Exception):
     """The base of every error that aiolease raises."""
 
@@ -122,13 +128,10 @@ class SchemaMissing(AioleaseError):
         problem: What is missing, and what the database said.
     """
 
-    def __init__(self, store: str, problem: str) -> None:
+    def __init__(self, store: str, problem: str, way_out: str | None = None) -> None:
         self.store = store
         self.problem = problem
-        super().__init__(
-            f"{store}: {problem}. Run the statements of schema.sql (`python -m aiolease schema` prints them) as a user "
-            "who may create tables, or grant CREATE on this database to the application's user"
-        )
+        super().__init__(f"{store}: {problem}. {way_out or _TABLES}")
 
 
 class LeaseHeld(AioleaseError):

@@ -23,7 +23,7 @@ async def measure(databases: Sequence[Database], *, quick: bool) -> Table:
         title=f"takeover after kill -9: time past the expiry of a lease of {LEASE:g} s, {leases * rounds} kills",
         notes=[
             f"{leases} leases side by side, two processes each; a candidate adds 0 to 50 ms of jitter on purpose",
-            "with so few kills p99 is the worst; 'after the kill' is what the outage lasts, the rest of the lease included",
+            "p99 of so few is the worst; 'after the kill' is what the outage lasts, the rest of the lease included",
         ],
     )
     for database in databases:

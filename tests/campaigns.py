@@ -110,7 +110,7 @@ class Journal:
             term.ended = boot_clock()
             self.changed.set()
 
-    async def leader(self, above: int = 0, *, but: str = "", limit: float = LIMIT) -> Term:
+    async def leader(self, above: int = 0, *, but: str | None = None, limit: float = LIMIT) -> Term:
         """Waits until a body of a term above a token runs, of another candidate than `but`."""
         async with asyncio.timeout(limit):
             while True:

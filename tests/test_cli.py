@@ -83,7 +83,7 @@ def facts(text: str) -> dict[str, str]:
 
 
 def test_schema_prints_the_file() -> None:
-    """`aiolease schema` prints schema.sql to the letter: it can be piped to the server's client. It needs no database."""
+    """`aiolease schema` prints schema.sql to the letter: it can be piped to a client. It needs no database."""
     result = program("schema", AIOLEASE_URL="nonsense", AIOLEASE_LEASE_DURATION="nonsense")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == (ROOT / "schema.sql").read_text(encoding="utf-8")

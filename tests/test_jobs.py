@@ -159,7 +159,7 @@ async def two(run: JobRun, more: int) -> None: ...
 async def any_number(*runs: JobRun) -> None: ...
 async def any_name(**facts: object) -> None: ...
 async def keyword_needed(*, shop: str) -> None: ...
-async def größe() -> None: ...
+async def größe() -> None: ...  # noqa: PLC2401 - that is what is refused
 
 
 def generator() -> Iterator[int]:
@@ -295,7 +295,7 @@ async def test_a_job_runs_within_its_term() -> None:
 
 @virtual
 async def test_jobs_run_only_in_the_leader() -> None:
-    """While one process leads no job starts in another, and the next leader starts its first after the last has ended."""
+    """While one process leads no job starts in another, and the next leader's first starts after its last has ended."""
     server, diary = MemoryServer(START), Diary()
     stores = [MemoryStore(server), MemoryStore(server)]
 
@@ -349,9 +349,9 @@ async def test_a_lost_lease_cancels_a_job_once() -> None:
                 await asyncio.sleep(0.1)
             diary.note("cleaned up")
 
+    asyncio.get_running_loop().call_later(15, setattr, store, "down", True)
     with pytest.raises(LeadershipLost) as lost:
         async with leadership(store, on_event=observed) as lead:
-            asyncio.get_running_loop().call_later(15, setattr, store, "down", True)
             await jobs.run(lead)
     (cancelled,) = diary.when("cancelled")
     assert cancelled == pytest.approx(35, abs=0.01)  # the renewal at 10 s succeeded, and 25 s later it was over
@@ -362,7 +362,7 @@ async def test_a_lost_lease_cancels_a_job_once() -> None:
 
 @virtual
 async def test_a_job_that_goes_on_is_cancelled_again_after_half_the_unwind() -> None:
-    """A job that ignores its cancellation is cancelled once more, after half of the time to unwind, and no third time."""
+    """A job that ignores its cancellation is cancelled once more, after half the time to unwind, not a third time."""
     jobs, store, diary = JobRegistry(), memory(), Diary()
 
     @jobs.every(10)
@@ -374,9 +374,9 @@ async def test_a_job_that_goes_on_is_cancelled_again_after_half_the_unwind() -> 
             except asyncio.CancelledError:
                 diary.note("cancelled")
 
+    asyncio.get_running_loop().call_later(15, setattr, store, "down", True)
     with pytest.raises(LeadershipLost):
         async with leadership(store) as lead:
-            asyncio.get_running_loop().call_later(15, setattr, store, "down", True)
             await jobs.run(lead)
     first, second = diary.when("cancelled")
     assert second - first == pytest.approx(2.5, abs=0.01)
@@ -517,7 +517,7 @@ async def test_a_job_that_raises_hurts_no_other(log: list[Message]) -> None:
 
 @virtual
 async def test_what_is_no_exception_is_not_lost_either(log: list[Message]) -> None:
-    """A job that ends with another kind of error, as a test's or a framework's own, is reported like one that raises."""
+    """A job that ends with another kind of error, a framework's own say, is reported like one that raises."""
     jobs, observed = JobRegistry(), Observed()
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
@@ -653,7 +653,7 @@ async def test_a_job_may_run_beside_itself() -> None:
 
 @virtual
 async def test_no_more_runs_at_once_than_allowed() -> None:
-    """`max_running` runs go on at once; the others wait for their turn, in order, and a waiting job counts as running."""
+    """`max_running` runs go on at once; the others wait for their turn, and start in order."""
     jobs, observed, diary = JobRegistry(max_running=2), Observed(), Diary()
     running = most = 0
 
@@ -771,7 +771,7 @@ async def test_a_clock_that_steps_back_repeats_no_tick() -> None:
 
 @virtual
 async def test_the_next_leader_keeps_the_rhythm() -> None:
-    """Intervals lie on a grid from the Unix epoch: a new leader ticks where the last would have, and repeats nothing."""
+    """Intervals lie on a grid from the Unix epoch: a new leader ticks where the last would have, none twice."""
     server = MemoryServer(START + timedelta(seconds=3.3))
     jobs, observed, number = JobRegistry(), Observed(), 0
 
@@ -904,7 +904,7 @@ async def test_a_thread_does_not_hold_up_the_loop() -> None:
 
 
 async def test_a_thread_learns_that_the_lease_is_lost() -> None:
-    """`run.check()` in a ``def`` job raises `LeadershipLost` once the lease is lost, with the true reason, and goes on so."""
+    """`run.check()` in a ``def`` job raises `LeadershipLost` from the loss on, with the true reason."""
     jobs, store, raised = JobRegistry(), MemoryStore(), []
     started = threading.Event()
 
@@ -1021,12 +1021,12 @@ async def test_leader_only_takes_all_that_is_a_coroutine_function() -> None:
     async def add(one: int, more: int) -> int:
         return one + more
 
-    calls = [jobs.leader_only(Report()), jobs.leader_only(functools.partial(add, 1, 2))]
+    calls: list[Any] = [jobs.leader_only(Report()), jobs.leader_only(functools.partial(add, 1, 2))]
     assert [await call() for call in calls] == [None, None]
     async with a_term(jobs, memory()):
         assert [await call() for call in calls] == ["report", 3]
     with pytest.raises(InvalidJob):
-        jobs.leader_only(nothing_in_a_thread)  # type: ignore[type-var]
+        jobs.leader_only(nothing_in_a_thread)  # type: ignore[arg-type]
 
 
 @virtual

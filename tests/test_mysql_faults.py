@@ -210,18 +210,18 @@ async def test_renewals_that_arrive_late_undo_nothing(mysql_server: Server, mysq
     heard = Recorder()
     async with (
         proxied(mysql_server, mysql_url) as (proxy, url),
-        # The lease of the late renewal would be longer: it would show in the row.
-        leadership(url, lease_duration=3.0, on_event=heard) as lead,
+        # The server ends a session that is silent for as long as the lease: the late renewal must come sooner.
+        leadership(url, lease_duration=9.0, heartbeat_interval=1.0, on_event=heard) as lead,
     ):
         await heard.next(Renewed)
-        hold, arrived = asyncio.Event(), asyncio.Event()
-        proxy.on_query = once(RENEWAL, Action(hold=hold, answered=arrived))
+        hold, old = asyncio.Event(), set(sessions(mysql_server, mysql_url))
+        proxy.on_query = once(RENEWAL, Action(hold=hold))
         await heard.next(RenewFailed)
         await heard.next(Renewed, 2)
         before = row(mysql_server, mysql_url)
+        assert old < set(sessions(mysql_server, mysql_url)), "the old connection is still there"
         hold.set()
-        async with asyncio.timeout(LIMIT):
-            await arrived.wait()
+        await until(lambda: old.isdisjoint(sessions(mysql_server, mysql_url)), "the server has read it to its end")
         after = row(mysql_server, mysql_url)
         # The next own renewal may have come in between; then both have risen by a whole heartbeat.
         moved = after["expires_at"] - before["expires_at"]
@@ -551,6 +551,7 @@ async def test_cancellation_leaves_nothing_behind(mysql_server: Server, mysql_ur
         check("alone", delay, sockets)
     holders = [apart(mysql_url), apart(mysql_url)]
     async with leadership(holders[0], "one"), leadership(holders[1], "other"):
+        await asyncio.sleep(0.1)  # their keepers have begun
         before = set(asyncio.all_tasks())
         for number in range(40):  # inside the lock, and between polls
             sockets, delay = open_sockets(), rng.uniform(0, 0.05)

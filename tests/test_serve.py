@@ -289,7 +289,7 @@ def own_handlers() -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def test_handlers_are_restored(own_handlers: list[int], make_loop: Any) -> None:
-    """While it serves with ``handle_signals=True`` signals are its own; afterwards the application's handlers are back."""
+    """While it serves with ``handle_signals=True`` signals are its own; then the application's handlers are back."""
     before, meanwhile = handlers(), []
 
     async def main() -> None:
@@ -346,7 +346,7 @@ async def test_the_loops_own_handlers_are_restored(own_handlers: list[int]) -> N
 
 
 async def test_no_signal_is_touched_unless_it_is_asked_for(own_handlers: list[int]) -> None:
-    """Without ``handle_signals=True`` neither `serve` nor `background` touches a handler: they are the application's."""
+    """Without ``handle_signals=True`` `serve` and `background` leave the application's handlers alone."""
     before, meanwhile = handlers(), []
     ran = asyncio.Event()
     jobs = JobRegistry()

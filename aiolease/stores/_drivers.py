@@ -157,16 +157,22 @@ def parse_url(url: str) -> dict[str, Any]:
     Raises:
         ConfigurationError: It cannot be read; its message does not show the password.
     """
+    # Nothing of a URL that is not understood is shown: where the password ends is what is not understood.
+    shown = "mysql://…"
+    malformed = "malformed URL; percent-encode what is special in the user and the password, such as @ : / ? #"
     try:
         parts = urlsplit(url)
         port = parts.port or 3306
-    except ValueError as error:
-        raise ConfigurationError("target", "mysql://…", f"malformed URL: {error}") from None
-    shown = f"mysql://{parts.hostname or ''}{parts.path}"
+    except ValueError:
+        raise ConfigurationError("target", shown, malformed) from None
     database = unquote(parts.path.removeprefix("/"))
+    if parts.fragment or "@" in database or "/" in database:
+        raise ConfigurationError("target", shown, malformed)
+    if parts.hostname:
+        shown = f"mysql://{parts.hostname}{parts.path}"
     if not parts.hostname and "unix_socket=" not in parts.query:
         raise ConfigurationError("target", shown, "the URL names no host: mysql://user:password@host:3306/database")
-    if not database or "/" in database:
+    if not database:
         raise ConfigurationError("target", shown, "the URL names no database: mysql://user:password@host:3306/database")
     parameters: dict[str, Any] = {
         "host": parts.hostname or "localhost",
@@ -176,8 +182,13 @@ def parse_url(url: str) -> dict[str, Any]:
         "password": unquote(parts.password or "").encode(),
         "database": database,
     }
+    return parameters | _query(parts.query, shown)
+
+
+def _query(query: str, shown: str) -> dict[str, Any]:
+    parameters: dict[str, Any] = {}
     ssl: dict[str, Any] = {}
-    for key, value in parse_qsl(parts.query, keep_blank_values=True):
+    for key, value in parse_qsl(query, keep_blank_values=True):
         if key in _SSL:
             ssl[_SSL[key]] = value
         elif key in {"charset", "unix_socket"}:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from aiolease._lease import Lease
-from aiolease.errors import ConfigurationError, SchemaMissing
+from aiolease.errors import ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.stores._drivers import NO_SUCH_TABLE, TABLE_EXISTS, Driver, Execute, Rows, Session, denied, error_number
 
 SCHEMA_VERSION = 1
@@ -37,6 +37,9 @@ _LOCK_WAIT = 2
 
 _LATE = 0.5
 """Seconds that a server may be late to end a wait before its connection is given up."""
+
+_RACE = 1.0
+"""Seconds after which a new leader that lost the race for the lock, but not for the lease, has it for sure."""
 
 _IDLE = 60
 """``wait_timeout`` of a session that leads nothing, in seconds."""
@@ -78,6 +81,7 @@ class MySQLStore:
         self._other_session = Session(driver, self._prepare)
         self._lock_wait: asyncio.Task[Lease | None] | None = None
         self._locked: str | None = None  # the lease whose lock this session got while waiting
+        self._asking: set[asyncio.Task[None]] = set()
         self._distrust_until = 0.0
         self._polls = _Polls(self._read_many)
         self._make_statements(table_prefix)
@@ -228,6 +232,8 @@ class MySQLStore:
         if lease is not None and lease.holder == holder:
             self._leading[name] = duration
             self._locked = None
+        elif self._locked == name:  # another was faster: it wants the lock now
+            await self._give_up_lock(name)
         return lease
 
     async def _try_claim(self, name: str, holder: str, duration: float, seen: Lease, force: bool) -> Lease | None:
@@ -236,7 +242,28 @@ class MySQLStore:
         idle = max(math.ceil(longest) for longest in (duration, *self._leading.values()))
         claim = (holder, token, beat, _microseconds(duration), holder, token, name, seen.token, seen.beat, int(force))
         results = await self._run(f"{self._claim_sql}; SET SESSION wait_timeout = {idle}; {read}", (*claim, *about))
-        return self._lease(results[2][0]) if results[2] else None
+        if not results[2]:
+            return None
+        lease = self._lease(results[2][0])
+        if lease.holder == holder and self._hints and results[2][0][9] != 1:
+            asking = asyncio.create_task(self._ask_for_lock(name, holder, token))
+            self._asking.add(asking)
+            asking.add_done_callback(self._asking.discard)
+        return lease
+
+    async def _ask_for_lock(self, name: str, holder: str, token: int) -> None:
+        """Asks again, soon, for a lock that was not to be had at the claim: a candidate that lost the race held it."""
+        sql, about = self._row_and_lock(name, holder, token)
+        for pause in (0.02, 0.05, 0.1, 0.2, 0.4, 0.8):
+            await asyncio.sleep(pause)
+            if name not in self._leading:
+                return
+            try:
+                rows = (await self._run(sql, about))[0]
+            except (StoreUnavailable, StoreRejected, SchemaMissing):
+                return  # the next heartbeat asks, and reports
+            if not rows or rows[0][9] == 1:
+                return
 
     async def renew(self, name: str, holder: str, token: int, beat: int, duration: float) -> Lease | None:
         """See `LeaseStore.renew`."""
@@ -278,6 +305,10 @@ class MySQLStore:
     async def aclose(self) -> None:
         """Closes the connections."""
         await self._polls.aclose()
+        for asking in self._asking:
+            asking.cancel()
+        if self._asking:
+            await asyncio.wait(self._asking)
         await self._lease_session.aclose()
         await self._other_session.aclose()
 
@@ -287,9 +318,8 @@ class MySQLStore:
         """See `LeaseStore.watch`."""
         loop = asyncio.get_running_loop()
         if self._locked == name:  # it was woken, and did not win, or did not want to: let others have it
-            await self._run("DO RELEASE_LOCK(%s)", (self._lock_name(name),))
-            self._locked = None
-            self._distrust(lease)
+            await self._give_up_lock(name)
+            self._distrust_until = loop.time() + _RACE
         distrusted = max(self._distrust_until - loop.time(), 0.0)
         wait = seconds if not self._rounds_waits else float(math.floor(seconds))
         alone = not self._leading and not self._polls and self._lock_wait is None
@@ -310,6 +340,10 @@ class MySQLStore:
             return await self._polls.read(name, 0.0, poll)
         return task.result()
 
+    async def _give_up_lock(self, name: str) -> None:
+        self._locked = None
+        await self._run("DO RELEASE_LOCK(%s)", (self._lock_name(name),))
+
     async def _wait_in_lock(self, name: str, seconds: float, lease: Lease | None) -> Lease | None:
         """Waits in the leader's lock, at most `seconds`; keeps it only if the row was released."""
         lock = self._lock_name(name)
@@ -322,15 +356,19 @@ class MySQLStore:
             else:
                 # Nobody holds the lock, though somebody holds the lease: its leader died, or lost its connection.
                 await self._lease_session.run("DO RELEASE_LOCK(%s)", (lock,))
-                self._distrust(lease)
+                self._distrust(lease, found)
         elif got is None:
-            self._distrust(lease)  # the server could not say: killed, or out of memory
+            self._distrust(lease, found)  # the server could not say: killed, or out of memory
         return found
 
-    def _distrust(self, lease: Lease | None) -> None:
-        # For longer than any heartbeat, which is at most 0.45 of a lease: then its leader, if it lives, has it again.
-        duration = (lease.expires_at - lease.renewed_at).total_seconds() if lease else 0.0
-        self._distrust_until = asyncio.get_running_loop().time() + max(duration, 1.0) * random.uniform(0.5, 0.6)
+    def _distrust(self, before: Lease | None, found: Lease | None) -> None:
+        if before is not None and found is not None and found.token != before.token:
+            pause = _RACE  # a new leader, which is about to ask for its lock
+        else:
+            # Longer than any heartbeat, which is at most 0.45 of a lease: then its leader, if it lives, has it again.
+            duration = (found.expires_at - found.renewed_at).total_seconds() if found else 0.0
+            pause = max(duration, 1.0) * random.uniform(0.5, 0.6)
+        self._distrust_until = asyncio.get_running_loop().time() + pause
 
 
 def _microseconds(seconds: float) -> int:

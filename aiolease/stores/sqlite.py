@@ -38,6 +38,8 @@ SCHEMA_VERSION = 1
 _VERSION_ROW = "schema version"
 """Where the schema's version is kept: with a space in it, it names no lease."""
 
+_WAY_OUT = "A worker that may write the file makes it and its tables at its first start; or is the path another?"
+
 _GLANCE = 0.1
 """Seconds between two readings of a candidate that waits for a release."""
 
@@ -252,7 +254,7 @@ class SQLiteStore:
 
     def _opened(self) -> sqlite3.Connection:
         if not self._create_tables and not self._path.exists():
-            raise SchemaMissing(self.description, "there is no such file, and create_tables=False")
+            raise SchemaMissing(self.description, "there is no such file", _WAY_OUT)
         mode = "rwc" if self._create_tables else "rw"
         connection = sqlite3.connect(
             f"{self._path.as_uri()}?mode={mode}", uri=True, timeout=_TRY, isolation_level=None, check_same_thread=False
@@ -271,7 +273,7 @@ class SQLiteStore:
         version, complete = self._version(connection)
         if version in {None, SCHEMA_VERSION} and not complete:
             if not self._create_tables:
-                raise SchemaMissing(self.description, f"{missing}, and create_tables=False")
+                raise SchemaMissing(self.description, f"{missing}, and create_tables=False", _WAY_OUT)
             try:
                 connection.execute("PRAGMA journal_mode = WAL")
                 with _transaction(connection):
@@ -280,11 +282,13 @@ class SQLiteStore:
             except sqlite3.Error as error:
                 if _code(error) & 0xFF != sqlite3.SQLITE_READONLY:
                     raise
-                raise SchemaMissing(self.description, f"{missing}, and the file may not be written") from error
+                raise SchemaMissing(
+                    self.description, f"{missing}, and the file may not be written", _WAY_OUT
+                ) from error
             version, _ = self._version(connection)
         if version != SCHEMA_VERSION:
             problem = f"the tables {self._prefix}* are of version {version}, this aiolease needs {SCHEMA_VERSION}"
-            raise SchemaMissing(self.description, problem)
+            raise SchemaMissing(self.description, problem, _WAY_OUT)
 
     def _version(self, connection: sqlite3.Connection) -> tuple[int | None, bool]:
         """The version of the tables, and whether all are there."""
@@ -325,7 +329,7 @@ class SQLiteStore:
         if code & 0xFF == sqlite3.SQLITE_CANTOPEN and (problem := _unusable(self._path)):
             return StoreRejected(self.description, f"{text}: {problem}")
         if text.startswith(("no such table", "no such column")):
-            return SchemaMissing(self.description, text)
+            return SchemaMissing(self.description, text, _WAY_OUT)
         return StoreUnavailable(self.description, text)
 
 
