@@ -204,7 +204,7 @@ class Campaign:
             leader=contact.leader,
             token=contact.token,
             last_contact=contact.last_contact,
-            error=self._failure or contact.error,
+            error=contact.error or (self._failure if self._state == "failed" else None),
         )
 
     def __repr__(self) -> str:
@@ -230,8 +230,11 @@ class Campaign:
                 stay_out: StayOut | None = None
                 while not self._stopping.is_set():
                     stay_out = await self._one_term(store, stay_out)
-        except BaseException:
+        except Exception:
             self._state = "failed"
+            raise
+        except BaseException:  # cancelled
+            self._state = "stopped"
             raise
         self._state = "stopped"
 

@@ -152,7 +152,7 @@ class Candidate:
                 trouble = error
                 self._failed(error)
             else:
-                self._proven = True
+                self._proven, self._failures, self._quiet_for = True, 0, 0.5
                 self._contact.attempted.set()
                 if claim is not None:
                     return claim
@@ -182,9 +182,8 @@ class Candidate:
             lease = await bounded(limit, self._store.description, self._store.read(self._name))
         received = self._clock()
         self._saw(lease, received)
-        adopted = await self._adopt(lease, received)
-        if adopted is not None:
-            return adopted
+        if lease is not None and lease.holder in self._unknown:
+            return await self._adopt(lease, received)
         force = self._may_claim(lease, received, trusting=trusting)
         if force is None:
             return None
@@ -198,7 +197,7 @@ class Candidate:
         return claim
 
     def _saw(self, lease: Lease | None, received: float) -> None:
-        self._reached, self._failures, self._quiet_for = True, 0, 0.5
+        self._reached = True
         self._contact.saw(lease)
         if lease is not None:
             # A released row is free as it stands; only of a held one is it told how long it has not changed.
@@ -237,10 +236,9 @@ class Candidate:
             emit(Following(lease=self._name, holder=lease.holder, token=lease.token, note=note), self._observer)
         return None
 
-    async def _adopt(self, lease: Lease | None, now: float) -> Claim | None:
-        """Takes up a claim whose answer was lost, if the row shows that it was won and there is time left to lead."""
-        if lease is None or lease.holder not in self._unknown:
-            return None
+    async def _adopt(self, lease: Lease, now: float) -> Claim | None:
+        """Takes up a claim whose answer was lost and that was won, as the row shows, if there is time left to lead."""
+        assert lease.holder is not None
         sent_at = self._unknown.pop(lease.holder)
         if now < sent_at + self._timings.renew_deadline / 2:
             return Claim(lease, sent_at, now)

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from aiolease._lease import check_name
 from aiolease._settings import OnStall, Timings
 from aiolease.errors import ConfigurationError
 
@@ -48,7 +49,12 @@ class LeaseSettings(BaseSettings):
             field = str(first["loc"][0]) if first["loc"] else "settings"
             value = "…" if field == "url" else first["input"]
             raise ConfigurationError(f"AIOLEASE_{field.upper()}", value, str(first["msg"])) from None
-        Timings.make(**self._timings())
+        try:
+            check_name(self.name)
+            Timings.make(**self._timings())
+        except ConfigurationError as error:
+            variables = ",".join(f"AIOLEASE_{field.upper()}" for field in error.field.split(","))
+            raise ConfigurationError(variables, error.value, error.problem) from None
 
     def _timings(self) -> dict[str, Any]:
         return {

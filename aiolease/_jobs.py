@@ -12,7 +12,7 @@ import heapq
 import inspect
 import math
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ import anyio
 import anyio.to_thread
 
 from aiolease._campaign import Campaign, Options
-from aiolease._leadership import Leadership
+from aiolease._leadership import Leadership, leading
 from aiolease._lease import check_name
 from aiolease._schedule import Cron, Every, Schedule
 from aiolease._settle import settled
@@ -104,14 +104,18 @@ def _takes_run(name: str, function: Callable[..., object]) -> bool:
         raise InvalidJob(name, "register a function")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise InvalidJob(name, "a generator cannot be a job, use a function that does not yield")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        raise InvalidJob(name, "what it takes cannot be seen, wrap it in a function of your own") from None
     taken = 0
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in signature.parameters.values():
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             taken += 1
         elif parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty:
             taken += 2
     if taken > 1:
-        raise InvalidJob(name, f"it must take nothing or one JobRun, not {inspect.signature(function)}")
+        raise InvalidJob(name, f"it must take nothing or one JobRun, not {signature}")
     return taken == 1
 
 
@@ -223,7 +227,7 @@ class JobRegistry:
         return self._term() is not None
 
     def _term(self) -> _Term | None:
-        return next((term for term in reversed(self._terms) if term.lead.is_leader), None)
+        return next((term for term in reversed(self._terms) if term.lead.is_leader and not term.ended), None)
 
     def leader_only(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R | None]]:
         """Makes a coroutine function run only where this registry leads, for calls that every process makes.
@@ -241,10 +245,11 @@ class JobRegistry:
         async def call(*args: P.args, **kwargs: P.kwargs) -> R | None:
             term = self._term()
             if term is None:
-                text = f"{function.__name__!r} was not called: this process does not lead"
+                called = getattr(function, "__name__", repr(function))
+                text = f"{called!r} was not called: this process does not lead"
                 emit(Notice(lease="", severity="DEBUG", text=text))
                 return None
-            return await term.within(function(*args, **kwargs))
+            return await term.within(functools.partial(function, *args, **kwargs))
 
         return call
 
@@ -298,7 +303,7 @@ class JobRegistry:
             context: Any object; jobs find it as ``run.context``.
             drain_timeout: Seconds that running jobs may take to finish after the first signal.
             handle_signals: Whether SIGTERM and SIGINT end it: the first lets running jobs finish and releases the
-                lease, a second cancels them. `serve` then returns. For programs of their own, not for a web server.
+                lease, a second cancels them. `serve` then returns, and handlers set with `signal` are back. For programs of their own, not for a web server.
             **options: See `leadership`.
 
         Raises:
@@ -396,7 +401,8 @@ class _Term:
         self._running: dict[asyncio.Task[None], tuple[_Job, JobRun]] = {}
         self._calls: set[asyncio.Task[Any]] = set()
         self._queued: deque[tuple[_Job, datetime]] = deque()
-        self._ended = False
+        self._going_on: Counter[str] = Counter()  # runs of each job, running or queued
+        self.ended = False
 
     async def run(self, stopping: asyncio.Event, drain_timeout: float) -> None:
         """Schedules until told to stop, then drains; cancels what is left, and awaits it, however it ends."""
@@ -444,18 +450,16 @@ class _Term:
     def _due(self, job: _Job, tick: datetime) -> None:
         if job.overlap == "skip" and self._runs(job):
             self._skip(job, tick, 1, "its last run has not ended")
-        elif len(self._running) < self._max_running:
+            return
+        self._going_on[job.name] += 1
+        if len(self._running) < self._max_running:
             self._start(job, tick)
         else:
             self._queued.append((job, tick))
 
     def _runs(self, job: _Job) -> bool:
         alive = any(not thread.done() for thread in self._threads.get(job.name, ()))
-        return (
-            alive
-            or any(running is job for running, _ in self._running.values())
-            or any(queued is job for queued, _ in self._queued)
-        )
+        return alive or self._going_on[job.name] > 0
 
     def _skip(self, job: _Job, since: datetime, count: int, reason: str) -> None:
         self._emit(TickSkipped(**self._facts(), job=job.name, since=since, count=count, reason=reason))
@@ -469,8 +473,9 @@ class _Term:
         task.add_done_callback(self._finished)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
-        del self._running[task]
-        while self._queued and not self._ended and len(self._running) < self._max_running:
+        job, _ = self._running.pop(task)
+        self._going_on[job.name] -= 1
+        while self._queued and not self.ended and len(self._running) < self._max_running:
             self._start(*self._queued.popleft())
 
     async def _execute(self, job: _Job, run: JobRun) -> None:
@@ -486,13 +491,18 @@ class _Term:
                 await self._call(job, run)
         except asyncio.CancelledError as raised:
             # Cancelled by the end of the term, or by itself: by something it awaited that was cancelled elsewhere.
-            status, error = ("lost", None) if self._ended or self._being_cancelled() else ("failed", raised)
-        except Exception as raised:  # noqa: BLE001 - a job that raises hurts no other job
+            status, error = ("lost", None) if self.ended or self._being_cancelled() else ("failed", raised)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as raised:  # noqa: BLE001 - a job that raises hurts no other job
             status, error = "failed", raised
             if limit.expired() and isinstance(raised, TimeoutError):
                 error = TimeoutError(f"it took longer than {job.timeout:g} s")
-            elif self._ended and isinstance(raised, LeadershipLost):
+            elif self.ended and isinstance(raised, LeadershipLost):
                 status, error = "lost", None
+        else:
+            if limit.expired():  # it swallowed the cancellation
+                status, error = "failed", TimeoutError(f"it took longer than {job.timeout:g} s")
         took = clock() - started
         self._emit(RunFinished(**self._facts(), job=job.name, tick=run.tick, status=status, took=took, error=error))
 
@@ -516,8 +526,8 @@ class _Term:
             await asyncio.wait([thread])
         except asyncio.CancelledError:
             run._stopped = (
-                LeadershipLost(self.lead.name, self.lead.holder, self.lead.token, "resigned")
-                if self._ended
+                LeadershipLost(self.lead.name, self.lead.holder, self.lead.token, self.lead._ended or "resigned")
+                if self.ended
                 else TimeoutError(f"it took longer than {job.timeout or 0:g} s")
             )
             await self._outwait(job, thread)
@@ -541,12 +551,18 @@ class _Term:
         left_behind = self._threads.setdefault(job.name, set())
         left_behind.add(thread)
         thread.add_done_callback(left_behind.discard)
+        thread.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())
         text = f"the thread of {job.name!r} does not end, and is left behind; the job does not start again beside it"
         self._emit(Notice(**self._facts(), severity="CRITICAL", text=text))
 
-    async def within(self, call: Awaitable[R]) -> R:
+    async def within(self, call: Callable[[], Awaitable[R]]) -> R:
         """Runs a call as a part of the term: cancelled with it, and awaited before the lease is released."""
-        task = asyncio.ensure_future(call)
+
+        async def run() -> R:
+            with leading(self.lead):
+                return await call()
+
+        task = asyncio.create_task(run())
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
         try:
@@ -554,8 +570,10 @@ class _Term:
         except asyncio.CancelledError:
             task.cancel()
             await settled(task)
+            if not task.cancelled():
+                task.exception()  # the caller's cancellation goes before it
             raise
-        if task.cancelled() and self._ended:
+        if task.cancelled() and self.ended:
             raise LeadershipLost(self.lead.name, self.lead.holder, self.lead.token, self.lead._ended or "resigned")
         return task.result()
 
@@ -574,7 +592,7 @@ class _Term:
 
     async def _end(self) -> asyncio.CancelledError | None:
         """Cancels what still runs, once, and again after half the time to unwind; returns when all has ended."""
-        self._ended = True
+        self.ended = True
         self._drop_queued()
         loop = asyncio.get_running_loop()
         again: float | None = loop.time() + self.lead._timings.unwind / 2

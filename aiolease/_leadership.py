@@ -22,8 +22,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from typing import TypedDict, final
@@ -158,6 +158,17 @@ def current_leadership() -> Leadership:
         if lead.is_leader:
             return lead
     raise NotLeader
+
+
+@contextmanager
+def leading(lead: Leadership) -> Iterator[None]:
+    """Makes `lead` the innermost leadership of the running task."""
+    earlier = _current.get()
+    _current.set((*earlier, lead))
+    try:
+        yield
+    finally:
+        _current.set(earlier)
 
 
 class _Tenure:
@@ -382,6 +393,8 @@ class _Tenure:
             if self._host.cancelling() > self._cancelling:
                 self._host.uncancel()
         outside = self._host.cancelling() > self._cancelling and asyncio.current_task() is self._host
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise error
         if reason is None:
             if cancelled is not None and not isinstance(error, asyncio.CancelledError):
                 raise cancelled  # it came while the lease was being released
@@ -393,8 +406,6 @@ class _Tenure:
         await anyio.lowlevel.checkpoint_if_cancelled()
         if outside:
             raise (error if isinstance(error, asyncio.CancelledError) else cancelled) or asyncio.CancelledError()
-        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
-            raise error
         if reason == "resigned":
             if error is None or own or isinstance(error, asyncio.CancelledError):
                 return
@@ -422,8 +433,10 @@ class _Tenure:
         return watched(self._clock, self._next_deadline, grace=grace, wake=self._wake.set, blocked=self._blocked)
 
     def _next_deadline(self) -> float:
-        """The moment by which the loop should have ended the term; never, once it has."""
-        return float("inf") if self.lead._ended is not None else self.lead._deadline
+        """The moment by which the loop should have ended the term or, once it has, the body; never, once that has."""
+        if self._body_ended:
+            return float("inf")
+        return self.lead._deadline if self._reason is None else self._ended_at + self._timings.unwind
 
     def _blocked(self, stack: str) -> None:
         """The loop did not answer past the deadline."""
@@ -458,18 +471,15 @@ async def hold(
         contact=contact or Contact(),
     )
     emit(Elected(**tenure.facts(), elected_at=tenure.lead.elected_at), observer)
-    earlier = _current.get()
     error: BaseException | None = None
     with tenure.watching():
         keeper = asyncio.create_task(tenure.keep())
         keeper.add_done_callback(lambda task: tenure.keeper_failed(None if task.cancelled() else task.exception()))
-        _current.set((*earlier, tenure.lead))
         try:
-            yield tenure.lead
+            with leading(tenure.lead):
+                yield tenure.lead
         except BaseException as raised:  # noqa: BLE001 - it is raised again by `outcome`, or belongs to the loss
             error = raised
-        finally:
-            _current.set(earlier)
         tenure.body_has_ended()
         cancelled = await settled(keeper)
     cancelled = await settled(asyncio.create_task(tenure.release())) or cancelled

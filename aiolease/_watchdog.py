@@ -62,7 +62,7 @@ class _Watch:
             return grace - silent
         self._reported = True
         frame = sys._current_frames().get(self._thread)
-        self._blocked("".join(traceback.format_stack(frame, limit=-12) if frame else ["the thread is gone"]).rstrip())
+        self._blocked("".join(traceback.format_stack(frame, limit=12) if frame else ["the thread is gone"]).rstrip())
         return _SLICE
 
     def _answer(self) -> None:

@@ -36,7 +36,8 @@ class Figure:
 def _number(value: float, unit: Unit) -> str:
     if unit == "":
         return f"{value:g}"
-    return f"{value:.1f}" if unit == "MB" or abs(value) >= 20 else f"{value:.2f}"
+    text = f"{value:.1f}" if unit == "MB" or abs(value) >= 20 else f"{value:.2f}"
+    return "0.00" if text == "-0.00" else text
 
 
 def _with_unit(value: float, unit: Unit) -> str:

@@ -56,6 +56,14 @@ JITTER = 0.05
 E = TypeVar("E", bound=Event)
 
 
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Keeps the log lines of some thousand virtual leases away; `lines` has them again."""
+    logger.disable("aiolease")
+    yield
+    logger.enable("aiolease")
+
+
 def clock() -> float:
     return asyncio.get_running_loop().time()
 
@@ -416,18 +424,27 @@ async def test_tokens_rise(fence: bool) -> None:
 @virtual_time
 async def test_a_deleted_row_is_not_claimed_by_who_saw_its_holder_alive() -> None:
     """When a row vanishes under a holder, one that saw it waits until that holder must have stopped."""
-    server, fleet = MemoryServer(), list[Process]()
-    first = Process(server, fleet)
-    await first.leads()
-    second = Process(server, fleet)
+    server = MemoryServer()
+    store = MemoryStore(server)
+
+    async def first() -> None:
+        async with leadership(store, "cron"):
+            await asyncio.sleep(LONG)
+
+    holding = asyncio.create_task(first())
+    await until(lambda: server.leases)
+    second = Process(server)
     await asyncio.sleep(1)
     seen = clock()
-    first.store.lose_request("renew", 1000)
+    store.lose_request("renew", 1000)
     del server.leases["cron"]
     lead = await second.leads()
-    assert clock() - seen >= LEASE - 1.1
+    assert LEASE - 1.1 <= clock() - seen <= LEASE
+    assert holding.done()
     assert lead.token == 2
-    await end(first.task, second.task)
+    with pytest.raises(LeadershipLost):
+        await holding
+    await end(second.task)
 
 
 def run_script(script: str, *, limit: float = 20) -> subprocess.CompletedProcess[str]:
@@ -478,44 +495,10 @@ def test_a_forked_child_does_not_lead() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_forked_child_that_leaves_the_block_releases_nothing() -> None:
-    """A child that goes on through the end of the block does not release its parent's lease."""
-    done = run_script(
-        """
-        import asyncio, os, warnings
-        from aiolease import LeadershipLost, leadership
-        from aiolease.testing import MemoryStore
-
-        class Store(MemoryStore):
-            async def release(self, name, holder, token):
-                if os.getpid() != parent:
-                    os._exit(9)
-                return await super().release(name, holder, token)
-
-        parent = os.getpid()
-
-        async def main():
-            store = Store()
-            async with leadership(store):
-                await asyncio.sleep(0.05)
-                warnings.simplefilter("ignore", DeprecationWarning)
-                child = os.fork()
-                if child != 0:
-                    _, status = os.waitpid(child, 0)
-                    assert os.waitstatus_to_exitcode(status) == 0, status
-            if child == 0:
-                os._exit(0)
-
-        asyncio.run(main())
-        """
-    )
-    assert done.returncode == 0, done.stderr
-
-
 # -- rule 6: beats
 
 
-@pytest.mark.parametrize("delays", [(12.0,), (6.0, 13.0), (30.0, 8.0, 6.0)])
+@pytest.mark.parametrize("delays", [(12.0,), (6.0, 13.0), (30.0, 8.0)])
 @virtual_time
 async def test_a_delayed_renewal_undoes_nothing(delays: tuple[float, ...]) -> None:
     """Every attempt to renew has a higher beat: one that the server executes late changes nothing any more."""
@@ -649,7 +632,7 @@ async def test_a_cold_start_on_a_row_that_was_never_released_says_why_it_waits()
 @virtual_time
 async def test_fleets_survive_a_clock_that_steps_at_random() -> None:
     """Whatever the server's clock does, there are never two leaders, and after every crash there is one again."""
-    for seed in range(15):
+    for seed in range(10):
         chance = random.Random(seed)
         server, fleet = MemoryServer(), list[Process]()
         leases = [3.0, 10.0, 30.0]
@@ -825,7 +808,7 @@ def test_a_loop_that_is_blocked_by_the_clean_up_ends_the_process_too() -> None:
         "            try:\n"
         "                await asyncio.sleep(60)\n"
         "            finally:\n"
-        "                time.sleep(8)"
+        "                time.sleep(4)"
     )
     done = run_script(BLOCKED.format(body=body))
     assert done.returncode == 70, f"{done.returncode}\n{done.stderr}"
@@ -1171,7 +1154,7 @@ async def test_a_wait_that_is_long_enough(timeout: float | None) -> None:
     server = MemoryServer()
     first = Process(server)
     await first.leads()
-    asyncio.get_running_loop().call_later(4 if timeout else 30 * LONG, first.task.cancel)
+    asyncio.get_running_loop().call_later(4 if timeout else 3 * LONG, first.task.cancel)
     async with leadership(MemoryStore(server), "cron", timeout=timeout) as lead:
         assert lead.token == 2
 
@@ -1206,7 +1189,11 @@ async def test_a_single_try_trusts_the_clock_of_the_database() -> None:
         ({"lease_duration": None}, "lease_duration", "lease_duration=None: "),
         ({"heartbeat_interval": 0.0}, "heartbeat_interval", "heartbeat_interval=0.0: "),
         ({"heartbeat_interval": float("inf")}, "heartbeat_interval", "heartbeat_interval=inf: "),
-        ({"heartbeat_interval": 13.0}, "heartbeat_interval,renew_deadline", "heartbeat_interval=13 .*renew_deadline=25"),
+        (
+            {"heartbeat_interval": 13.0},
+            "heartbeat_interval,renew_deadline",
+            "heartbeat_interval=13 .*renew_deadline=25",
+        ),
         ({"renew_deadline": 12.0}, "heartbeat_interval,renew_deadline", "heartbeat_interval=10 .*renew_deadline=12"),
         ({"renew_deadline": -3.0}, "renew_deadline", "renew_deadline=-3.0: "),
         ({"renew_deadline": 27.5}, "renew_deadline,lease_duration", "renew_deadline=27.5 .*lease_duration=30"),
@@ -1339,7 +1326,7 @@ async def test_the_current_leadership() -> None:
 
 
 @pytest.fixture
-def lines() -> Iterator[list[tuple[str, str, dict[str, Any]]]]:
+def lines(quiet: None) -> Iterator[list[tuple[str, str, dict[str, Any]]]]:
     """What loguru was told."""
     written: list[tuple[str, str, dict[str, Any]]] = []
 
@@ -1347,6 +1334,7 @@ def lines() -> Iterator[list[tuple[str, str, dict[str, Any]]]]:
         record = message.record
         written.append((record["level"].name, record["message"], dict(record["extra"])))
 
+    logger.enable("aiolease")
     number = logger.add(sink, level=0)
     yield written
     logger.remove(number)
@@ -1398,7 +1386,8 @@ def test_log_phrases_are_stable(lines: list[tuple[str, str, dict[str, Any]]]) ->
     failures = [text for level, text in said if level == "WARNING" and text.startswith("could not renew")]
     assert failures[0] == "could not renew 'cron', 10.0 s left: memory: no answer within 5 s"
     assert all(
-        re.fullmatch(r"could not renew 'cron', \d+\.\d s left: db \{x\}: gone <b>away</b> %s", text) for text in failures[1:]
+        re.fullmatch(r"could not renew 'cron', \d+\.\d s left: db \{x\}: gone <b>away</b> %s", text)
+        for text in failures[1:]
     )
     for level, text, extra in lines:
         assert extra["lease"] == "cron"
@@ -1520,9 +1509,10 @@ async def cancelled_after(steps: int, kind: str, play: Callable[[MemoryStore], A
     if held:
         holding = leadership(MemoryStore(server))
         holder = await holding.__aenter__()
+        await asyncio.sleep(1)
     before = asyncio.all_tasks()
     scope: anyio.CancelScope | None = None
-    over = False
+    over = True
 
     async def main() -> None:
         nonlocal scope
@@ -1531,6 +1521,7 @@ async def cancelled_after(steps: int, kind: str, play: Callable[[MemoryStore], A
             return
         with anyio.CancelScope() as scope:
             await play(SlowStore(server))
+        assert over or scope.cancelled_caught or play is one_term
         task = asyncio.current_task()
         assert task is not None
         assert task.cancelling() == 0
@@ -1540,21 +1531,21 @@ async def cancelled_after(steps: int, kind: str, play: Callable[[MemoryStore], A
 
     def step(left: int) -> None:
         nonlocal over
-        if left > 0:
+        if left > 0 and not task.done():
             loop.call_soon(step, left - 1)
         elif kind == "native":
             over = not task.cancel()
         elif scope is not None:
+            over = task.done()
             scope.cancel()
-        else:
-            task.cancel()
 
+    await asyncio.sleep(0)
     loop.call_soon(step, steps)
     async with asyncio.timeout(3 * LEASE):
         await asyncio.wait([task])
     if kind == "native" and not over:
         assert task.cancelled(), "the cancellation was swallowed"
-    elif not task.cancelled():
+    else:
         task.result()
     assert asyncio.all_tasks() == before
     if holder is not None:
@@ -1582,6 +1573,6 @@ def test_cancellation_at_every_await(kind: str, play: Callable[[MemoryStore], Aw
         except BaseException as error:
             error.add_note(f"cancelled after {steps} steps")
             raise
-    if kind == "native" and play is one_term and not held:
+    if play is one_term and not held:
         assert over[-1], "the whole of the campaign was covered"
-        assert not over[100]
+        assert not over[70]

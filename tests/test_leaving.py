@@ -34,6 +34,14 @@ REASONS = {"expired": "expired", "silent": "expired", "taken": "taken", "ineligi
 OUTSIDES = ("native", "anyio", "timeout", "group", "child")
 
 
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Keeps the log lines of a thousand terms away."""
+    logger.disable("aiolease")
+    yield
+    logger.enable("aiolease")
+
+
 class Boom(Exception):
     """What a body, or its neighbour, raises."""
 
@@ -364,12 +372,8 @@ def test_what_leaves_the_block_in_real_time(loop_factory: Callable[[], asyncio.A
                 raise AssertionError(f"{scene.case}: {scene.outcome!r}") from error
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
-    logger.disable("aiolease")  # of so many cases at once the log is of no use, and slow
-    try:
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(main())
-    finally:
-        logger.enable("aiolease")
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
 
 
 # -- inside the block
@@ -639,7 +643,9 @@ async def test_a_child_that_fails(group: str, when: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [StopIteration(1), StopAsyncIteration(), RuntimeError("no"), TimeoutError(), KeyError("x"), Boom()], ids=repr
+    "error",
+    [StopIteration(1), StopAsyncIteration(), RuntimeError("no"), TimeoutError(), KeyError("x"), Boom()],
+    ids=repr,
 )
 @virtual_time
 async def test_any_exception_of_the_body_comes_out_as_itself(error: Exception) -> None:

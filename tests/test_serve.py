@@ -326,25 +326,6 @@ async def test_handlers_are_restored_however_it_ends(own_handlers: list[int], ho
     assert handlers() == before
 
 
-async def test_the_loops_own_handlers_are_restored(own_handlers: list[int]) -> None:
-    """A handler that the application gave to its loop works again after `serve`."""
-    received = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, received.set)
-    jobs = JobRegistry()
-
-    @jobs.every(0.05)
-    async def job() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-    try:
-        await asyncio.wait_for(jobs.serve(MemoryStore(), handle_signals=True), LIMIT)
-        os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(received.wait(), 1)
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
-
-
 async def test_no_signal_is_touched_unless_it_is_asked_for(own_handlers: list[int]) -> None:
     """Without ``handle_signals=True`` `serve` and `background` leave the application's handlers alone."""
     before, meanwhile = handlers(), []

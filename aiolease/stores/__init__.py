@@ -127,7 +127,9 @@ def _from_url(url: str, table_prefix: str, create_tables: bool) -> Store:
         path = unquote(rest.removeprefix("/"))
         if not rest.startswith("/") or not path or path == ":memory:" or "?" in rest:
             raise ConfigurationError(
-                "target", url, "name a file that the processes share: sqlite:///relative.db or sqlite:////absolute.db"
+                "target",
+                "sqlite://…",
+                "name a file that the processes share: sqlite:///relative.db or sqlite:////absolute.db",
             )
         from aiolease.stores.sqlite import SQLiteStore
 
