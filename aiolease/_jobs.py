@@ -303,7 +303,8 @@ class JobRegistry:
             context: Any object; jobs find it as ``run.context``.
             drain_timeout: Seconds that running jobs may take to finish after the first signal.
             handle_signals: Whether SIGTERM and SIGINT end it: the first lets running jobs finish and releases the
-                lease, a second cancels them. `serve` then returns, and handlers set with `signal` are back. For programs of their own, not for a web server.
+                lease, a second cancels them. `serve` then returns, and handlers set with `signal` are back. For
+                programs of their own, not for a web server.
             **options: See `leadership`.
 
         Raises:

@@ -48,7 +48,7 @@ async def measure(databases: Sequence[Database], *, quick: bool) -> Table:
         topic="load",
         title=f"load: a lease of {lease:g} s, first one leader alone, then {WAITING} candidates beside it",
         notes=[
-            f"counted during {window:g} s each; 'candidate' is the difference, for one of them: a difference may fall below 0",
+            f"counted during {window:g} s each; 'candidate' is one share of the difference, which may fall below 0",
             "SQLite has no server: its statements are those that the processes send, its connections are files",
         ],
     )

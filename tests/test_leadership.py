@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -54,6 +55,15 @@ LEASE, DEADLINE, HEARTBEAT, ATTEMPT, RETRY = 30.0, 25.0, 10.0, 5.0, 2.0
 JITTER = 0.05
 
 E = TypeVar("E", bound=Event)
+
+
+@contextmanager
+def losing() -> Iterator[pytest.ExceptionInfo[LeadershipLost]]:
+    """The block inside is left by its loss alone: what the body asserts while it unwinds counts."""
+    with pytest.raises(LeadershipLost) as lost:
+        yield lost
+    if lost.value.__cause__ is not None:
+        raise lost.value.__cause__
 
 
 @pytest.fixture(autouse=True)
@@ -157,7 +167,7 @@ async def test_the_deadline_counts_from_the_sending_of_the_claim(latency: float)
     """A leader may act until the deadline after its claim was sent: the time of the answer counts against it."""
     store = MemoryStore()
     store.latency = latency
-    with pytest.raises(LeadershipLost) as lost:
+    with losing() as lost:
         async with leadership(store) as lead:
             (claimed,) = sent(store, "claim")
             assert clock() == claimed + latency
@@ -176,7 +186,7 @@ async def test_the_deadline_counts_from_the_sending_of_the_claim(latency: float)
 async def test_the_deadline_counts_from_the_sending_of_the_renewal(latency: float) -> None:
     """A renewal moves the deadline to the time after it was sent, not after it was answered."""
     store, log = MemoryStore(), Log()
-    with pytest.raises(LeadershipLost):
+    with losing():
         async with leadership(store, on_event=log) as lead:
             store.latency = latency
             await until(lambda: len(log.of(Renewed)) == 3)
@@ -194,7 +204,7 @@ async def test_the_deadline_counts_from_the_sending_of_the_renewal(latency: floa
 async def test_the_deadline_ends_the_term_while_a_renewal_hangs(fault: str) -> None:
     """The deadline is a timer of its own, whatever a renewal does at that time, and only an answer moves it."""
     store = MemoryStore()
-    with pytest.raises(LeadershipLost):
+    with losing():
         async with leadership(store) as lead:
             (claimed,) = sent(store, "claim")
             match fault:
@@ -259,7 +269,7 @@ async def test_retries_are_spread_and_grow() -> None:
     gaps: list[list[float]] = []
     for _ in range(20):
         store = MemoryStore()
-        with pytest.raises(LeadershipLost):
+        with losing():
             async with leadership(store):
                 store.down = True
                 await asyncio.sleep(LONG)
@@ -292,7 +302,7 @@ async def test_a_row_that_shows_the_end_ends_the_term_at_once(how: str) -> None:
     """A renewal that meets another's row, a cleared one or none ends the term, and leaves the row as it is."""
     server, log = MemoryServer(), Log()
     store = MemoryStore(server)
-    with pytest.raises(LeadershipLost) as lost:
+    with losing() as lost:
         async with leadership(store, on_event=log) as lead:
             await asyncio.sleep(1)
             row = server.leases["default"]
@@ -324,7 +334,7 @@ async def test_a_row_that_shows_the_end_ends_the_term_at_once(how: str) -> None:
 async def test_a_heartbeat_that_breaks_ends_the_term() -> None:
     """If the heartbeat ends for a reason of its own, the body is cancelled with the reason "error", and it is said why."""
     store, log = MemoryStore(), Log()
-    with pytest.raises(LeadershipLost) as lost:
+    with losing() as lost:
         async with leadership(store, on_event=log):
             store.fail("renew", ZeroDivisionError("a bug"))
             await asyncio.sleep(LONG)
@@ -529,7 +539,7 @@ async def test_a_delayed_renewal_does_not_revive_a_term() -> None:
     """A renewal that the server executes after the release, or in another's term, changes nothing."""
     server = MemoryServer()
     store = MemoryStore(server)
-    with pytest.raises(LeadershipLost):
+    with losing():
         async with leadership(store):
             store.delay("renew", 60, 1000)
             await asyncio.sleep(LONG)
@@ -662,7 +672,7 @@ async def test_fleets_survive_a_clock_that_steps_at_random() -> None:
 async def test_a_process_that_stood_still_stops_at_once() -> None:
     """After a suspension that outlasted the deadline the process does not lead, and its body is cancelled at once."""
     store = MemoryStore()
-    with pytest.raises(LeadershipLost) as lost:
+    with losing() as lost:
         async with leadership(store) as lead:
             await asyncio.sleep(1)
             virtual_loop().advance(LONG)
@@ -687,7 +697,7 @@ async def test_deadlines_use_the_clock_that_counts_suspension() -> None:
     token = aiolease._clock.replaced.set(lambda: clock() + jump)
     try:
         store = MemoryStore()
-        with pytest.raises(LeadershipLost) as lost:
+        with losing() as lost:
             async with leadership(store) as lead:
                 await asyncio.sleep(1)
                 assert lead.is_leader
@@ -724,7 +734,7 @@ async def test_the_watchdog_wakes_a_term_after_a_suspension(monkeypatch: pytest.
 
     monkeypatch.setattr(aiolease._clock, "boot_clock", boot_clock)
     monkeypatch.setattr(aiolease._leadership, "boot_clock", boot_clock)
-    with pytest.raises(LeadershipLost) as lost:
+    with losing() as lost:
         async with asyncio.timeout(8), leadership(MemoryStore()) as lead:
             await asyncio.sleep(0.01)
             jump = LONG
@@ -743,7 +753,7 @@ async def test_the_watchdog_wakes_a_term_after_a_suspension(monkeypatch: pytest.
 async def test_the_watchdog_names_the_line_that_blocks_the_loop() -> None:
     """Past the deadline of a loop that does not run, the stack of its thread is reported, once, and the term is over."""
     events: list[Event] = []
-    with pytest.raises(LeadershipLost) as lost:
+    with losing() as lost:
         async with leadership(MemoryStore(), lease_duration=0.6, on_event=events.append) as lead:
             await asyncio.sleep(0.01)
             before = len(events)
@@ -764,7 +774,7 @@ async def test_the_watchdog_is_silent_while_the_loop_runs() -> None:
     """Neither a loop that is blocked for less than the deadline nor a term that is lost in order is reported."""
     events: list[Event] = []
     store = MemoryStore()
-    with pytest.raises(LeadershipLost):
+    with losing():
         async with leadership(store, lease_duration=1.2, on_event=events.append):
             time.sleep(0.5)
             await asyncio.sleep(0.3)
@@ -1348,7 +1358,7 @@ def test_log_phrases_are_stable(lines: list[tuple[str, str, dict[str, Any]]]) ->
         store = MemoryStore(server)
         store.down = True
         asyncio.get_running_loop().call_later(0.1, setattr, store, "down", False)
-        with pytest.raises(LeadershipLost):
+        with losing():
             async with leadership(store, "cron") as first:
                 follower = asyncio.create_task(leadership(MemoryStore(server), "cron").__aenter__())
                 await asyncio.sleep(1)
@@ -1458,7 +1468,7 @@ async def test_an_observer_that_raises_harms_nothing() -> None:
 
     server = MemoryServer()
     store = MemoryStore(server)
-    with pytest.raises(LeadershipLost) as lost:
+    with losing() as lost:
         async with leadership(store, on_event=observe) as lead:
             await asyncio.sleep(5 * LEASE)
             assert lead.is_leader

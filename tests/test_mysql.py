@@ -168,7 +168,7 @@ async def test_a_user_who_may_not_create_tables(mysql_server: Server, mysql_url:
             await heard.next(Renewed)
             async with open_store(url) as store:
                 assert await store.resign("default") == lead.token
-            await asyncio.wait([asyncio.create_task(asyncio.sleep(5.0))])
+            await asyncio.sleep(LIMIT)  # it is asked to resign, and leaves without an error
         async with leadership(url, timeout=LIMIT) as lead:
             assert lead.token == 2
 
@@ -227,8 +227,8 @@ async def test_a_malformed_url_is_refused_without_its_password(url: str) -> None
 
 
 async def test_signs_in_a_password_survive_the_url(mysql_server: Server, mysql_url: str) -> None:
-    """Whatever is percent-encoded in a URL arrives at the server as it was, non-ASCII signs included."""
-    password = "p@ss/w:o?r#d%ä &="
+    """Whatever is percent-encoded in a URL arrives at the server as it was: signs that a URL would take for its own."""
+    password = "p@ss/w:o?r#d%+ &=[]" + ("ä" if mysql_server.kind == "mariadb" else "")
     with user(mysql_server, mysql_url, password, "ALL") as name:
         url = mysql_server.url(database_of(mysql_url), user=name, password=quote(password, safe=""))
         for scheme in ("mysql:", "mysql+asyncmy:"):
@@ -265,7 +265,7 @@ async def test_every_kind_of_target_leads(mysql_server: Server, mysql_url: str) 
     set, elect and renew, see each other's leases, and leave the pool's own connections as they were.
     """
     odd: dict[str, Any] = {"init_command": "SET sql_mode = 'ANSI_QUOTES,NO_BACKSLASH_ESCAPES,PIPES_AS_CONCAT'"}
-    modes = {"sql_mode": "ANSI,NO_BACKSLASH_ESCAPES,STRICT_ALL_TABLES,NO_ZERO_DATE"}
+    modes = {"sql_mode": "'ANSI,NO_BACKSLASH_ESCAPES,STRICT_ALL_TABLES,NO_ZERO_DATE'"}
     uncommitted = {"autocommit": False, "init_command": "SET autocommit = 0, time_zone = '-08:00'"}
     asyncmy_conv = {"conv": stringly(asyncmy.converters.conversions)}
     from pymysql.converters import conversions
@@ -308,9 +308,9 @@ async def test_every_kind_of_target_leads(mysql_server: Server, mysql_url: str) 
         async def leads(kind: str, target: Any) -> None:
             heard = Recorder()
             try:
-                async with asyncio.timeout(LIMIT):
+                async with asyncio.timeout(2 * LIMIT):
                     async with leadership(
-                        target, name + kind, lease_duration=3.0, heartbeat_interval=0.3, on_event=heard
+                        target, name + kind, timeout=LIMIT, lease_duration=12.0, heartbeat_interval=1.0, on_event=heard
                     ) as lead:
                         await heard.next(Renewed, 2)
                         now = row(mysql_server, mysql_url, name + kind)
@@ -318,7 +318,6 @@ async def test_every_kind_of_target_leads(mysql_server: Server, mysql_url: str) 
                         with pytest.raises(LeaseHeld):
                             async with leadership(apart(mysql_url), name + kind, timeout=0):
                                 pass
-                        assert target is not None
                 assert row(mysql_server, mysql_url, name + kind)["holder"] is None
             except Exception as error:
                 failed[kind] = f"{type(error).__name__}: {error}"
@@ -326,7 +325,7 @@ async def test_every_kind_of_target_leads(mysql_server: Server, mysql_url: str) 
         async with asyncio.TaskGroup() as tasks:
             for kind, target in kinds.items():
                 tasks.create_task(leads(kind, target))
-    assert not failed
+    assert not failed, "\n".join(f"{kind}: {error}" for kind, error in failed.items())
 
 
 @pytest.mark.parametrize("driver", ["asyncmy", "aiomysql"])
@@ -390,7 +389,7 @@ async def test_nothing_shows_a_password(mysql_server: Server, mysql_url: str, lo
     """Neither log, events, errors nor what `repr` gives of them or of the store hold the password, in a whole life."""
     with user(mysql_server, mysql_url, PLAIN, "ALL") as name:
         url, heard = mysql_server.url(database_of(mysql_url), user=name, password=PLAIN), Recorder()
-        async with open_store(url) as store, leadership(url, lease_duration=1.5, on_event=heard) as lead:
+        async with open_store(url) as store, leadership(url, lease_duration=6.0, heartbeat_interval=0.5, on_event=heard) as lead:
             shown = [repr(store), store.description, repr(lead)]
             for number in sessions(mysql_server, url):
                 mysql_server.sql(f"KILL {number}")
