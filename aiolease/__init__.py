@@ -26,9 +26,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aiolease._campaign import Campaign, CampaignStatus, leadership, run_as_leader
-from aiolease._jobs import JobRegistry, JobRun
+from aiolease._jobs import JobRegistry
 from aiolease._leadership import Leadership, current_leadership
 from aiolease._lease import Lease
+from aiolease._runs import JobRun
 from aiolease.errors import (
     AioleaseError,
     ConfigurationError,

@@ -545,7 +545,7 @@ async def test_cancellation_leaves_nothing_behind(mysql_server: Server, mysql_ur
         if found or not ended:
             left[phase, turns] = found if ended else ["the cancellation was swallowed"]
 
-    points = [*range(40), *range(40, 120, 4), *range(120, 700, 20)]
+    points = [*range(30), *range(30, 90, 4), *range(90, 500, 20)]
     await leads("tables")
     for turns in points:
         await check("alone", (f"alone-{turns}",), turns)

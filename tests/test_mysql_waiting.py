@@ -93,7 +93,7 @@ async def test_takeover_is_not_rounded(mysql_server: Server, mysql_url: str) -> 
 @pytest.mark.parametrize("name", ["x" * 100, "it's%s\\", '`"%(a)s?:#--'], ids=["long", "quoted", "odd"])
 async def test_any_name_has_a_lock(mysql_server: Server, mysql_url: str, name: str) -> None:
     """Longer names than the server's locks may have, and all signs, are handed over at once, beat after beat."""
-    journal, timings = Journal(), {"heartbeat_interval": 0.3, **SLOW}
+    journal, timings = Journal(), {"heartbeat_interval": 0.5, **SLOW}
     async with campaign(apart(mysql_url), name, journal=journal, who="first", **timings) as heard:
         await heard.next(Renewed)
         async with campaign(apart(mysql_url), name, journal=journal, who="second", **SLOW):
@@ -114,15 +114,15 @@ async def test_the_lock_does_not_stack(mysql_server: Server, mysql_url: str) -> 
     """After many heartbeats over one connection, one release frees the lock, though the connection lives on."""
     heard, journal = Recorder(), Journal()
     async with open_store(mysql_url) as store:
-        async with leadership(store, heartbeat_interval=0.1, on_event=heard, **SLOW):
-            await heard.next(Renewed, 10)
+        async with leadership(store, heartbeat_interval=0.3, on_event=heard, **SLOW):
+            await heard.next(Renewed, 6)
             waiting = campaign(apart(mysql_url), journal=journal, **SLOW)
             await waiting.__aenter__()
             await until(lambda: waits_in_lock(mysql_server, mysql_url), "the candidate waits in the lock")
         released = boot_clock()
         try:
             assert (await journal.leader()).began < released + SLACK
-            assert len(heard.of(Renewed)) >= 10
+            assert len(heard.of(Renewed)) >= 6
         finally:
             await waiting.__aexit__(None, None, None)
 
