@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from aiolease._campaign import Campaign, CampaignStatus, leadership, run_as_leader
 from aiolease._jobs import JobRegistry
 from aiolease._leadership import Leadership, current_leadership
-from aiolease._lease import Lease
+from aiolease._lease import Lease, LeaseStore
 from aiolease._runs import JobRun
 from aiolease.errors import (
     AioleaseError,
@@ -43,7 +43,24 @@ from aiolease.errors import (
     StoreRejected,
     StoreUnavailable,
 )
-from aiolease.events import use_stdlib_logging
+from aiolease.events import (
+    BodyStuck,
+    Elected,
+    Event,
+    Following,
+    LoopBlocked,
+    Lost,
+    Notice,
+    Released,
+    Renewed,
+    RenewFailed,
+    Resigned,
+    RunFinished,
+    RunStarted,
+    TickSkipped,
+    Waiting,
+    use_stdlib_logging,
+)
 from aiolease.stores import open_store
 
 if TYPE_CHECKING:
@@ -53,10 +70,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AioleaseError",
+    "BodyStuck",
     "Campaign",
     "CampaignStatus",
     "ConfigurationError",
     "DuplicateJob",
+    "Elected",
+    "Event",
+    "Following",
     "InvalidJob",
     "InvalidSchedule",
     "JobRegistry",
@@ -66,10 +87,23 @@ __all__ = [
     "Lease",
     "LeaseHeld",
     "LeaseSettings",
+    "LeaseStore",
+    "LoopBlocked",
+    "Lost",
     "NotLeader",
+    "Notice",
+    "Released",
+    "RenewFailed",
+    "Renewed",
+    "Resigned",
+    "RunFinished",
+    "RunStarted",
     "SchemaMissing",
     "StoreRejected",
     "StoreUnavailable",
+    "TickSkipped",
+    "Waiting",
+    "__version__",
     "current_leadership",
     "leadership",
     "open_store",

@@ -13,10 +13,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from aiolease._clock import current_clock
+import anyio
+
+from aiolease._clock import boot_clock, current_clock
 from aiolease._lease import Lease, LeaseStore, Sighting, new_holder
 from aiolease._settings import Timings
 from aiolease._settle import bounded, settled
+from aiolease._watchdog import watchdog
 from aiolease.errors import LeaseHeld, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.events import Following, Notice, Observer, Waiting, describe, emit
 
@@ -142,6 +145,11 @@ class Candidate:
             StoreRejected: The first attempt was refused.
             SchemaMissing: The first attempt found no tables, and could not make them.
         """
+        # What a claim and a term need is made ready before: the first shield of a process imports anyio's backend, which
+        # takes 30 ms, and the watchdog's thread takes one to start. A claim's clock runs, and others wait for a leader.
+        anyio.get_cancelled_exc_class()
+        if self._clock is boot_clock:
+            watchdog.start()
         started = self._clock()
         until = None if timeout is None else started + timeout
         while True:

@@ -80,15 +80,22 @@ class _Watchdog:
         self._watches: dict[_Watch, float] = {}
         self._thread: threading.Thread | None = None
 
-    def add(self, watch: _Watch, grace: float) -> None:
+    def start(self) -> None:
+        """Starts the thread, if it does not run; it then sleeps until there is something to watch."""
         with self._changed:
-            self._watches[watch] = grace
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="aiolease-watchdog", daemon=True)
                 self._thread.start()
+
+    def add(self, watch: _Watch, grace: float) -> None:
+        """Watches from now on."""
+        self.start()
+        with self._changed:
+            self._watches[watch] = grace
             self._changed.notify()
 
     def remove(self, watch: _Watch) -> None:
+        """Watches no more."""
         with self._changed:
             self._watches.pop(watch, None)
             self._changed.notify()
@@ -96,9 +103,8 @@ class _Watchdog:
     def _run(self) -> None:
         while True:
             with self._changed:
-                if not self._watches:
-                    self._thread = None
-                    return
+                while not self._watches:
+                    self._changed.wait()
                 watches = list(self._watches.items())
             # Outside the lock: a report may take long, or end the process.
             pause = min(watch.look(grace) for watch, grace in watches)
@@ -107,8 +113,8 @@ class _Watchdog:
                     self._changed.wait(pause)
 
 
-_watchdog = _Watchdog()
-os.register_at_fork(after_in_child=_watchdog.reset)
+watchdog = _Watchdog()
+os.register_at_fork(after_in_child=watchdog.reset)
 
 
 @contextmanager
@@ -130,11 +136,11 @@ def watched(
         blocked: Called from the thread, once, with the stack of a loop that stays silent.
     """
     watch = _Watch(clock, deadline, wake, blocked)
-    _watchdog.add(watch, grace)
+    watchdog.add(watch, grace)
     try:
         yield
     finally:
-        _watchdog.remove(watch)
+        watchdog.remove(watch)
 
 
 def end_process() -> None:

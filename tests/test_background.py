@@ -440,6 +440,24 @@ async def test_a_refusal_after_the_start_is_waited_out(log: list[Message]) -> No
         await asyncio.sleep(120)
         assert campaign.is_leader
     assert any("access denied" in line for line in lines(log, "WARNING"))
+    assert lines(log, "CRITICAL") == []
+
+
+@virtual
+async def test_a_refusal_after_the_first_election_ends_nothing() -> None:
+    """`run_as_leader`, too, waits out what the database refuses once it had been elected."""
+    store, led = MemoryStore(), []
+
+    async def body(lead: Leadership) -> None:
+        led.append(lead.token)
+        store.fail("read", StoreRejected("memory", "access denied"), times=3)
+
+    task = asyncio.create_task(run_as_leader(store, body))
+    await asyncio.sleep(60)
+    assert len(led) > 3
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 @virtual

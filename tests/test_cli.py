@@ -313,7 +313,7 @@ def urls() -> Iterator[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("arguments", [*urls()], ids=" ".join)
-def test_no_password_is_shown(aiolease: Aiolease, arguments: tuple[str, ...]) -> None:
+def test_no_password_is_shown(aiolease: Aiolease, url: str, arguments: tuple[str, ...]) -> None:
     """However wrong a URL is, and wherever it was put, no part of its password is printed."""
     run = aiolease(*arguments)
     assert run.status in {1, 2}

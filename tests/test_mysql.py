@@ -131,7 +131,9 @@ async def test_the_same_errors_later_are_waited_for(mysql_server: Server, mysql_
             async with campaign(url, journal=journal) as heard:
                 await until(lambda: len(sessions(mysql_server, mysql_url)) >= 2, "the candidate waits")
                 mysql_server.sql(f"ALTER USER '{name}'@'%' IDENTIFIED BY 'another'")
-                await until(lambda: any("GET_LOCK" in doing for doing in sessions(mysql_server, url).values()), "locked")
+                await until(
+                    lambda: any("GET_LOCK" in doing for doing in sessions(mysql_server, url).values()), "locked"
+                )
                 for number, doing in sessions(mysql_server, mysql_url).items():
                     if "GET_LOCK" in doing:
                         mysql_server.sql(f"KILL {number}")
@@ -389,7 +391,10 @@ async def test_nothing_shows_a_password(mysql_server: Server, mysql_url: str, lo
     """Neither log, events, errors nor what `repr` gives of them or of the store hold the password, in a whole life."""
     with user(mysql_server, mysql_url, PLAIN, "ALL") as name:
         url, heard = mysql_server.url(database_of(mysql_url), user=name, password=PLAIN), Recorder()
-        async with open_store(url) as store, leadership(url, lease_duration=6.0, heartbeat_interval=0.5, on_event=heard) as lead:
+        async with (
+            open_store(url) as store,
+            leadership(url, lease_duration=6.0, heartbeat_interval=0.5, on_event=heard) as lead,
+        ):
             shown = [repr(store), store.description, repr(lead)]
             for number in sessions(mysql_server, url):
                 mysql_server.sql(f"KILL {number}")

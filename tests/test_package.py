@@ -27,6 +27,7 @@ PUBLIC = {
     "JobRegistry",
     "JobRun",
     # stores and settings
+    "Lease",
     "LeaseSettings",
     "LeaseStore",
     "open_store",
