@@ -145,8 +145,8 @@ class Candidate:
             StoreRejected: The first attempt was refused.
             SchemaMissing: The first attempt found no tables, and could not make them.
         """
-        # What a claim and a term need is made ready before: the first shield of a process imports anyio's backend, which
-        # takes 30 ms, and the watchdog's thread takes one to start. A claim's clock runs, and others wait for a leader.
+        # What a claim and a term need is made ready before: the first shield of a process imports anyio's backend,
+        # 30 ms, and the watchdog's thread takes 1 ms to start. A claim's clock runs, and others wait for a leader.
         anyio.get_cancelled_exc_class()
         if self._clock is boot_clock:
             watchdog.start()

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import math
 import signal
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
@@ -130,10 +131,10 @@ class JobRegistry:
     @property
     def is_leader(self) -> bool:
         """Whether a term of this registry runs in this process."""
-        return self._term() is not None
+        return any(term.lead.is_leader for term in self._terms)
 
     def _term(self) -> TermOfJobs | None:
-        return next((term for term in reversed(self._terms) if term.lead.is_leader and not term.ended), None)
+        return next((term for term in reversed(self._terms) if term.lead.is_leader and term.open), None)
 
     def leader_only(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R | None]]:
         """Makes a coroutine function run only where this registry leads, for calls that every process makes.
@@ -276,6 +277,8 @@ def _signals(name: str, campaign: Campaign, at_once: asyncio.Timeout, drain_time
             emit(Notice(lease=name, severity="WARNING", text=f"{number.name} again: {name!r} cancels its jobs"))
             at_once.reschedule(loop.time())
 
+    if threading.current_thread() is not threading.main_thread():
+        raise ConfigurationError("handle_signals", True, "only the main thread of a process gets signals")
     numbers = (signal.SIGTERM, signal.SIGINT)
     earlier = {number: signal.getsignal(number) for number in numbers}
     for number in numbers:
@@ -285,4 +288,5 @@ def _signals(name: str, campaign: Campaign, at_once: asyncio.Timeout, drain_time
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
-            signal.signal(number, earlier[number])
+            if earlier[number] is not None:  # one that was installed from C cannot be put back from here
+                signal.signal(number, earlier[number])

@@ -78,6 +78,7 @@ class Leadership:
         self._pid = os.getpid()
         self._deadline = claim.sent_at + timings.renew_deadline
         self._ended: LossReason | None = None
+        self._over = asyncio.Event()
         # The database's clock at one moment of the local one. The answer's, not the middle of the exchange: the clock
         # is then behind by what the answer took, but never ahead, so that no job runs before its tick.
         self._database_time = (claim.lease.now, claim.received_at)
@@ -214,6 +215,7 @@ class _Tenure:
         if self._reason is not None or self._body_ended:
             return
         self._reason = self.lead._ended = reason
+        self.lead._over.set()
         self._ended_at = self._clock()
         if reason == "resigned":
             self._emit(Resigned(**self.facts(), requested=requested))
@@ -230,10 +232,12 @@ class _Tenure:
     def body_has_ended(self) -> None:
         """The body has left the block: nothing of it is cancelled any more."""
         if self._reason is None and self._clock() >= self.lead._deadline:
-            self._reason = "expired"  # the loop was blocked past the deadline, so that nobody could say so earlier
+            # The loop was blocked past the deadline, or the body found out by itself: nobody could say so earlier.
+            self._reason, self._ended_at = "expired", self._clock()
             self._emit(Lost(**self.facts(), reason="expired"))
         self._body_ended = True
         self.lead._ended = self._reason or "resigned"
+        self.lead._over.set()
         self._left.set()
         if self._reason in ("expired", "taken"):
             self._renewal.cancel()  # else it may finish, within its limit: cancelled, it would cost the connection

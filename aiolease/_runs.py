@@ -143,6 +143,8 @@ class TermOfJobs:
         self._queued: deque[tuple[Job, datetime]] = deque()
         self._going_on: Counter[str] = Counter()  # runs of each job, running or queued
         self.ended = False
+        self.open = True
+        """Whether calls are let in: not when it drains, nor when it ends."""
 
     async def run(self, stopping: asyncio.Event, drain_timeout: float) -> None:
         """Schedules until told to stop, then drains; cancels what is left, and awaits it, however it ends."""
@@ -164,10 +166,20 @@ class TermOfJobs:
             if tick is not None:
                 heap.append((tick, index))
         heapq.heapify(heap)
+        ends = [asyncio.create_task(event.wait()) for event in (stopping, self.lead._over)]
+        try:
+            await self._start_what_falls_due(heap, stopping, ends)
+        finally:
+            for end in ends:
+                end.cancel()
+
+    async def _start_what_falls_due(
+        self, heap: list[tuple[datetime, int]], stopping: asyncio.Event, ends: list[asyncio.Task[Literal[True]]]
+    ) -> None:
         while not stopping.is_set():
+            self.lead.check()
             now = self.lead.database_now()
             while heap and heap[0][0] <= now:
-                self.lead.check()
                 tick, index = heap[0]
                 job = self._jobs[index]
                 newest = job.schedule.latest_between(tick, now) or tick
@@ -181,11 +193,7 @@ class TermOfJobs:
                     self._skip(job, tick, count, "a newer one was due as well")
                 self._due(job, newest)
             pause = min((heap[0][0] - now).total_seconds(), _SLICE) if heap else _SLICE
-            try:
-                async with asyncio.timeout(max(pause, 0.0)):
-                    await stopping.wait()
-            except TimeoutError:
-                pass
+            await asyncio.wait(ends, timeout=max(pause, 0.0), return_when=asyncio.FIRST_COMPLETED)
 
     def _due(self, job: Job, tick: datetime) -> None:
         if job.overlap == "skip" and self._runs(job):
@@ -325,6 +333,7 @@ class TermOfJobs:
             self._skip(job, tick, 1, "the term ended before its turn came")
 
     async def _drain(self, drain_timeout: float) -> None:
+        self.open = False
         self._drop_queued()
         busy = {*self._running, *self._calls}
         if busy:
@@ -332,7 +341,7 @@ class TermOfJobs:
 
     async def _end(self) -> asyncio.CancelledError | None:
         """Cancels what still runs, once, and again after half the time to unwind; returns when all has ended."""
-        self.ended = True
+        self.ended, self.open = True, False
         self._drop_queued()
         loop = asyncio.get_running_loop()
         again: float | None = loop.time() + self.lead._timings.unwind / 2

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -332,7 +332,7 @@ async def test_a_row_that_shows_the_end_ends_the_term_at_once(how: str) -> None:
 
 @virtual_time
 async def test_a_heartbeat_that_breaks_ends_the_term() -> None:
-    """If the heartbeat ends for a reason of its own, the body is cancelled with the reason "error", and it is said why."""
+    """If the heartbeat ends for a reason of its own, the body is cancelled with "error", and it is said why."""
     store, log = MemoryStore(), Log()
     with losing() as lost:
         async with leadership(store, on_event=log):
@@ -448,6 +448,9 @@ async def test_a_deleted_row_is_not_claimed_by_who_saw_its_holder_alive() -> Non
     seen = clock()
     store.lose_request("renew", 1000)
     del server.leases["cron"]
+    for _ in range(5):
+        await asyncio.sleep(2)
+        server.wake()  # it looks, and sees no row
     lead = await second.leads()
     assert LEASE - 1.1 <= clock() - seen <= LEASE
     assert holding.done()
@@ -562,10 +565,10 @@ HOUR = timedelta(hours=1)
 @pytest.mark.parametrize("fate", ["lives", "crashes before", "crashes with it", "crashes after"])
 @pytest.mark.parametrize("phase", [0.05, 0.3, 0.65, 0.95])
 @virtual_time
-async def test_a_step_of_the_clock_makes_neither_two_leaders_nor_none(
+async def test_a_step_of_the_clock_makes_neither_two_leaders_nor_none(  # noqa: PLR0917 - its parameters
     step: timedelta, held: float, wanted: float, candidate: str, fate: str, phase: float
 ) -> None:
-    """A living leader keeps its lease through a step of the server's clock; a dead one is followed within two leases."""
+    """A living leader keeps its lease through a step of the clock; a dead one is followed within two leases."""
     server, fleet = MemoryServer(), list[Process]()
     first = Process(server, fleet, lease_duration=held)
     await first.leads()
@@ -604,16 +607,17 @@ async def test_a_step_of_the_clock_makes_neither_two_leaders_nor_none(
     await end(first.task, second.task)
 
 
+@pytest.mark.parametrize("step", [HOUR, -HOUR], ids=["forward", "back"])
 @pytest.mark.parametrize("candidate", ["running", "cold"])
 @virtual_time
-async def test_a_released_row_is_free_whatever_the_clock_did(candidate: str) -> None:
-    """A released lease is claimed at once, also after the server's clock went back."""
+async def test_a_released_row_is_free_whatever_the_clock_did(candidate: str, step: timedelta) -> None:
+    """A released lease is claimed at once, also after the server's clock was stepped."""
     server, fleet = MemoryServer(), list[Process]()
     first = Process(server, fleet)
     await first.leads()
     second = Process(server, fleet) if candidate == "running" else None
     await asyncio.sleep(3)
-    server.clock_offset -= HOUR
+    server.clock_offset += step
     await end(first.task)
     await (second or Process(server, fleet)).leads(0.1)
     await end(*(process.task for process in fleet))
@@ -743,7 +747,7 @@ async def test_the_watchdog_wakes_a_term_after_a_suspension(monkeypatch: pytest.
             try:
                 await asyncio.sleep(60)
             finally:
-                assert time.monotonic() - woken < 3
+                assert time.monotonic() - woken < 2
     assert lost.value.reason == "expired"
 
 
@@ -751,7 +755,7 @@ async def test_the_watchdog_wakes_a_term_after_a_suspension(monkeypatch: pytest.
 
 
 async def test_the_watchdog_names_the_line_that_blocks_the_loop() -> None:
-    """Past the deadline of a loop that does not run, the stack of its thread is reported, once, and the term is over."""
+    """Past the deadline of a loop that does not run, the stack of its thread is reported once; the term is over."""
     events: list[Event] = []
     with losing() as lost:
         async with leadership(MemoryStore(), lease_duration=0.6, on_event=events.append) as lead:
@@ -779,7 +783,12 @@ async def test_the_watchdog_is_silent_while_the_loop_runs() -> None:
             time.sleep(0.5)
             await asyncio.sleep(0.3)
             store.down = True
-            await asyncio.sleep(5)
+            try:
+                await asyncio.sleep(5)
+            finally:
+                with anyio.CancelScope(shield=True), suppress(asyncio.CancelledError):
+                    await asyncio.sleep(1)  # it does not end in time, but the loop runs
+                await asyncio.sleep(0.5)
     assert not [event for event in events if isinstance(event, LoopBlocked)]
 
 
@@ -983,7 +992,8 @@ async def test_a_campaign_does_not_swallow_the_loss_of_another_lease() -> None:
         raise other
 
     with pytest.raises(LeadershipLost) as raised:
-        await run_as_leader(MemoryStore(), body)
+        async with asyncio.timeout(LONG):
+            await run_as_leader(MemoryStore(), body)
     assert raised.value is other
 
 
@@ -1279,7 +1289,7 @@ async def test_what_a_leadership_tells() -> None:
         assert lead.remaining == DEADLINE
         await asyncio.sleep(4)
         assert lead.remaining == DEADLINE - 4
-        assert await asyncio.create_task(asyncio.sleep(0, lead.check())) is None
+        lead.check()
     assert not lead.is_leader
     assert lead.remaining == 0
     with pytest.raises(LeadershipLost):

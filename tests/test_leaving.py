@@ -10,7 +10,7 @@ import itertools
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -275,7 +275,7 @@ class Scene:
             self.fire = cancel
         try:
             await self.around()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whatever leaves is looked at
             self.left = error
         assert task.cancelling() == cancels
         for _ in range(cancels):
@@ -550,7 +550,7 @@ AROUNDS: list[Around] = [
 @pytest.mark.parametrize("around", AROUNDS, ids=lambda around: around.__name__)
 @virtual_time
 async def test_a_term_ends_through_whatever_the_body_is_in(around: Around, how: str) -> None:
-    """The cancellation that ends a term passes every scope, timeout and group inside the block, and each has unwound."""
+    """The cancellation that ends a term passes every scope, timeout and group inside, and each has unwound."""
     scene, task = Inside(), asyncio.current_task()
     assert task is not None
     error: LeadershipLost | None = None
@@ -597,7 +597,7 @@ async def test_a_timeout_inside_the_block_is_its_own(kind: str) -> None:
                     await asyncio.sleep(LONG)
                 assert scope.cancelled_caught
             else:
-                with pytest.raises(TimeoutError):
+                with pytest.raises(TimeoutError):  # noqa: PT012 - the block is what is tested
                     if kind == "asyncio.timeout":
                         async with asyncio.timeout(1):
                             await asyncio.sleep(LONG)
@@ -614,7 +614,7 @@ async def test_a_timeout_inside_the_block_is_its_own(kind: str) -> None:
 @pytest.mark.parametrize("when", ["before", "while it unwinds"])
 @virtual_time
 async def test_a_child_that_fails(group: str, when: str) -> None:
-    """What a group of the body raises is the body's exception: itself if nothing was lost, else the cause of the loss."""
+    """What a group in the body raises is the body's exception: itself if nothing was lost, else the loss's cause."""
     scene = Inside()
 
     async def failing() -> None:
@@ -626,7 +626,7 @@ async def test_a_child_that_fails(group: str, when: str) -> None:
             raise Boom("child")
 
     raised: BaseException | None = None
-    with pytest.raises((LeadershipLost, ExceptionGroup)) as left:
+    with pytest.raises((LeadershipLost, ExceptionGroup)) as left:  # noqa: PT012 - the block is what is tested
         async with scene.lead() as lead:
             if when != "before":
                 scene.end("expired", lead)
@@ -664,7 +664,7 @@ async def test_any_exception_of_the_body_comes_out_as_itself(error: Exception) -
     try:
         async with scene.lead():
             raise error
-    except BaseException as left:
+    except BaseException as left:  # noqa: BLE001 - whatever leaves is looked at
         raised = left
     assert raised is error
     assert raised.__cause__ is None
@@ -707,14 +707,12 @@ class Nest:
                             if second is not None:
                                 self.fit[second] = False
                                 while not self.lost[second].is_set():
-                                    try:
+                                    with suppress(asyncio.CancelledError):
                                         await asyncio.sleep(0.1)
-                                    except asyncio.CancelledError:
-                                        pass
                 except BaseException as error:
                     self.left["inner"] = error
                     raise
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whatever leaves is looked at
             self.left["outer"] = error
 
 
@@ -731,7 +729,7 @@ class Nest:
 )
 @virtual_time
 async def test_nested_leaderships(first: tuple[str, ...], second: str | None, inner: type[BaseException]) -> None:
-    """For an inner leadership the loss of an outer one is cancellation from outside; each leaves with what is its own."""
+    """For an inner leadership the loss of an outer one is cancellation from outside; each leaves with its own."""
     nest, task = Nest(), asyncio.current_task()
     assert task is not None
     await nest.play(first, second)
@@ -752,7 +750,7 @@ async def test_the_loss_of_an_inner_leadership_may_be_caught() -> None:
     """When the inner of two leaderships is lost, the outer goes on, and is the current one again."""
     nest = Nest()
     async with nest.lead("outer") as outer:
-        with pytest.raises(LeadershipLost):
+        with pytest.raises(LeadershipLost):  # noqa: PT012 - the block is what is tested
             async with nest.lead("inner") as inner:
                 assert current_leadership() is inner
                 nest.fit["inner"] = False
@@ -768,14 +766,12 @@ async def test_check_raises_what_leaves_the_block() -> None:
     """`check` after the loss raises the `LeadershipLost` of the term, and this very error leaves the block."""
     scene = Inside()
     checked: LeadershipLost | None = None
-    with pytest.raises(LeadershipLost) as left:
+    with pytest.raises(LeadershipLost) as left:  # noqa: PT012 - the block is what is tested
         async with scene.lead() as lead:
             lead.check()
             scene.end("ineligible", lead)
-            try:
+            with suppress(asyncio.CancelledError):
                 await asyncio.sleep(LONG)
-            except asyncio.CancelledError:
-                pass
             try:
                 lead.check()
             except LeadershipLost as error:
@@ -792,7 +788,7 @@ def test_a_body_that_stood_still_past_the_deadline(then: str) -> None:
 
     async def main() -> None:
         scene, loop, boom = Inside(), asyncio.get_running_loop(), Boom()
-        with pytest.raises(LeadershipLost) as left:
+        with pytest.raises(LeadershipLost) as left:  # noqa: PT012 - the block is what is tested
             async with scene.lead() as lead:
                 loop.advance(LEASE - UNWIND + 0.1)  # type: ignore[attr-defined]
                 assert not lead.is_leader
@@ -880,7 +876,7 @@ async def test_resigning(then: str, who: str, times: int) -> None:
 async def test_a_keeper_that_is_cancelled_ends_the_term() -> None:
     """If the task that renews is cancelled by a stranger, the body is cancelled and the loss has the reason "error"."""
     scene = Inside()
-    with pytest.raises(LeadershipLost) as left:
+    with pytest.raises(LeadershipLost) as left:  # noqa: PT012 - the block is what is tested
         async with scene.lead():
             others = asyncio.all_tasks() - {asyncio.current_task()}
             assert others
@@ -958,7 +954,7 @@ async def test_a_body_that_does_not_end(how: str) -> None:
                     cancelled.append(loop.time() - ended)
     except LeadershipLost as lost:
         assert how != "resigned"
-        assert lost.__cause__ is None
+        assert lost.__cause__ is None  # noqa: PT017 - the other way out has no error
     assert cancelled == pytest.approx([0, UNWIND / 2], abs=0.01)
     assert [at for at, _ in stuck] == pytest.approx([UNWIND, LEASE], abs=0.01)
     assert [event.renewing for _, event in stuck] == [True, False]
@@ -1007,10 +1003,8 @@ async def test_nobody_leads_while_a_body_unwinds(how: str) -> None:
             finally:
                 until = loop.time() + (UNWIND - 1 if how == "expired" else LEASE)
                 while loop.time() < until:
-                    try:
+                    with suppress(asyncio.CancelledError):
                         await asyncio.sleep(1)
-                    except asyncio.CancelledError:
-                        pass
                 assert second_in == 0.0
                 first_left = loop.time()
             if how == "raises":
@@ -1040,7 +1034,7 @@ async def test_ending_the_term_never_waits_for_the_database() -> None:
             finally:
                 cancelled = loop.time() - started
     assert cancelled == pytest.approx(LEASE - UNWIND, abs=0.01)
-    assert loop.time() - started < LEASE
+    assert loop.time() - started <= LEASE - UNWIND + UNWIND / 5 + 0.01  # a last try to release
     assert scene.row.holder is not None  # left to expire
 
 

@@ -127,32 +127,30 @@ async def test_the_same_errors_later_are_waited_for(mysql_server: Server, mysql_
     with user(mysql_server, mysql_url, PLAIN, "ALL") as name:
         url = mysql_server.url(database_of(mysql_url), user=name, password=PLAIN)
         journal = Journal()
-        async with leadership(mysql_url):
-            async with campaign(url, journal=journal) as heard:
-                await until(lambda: len(sessions(mysql_server, mysql_url)) >= 2, "the candidate waits")
-                mysql_server.sql(f"ALTER USER '{name}'@'%' IDENTIFIED BY 'another'")
-                await until(
-                    lambda: any("GET_LOCK" in doing for doing in sessions(mysql_server, url).values()), "locked"
-                )
-                for number, doing in sessions(mysql_server, mysql_url).items():
-                    if "GET_LOCK" in doing:
-                        mysql_server.sql(f"KILL {number}")
-                while "1045" not in (await heard.next(Waiting)).error:
-                    pass
-                mysql_server.sql(f"ALTER USER '{name}'@'%' IDENTIFIED BY '{PLAIN}'")
-                if mysql_server.kind == "mysql":
-                    # The first login after a change needs the socket, or an exchange of keys.
-                    import pymysql
+        async with leadership(mysql_url), campaign(url, journal=journal) as heard:
+            await until(lambda: len(sessions(mysql_server, mysql_url)) >= 2, "the candidate waits")
+            mysql_server.sql(f"ALTER USER '{name}'@'%' IDENTIFIED BY 'another'")
+            await until(lambda: any("GET_LOCK" in doing for doing in sessions(mysql_server, url).values()), "locked")
+            for number, doing in sessions(mysql_server, mysql_url).items():
+                if "GET_LOCK" in doing:
+                    mysql_server.sql(f"KILL {number}")
+            while "1045" not in (await heard.next(Waiting)).error:
+                pass
+            mysql_server.sql(f"ALTER USER '{name}'@'%' IDENTIFIED BY '{PLAIN}'")
+            if mysql_server.kind == "mysql":
+                # The first login after a change needs the socket, or an exchange of keys.
+                import pymysql
 
-                    pymysql.connect(unix_socket=str(mysql_server.socket), user=name, password=PLAIN).close()
-                await until(lambda: len(sessions(mysql_server, mysql_url)) >= 2, "the candidate is back")
-                assert not heard.of(Elected)
+                pymysql.connect(unix_socket=str(mysql_server.socket), user=name, password=PLAIN).close()
+            await until(lambda: len(sessions(mysql_server, mysql_url)) >= 2, "the candidate is back")
+            assert not heard.of(Elected)
     assert PLAIN not in "\n".join(log)
 
 
 async def test_a_user_who_may_not_create_tables(mysql_server: Server, mysql_url: str) -> None:
-    """Without the right to create tables it is `SchemaMissing`, whose message holds the way out; after that way, reading,
-    inserting and updating is all it takes.
+    """Without the right to create tables it is `SchemaMissing`, whose message holds the way out.
+
+    After that way, reading, inserting and updating is all it takes.
     """
     with user(mysql_server, mysql_url, PLAIN, "SELECT, INSERT, UPDATE") as name:
         url = mysql_server.url(database_of(mysql_url), user=name, password=PLAIN)
@@ -263,8 +261,10 @@ def stringly(converters: dict[Any, Any]) -> dict[Any, Any]:
 
 
 async def test_every_kind_of_target_leads(mysql_server: Server, mysql_url: str) -> None:
-    """Pools of both drivers and engines on both, with whatever cursors, converters, start commands and modes their owner
-    set, elect and renew, see each other's leases, and leave the pool's own connections as they were.
+    """Pools of both drivers and engines on both.
+
+    With whatever cursors, converters, start commands and modes their owner set, elect and renew, see each other's
+    leases, and leave the pool's own connections as they were.
     """
     odd: dict[str, Any] = {"init_command": "SET sql_mode = 'ANSI_QUOTES,NO_BACKSLASH_ESCAPES,PIPES_AS_CONCAT'"}
     modes = {"sql_mode": "'ANSI,NO_BACKSLASH_ESCAPES,STRICT_ALL_TABLES,NO_ZERO_DATE'"}
@@ -349,8 +349,10 @@ async def test_a_pools_own_time_outs_do_not_end_a_wait(mysql_server: Server, mys
 
 
 async def test_a_target_that_cannot_work_says_so(mysql_server: Server, mysql_url: str) -> None:
-    """A pool that was not awaited, a synchronous engine, an engine on another driver, a connection, and anything else is
-    a `ConfigurationError` of the call itself, which says what to hand over.
+    """A pool that was not awaited.
+
+    A synchronous engine, an engine on another driver, a connection, and anything else is a `ConfigurationError` of
+    the call itself, which says what to hand over.
     """
     unawaited = [module.create_pool(minsize=0, **login(mysql_server, mysql_url)) for module in (asyncmy, aiomysql)]
     for target in unawaited:

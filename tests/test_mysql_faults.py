@@ -79,8 +79,10 @@ async def connect(server: Server, database: str = "mysql") -> Any:
 async def test_a_frozen_server_leaves_time_to_unwind(
     mysql_server: Server, mysql_url: str, mariadb_snapshot: MariaDBServer, thawed: bool
 ) -> None:
-    """When the lease's server freezes, the body is cancelled by `renew_deadline` after the last renewal was sent, and
-    its clean-up may await: a rollback is done before the database would let anyone else lead.
+    """When the lease's server freezes.
+
+    The body is cancelled by `renew_deadline` after the last renewal was sent, and its clean-up may await: a
+    rollback is done before the database would let anyone else lead.
     """
     heard = Recorder()
     work = mysql_server if thawed else mariadb_snapshot
@@ -93,8 +95,8 @@ async def test_a_frozen_server_leaves_time_to_unwind(
                     await cursor.execute("CREATE TEMPORARY TABLE mysql.work (id INT) ENGINE = InnoDB")
                     await connection.begin()
                     await cursor.execute("INSERT INTO mysql.work VALUES (1)")
-                received, renewed = heard.last(Renewed) if await heard.next(Renewed) else (0.0, None)
-                assert renewed is not None
+                await heard.next(Renewed)
+                received, renewed = heard.last(Renewed)
                 mysql_server.freeze()
                 sent_at = received - renewed.took
                 try:
@@ -419,14 +421,14 @@ async def test_a_lease_is_not_released_under_its_body(mysql_server: Server, mysq
 
 async def test_sessions_of_different_time_zones_agree(mysql_server: Server, mysql_url: str) -> None:
     """Whatever the time zones of the server and of two sessions, both read one expiry, and neither claims early."""
-    login = {"host": mysql_server.host, "port": mysql_server.port, "user": "root", "db": database_of(mysql_url)}
+    login: dict[str, Any] = {"host": mysql_server.host, "port": mysql_server.port, "db": database_of(mysql_url)}
     try:
         mysql_server.sql("SET GLOBAL time_zone = '+11:00'")
         async with AsyncExitStack() as stack:
             stores = []
             for zone in ("+05:00", "-08:00", None):
-                setting = {"init_command": f"SET time_zone = '{zone}'"} if zone else {}
-                pool = await stack.enter_async_context(asyncmy.create_pool(minsize=0, **login, **setting))
+                setting: dict[str, Any] = {"init_command": f"SET time_zone = '{zone}'"} if zone else {}
+                pool = await stack.enter_async_context(asyncmy.create_pool(minsize=0, user="root", **login, **setting))
                 stores.append(await stack.enter_async_context(open_store(pool)))
             for turn, store in enumerate(stores):
                 won = await store.claim("cron", f"holder-{turn}", 0.7, seen=await store.read("cron"), force=False)
@@ -455,8 +457,10 @@ async def test_sessions_of_different_time_zones_agree(mysql_server: Server, mysq
 async def test_a_step_of_the_clock_makes_neither_two_leaders_nor_none(
     mariadb_faketime: MariaDBServer, steps: tuple[int, int]
 ) -> None:
-    """The server's clock steps by an hour: candidates that ran before and that start after, with equal and with
-    different timings, never make two leaders, and replace one that vanished within its lease's time.
+    """The server's clock steps by an hour.
+
+    Candidates that ran before and that start after, with equal and with different timings, never make two leaders,
+    and replace one that vanished within its lease's time.
     """
     server = mariadb_faketime
     database = f"test_steps_{steps[0] > 0:d}"
@@ -506,8 +510,10 @@ async def test_a_step_of_the_clock_makes_neither_two_leaders_nor_none(
 
 @pytest.mark.parametrize("kind", ["native", "native twice", "anyio"])
 async def test_cancellation_leaves_nothing_behind(mysql_server: Server, mysql_url: str, kind: str) -> None:
-    """A campaign that is cancelled, at any turn of the loop, while it connects, reads, waits, claims, leads or releases,
-    ends, leaves no task and no connection, here or at the server, and the row at most until it expires.
+    """A campaign that is cancelled.
+
+    At any turn of the loop, while it connects, reads, waits, claims, leads or releases, ends, leaves no task and no
+    connection, here or at the server, and the row at most until it expires.
     """
 
     async def leads(name: str) -> None:
