@@ -277,7 +277,8 @@ class Campaign:
                 raise
             if lost.__cause__ is not None:
                 text = f"{self._name!r} (term {lost.token}): the body ended with {describe(lost.__cause__)}"
-                emit(Notice(lease=self._name, holder=lost.holder, token=lost.token, severity="ERROR", text=text))
+                notice = Notice(lease=self._name, holder=lost.holder, token=lost.token, severity="ERROR", text=text)
+                emit(notice, self._observer)
             return None
         finally:
             self._lead = None
@@ -287,9 +288,13 @@ class Campaign:
         """Runs the campaign so that no failure harms its host, once the host has entered: it goes on trying."""
         pause = 1.0
         while not self._stopping.is_set():
+            clock = asyncio.get_running_loop().time
+            began = clock()
             try:
                 await self.run()
             except Exception as error:
+                if clock() - began > _LONGEST_PAUSE:
+                    pause = 1.0  # it had worked for a while
                 if not entered.is_set():
                     raise
                 self._failure, self._state = describe(error), "failed"

@@ -90,9 +90,15 @@ async def is_eligible(eligible: Eligible | None, limit: float) -> tuple[bool, st
     """Asks the application whether this process is fit to lead; an error or a late answer means no."""
     if eligible is None:
         return True, ""
+    task = asyncio.current_task()
+    cancelling = task.cancelling() if task else 0
     try:
         async with asyncio.timeout(limit):
             return bool(await eligible()), "it says so"
+    except asyncio.CancelledError as error:
+        if task is None or task.cancelling() > cancelling:
+            raise
+        return False, f"its check failed: {describe(error)}"  # by something it awaited that was cancelled elsewhere
     except Exception as error:  # noqa: BLE001 - the user's check may raise anything, and all of it means no
         return False, f"its check failed: {describe(error)}"
 
@@ -268,7 +274,8 @@ class Candidate:
         return fit
 
     async def _claim(self, lease: Lease | None, *, force: bool) -> Claim | None:
-        holder = new_holder()
+        holder, now, lease_duration = new_holder(), self._clock(), self._timings.lease_duration
+        self._unknown = {lost: sent_at for lost, sent_at in self._unknown.items() if now < sent_at + lease_duration}
         sent_at = self._unknown[holder] = self._clock()
         call = self._store.claim(self._name, holder, self._timings.lease_duration, seen=lease, force=force)
         # In a task of its own: a cancellation that tears a claim leaves a lease that nobody knows to hold.

@@ -401,7 +401,7 @@ class _Tenure:
             raise error
         if reason is None:
             if cancelled is not None and not isinstance(error, asyncio.CancelledError):
-                raise cancelled  # it came while the lease was being released
+                raise cancelled from error  # it came while the lease was being released
             if error is not None:
                 raise error
             return
@@ -440,7 +440,8 @@ class _Tenure:
         """The moment by which the loop should have ended the term or, once it has, the body; never, once that has."""
         if self._body_ended:
             return float("inf")
-        return self.lead._deadline if self._reason is None else self._ended_at + self._timings.unwind
+        # Half the time to unwind, so that the report, or the exit, comes before another may lead.
+        return self.lead._deadline if self._reason is None else self._ended_at + self._timings.unwind / 2
 
     def _blocked(self, stack: str) -> None:
         """The loop did not answer past the deadline."""

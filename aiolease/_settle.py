@@ -19,11 +19,17 @@ async def bounded(seconds: float, store: str, call: Awaitable[T]) -> T:
     Raises:
         StoreUnavailable: It took longer. It may still take effect later.
     """
+    task = asyncio.current_task()
+    cancelling = task.cancelling() if task else 0
     try:
         async with asyncio.timeout(seconds):
-            return await call
+            answer = await call
     except TimeoutError:
         raise StoreUnavailable(store, f"no answer within {seconds:.2g} s") from None
+    if task is not None and task.cancelling() > cancelling:
+        # Python 3.11's wait_for, with which drivers connect, swallows a cancellation that comes with the result.
+        raise asyncio.CancelledError
+    return answer
 
 
 async def settled(task: asyncio.Task[T]) -> asyncio.CancelledError | None:

@@ -834,6 +834,27 @@ def test_a_loop_that_is_blocked_by_the_clean_up_ends_the_process_too() -> None:
     assert "the event loop is blocked" in done.stderr
 
 
+async def test_a_loop_blocked_by_the_clean_up_is_reported_before_another_may_lead() -> None:
+    """While the body unwinds, a blocked loop is reported, and ended, before the lease has expired."""
+    reported: list[float] = []
+
+    def observe(event: Event) -> None:
+        if isinstance(event, LoopBlocked):
+            reported.append(time.monotonic())
+
+    store = MemoryStore()
+    started = time.monotonic()
+    with losing():
+        async with leadership(store, lease_duration=3.0, renew_deadline=2.0, on_event=observe):
+            store.down = True
+            try:
+                await asyncio.sleep(10)
+            finally:
+                time.sleep(1.5)
+    (at,) = reported
+    assert 2.0 < at - started < 3.0
+
+
 # -- rules 13 and 14: takeover, quiet candidates, staying out
 
 

@@ -89,8 +89,9 @@ def login(server: Server, url: str) -> dict[str, Any]:
 async def test_what_waiting_cannot_mend_is_raised_by_the_first_attempt(
     mysql_server: Server, mysql_url: str, log: list[str]
 ) -> None:
-    """A wrong password, a user that does not exist and an unknown database are `StoreRejected`, at once and without a
-    limit of time, from every way in; no message shows the password.
+    """A wrong password, an unknown user and an unknown database are `StoreRejected`, at once, from every way in.
+
+    No message shows the password.
     """
     with user(mysql_server, mysql_url, PLAIN, "ALL") as name:
         wrong = f"{PLAIN}-wrong"
@@ -108,10 +109,11 @@ async def test_what_waiting_cannot_mend_is_raised_by_the_first_attempt(
                 stack.push_async_callback(engine.dispose)
                 targets.append(engine)
             bad = {**login(mysql_server, mysql_url), "user": name, "password": wrong}
-            for module in (asyncmy, aiomysql):
-                targets.append(await stack.enter_async_context(module.create_pool(minsize=0, **bad)))
+            targets += [
+                await stack.enter_async_context(module.create_pool(minsize=0, **bad)) for module in (asyncmy, aiomysql)
+            ]
             for target in targets:
-                with pytest.raises(StoreRejected) as refused:
+                with pytest.raises(StoreRejected) as refused:  # noqa: PT012
                     async with asyncio.timeout(LIMIT):
                         async with leadership(target):
                             pass
@@ -212,6 +214,7 @@ async def test_an_unreachable_host_is_unavailable(log: list[str]) -> None:
         "mysql://app:{}?1@host/db",
         "mysql://app:12?{}@host/db",
         "mysql://app:12?{}=1@host/db",
+        "mysql://app:12/a?{}@host/db",
         "mysql://app:a:{}@host:x/db",
         "mysql://app:a@{}@host:x/db",
         "mysql://app:a@{}/@host/db",
@@ -321,7 +324,7 @@ async def test_every_kind_of_target_leads(mysql_server: Server, mysql_url: str) 
                             async with leadership(apart(mysql_url), name + kind, timeout=0):
                                 pass
                 assert row(mysql_server, mysql_url, name + kind)["holder"] is None
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - each kind is reported, not only the first
                 failed[kind] = f"{type(error).__name__}: {error}"
 
         async with asyncio.TaskGroup() as tasks:
@@ -488,7 +491,7 @@ async def test_a_prefix_keeps_applications_apart(mysql_server: Server, mysql_url
 
 
 async def test_tables_that_were_dropped_come_back(mysql_server: Server, mysql_url: str) -> None:
-    """Tables that vanish under a leader end its term in time, and a new store makes them anew."""
+    """Tables that were dropped are made anew by the next store."""
     async with leadership(mysql_url, timeout=LIMIT):
         pass
     mysql_server.sql("DROP TABLE aiolease_lease, aiolease_fence", database_of(mysql_url))

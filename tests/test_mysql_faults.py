@@ -89,7 +89,7 @@ async def test_a_frozen_server_leaves_time_to_unwind(
     connection = await connect(work)
     cancelled = rolled_back = sent_at = 0.0
     try:
-        with pytest.raises(LeadershipLost) as lost:
+        with pytest.raises(LeadershipLost) as lost:  # noqa: PT012 - the block is the term
             async with leadership(mysql_url, lease_duration=3.0, on_event=heard) as lead:
                 async with connection.cursor() as cursor:
                     await cursor.execute("CREATE TEMPORARY TABLE mysql.work (id INT) ENGINE = InnoDB")
@@ -278,7 +278,7 @@ async def test_a_server_that_became_read_only_is_left(mysql_server: Server, mysq
     heard = Recorder()
     url = mysql_server.url(database_of(mysql_url), user=user, password="s3cret")
     try:
-        with pytest.raises(LeadershipLost) as lost:
+        with pytest.raises(LeadershipLost) as lost:  # noqa: PT012 - the block is the term
             async with leadership(url, lease_duration=3.0, on_event=heard) as lead:
                 await heard.next(Renewed)
                 before = set(sessions(mysql_server, url))
@@ -360,11 +360,12 @@ async def test_a_stranger_who_locks_the_row_for_a_while_costs_no_term(mysql_serv
 
 
 async def test_what_is_done_to_the_row_by_hand_ends_the_term(mysql_server: Server, mysql_url: str) -> None:
-    """A row that was taken, cleared or deleted ends the term at its next heartbeat, as "taken", and is not touched by
-    it any more; then somebody leads again, with a higher token.
+    """A row that was taken, cleared or deleted ends the term at its next heartbeat, as "taken".
+
+    Then somebody leads again, with a higher token.
     """
     edits = {
-        "taken": "UPDATE {} SET holder = 'by-hand', token = token + 1, expires_at = UTC_TIMESTAMP(6) + INTERVAL 2 SECOND",
+        "taken": "UPDATE {} SET holder = 'me', token = token + 1, expires_at = UTC_TIMESTAMP(6) + INTERVAL 2 SECOND",
         "cleared": "UPDATE {} SET holder = NULL",
         "deleted": "DELETE FROM {}",
         "outbid": "UPDATE {} SET token = token + 1",

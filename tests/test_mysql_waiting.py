@@ -1,4 +1,4 @@
-"""How candidates on MySQL and MariaDB wait: woken by a release at once, quiet otherwise, whatever becomes of the lock."""
+"""How candidates on MySQL and MariaDB wait: woken by a release, quiet otherwise, whatever becomes of the lock."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def waits_in_lock(server: Server, url: str) -> int:
 
 
 async def test_a_release_wakes_a_candidate_of_another_process(mysql_server: Server, mysql_url: str) -> None:
-    """A leader that ends in order, or asks for the lease no more, is followed at once, not at the next poll."""
+    """A leader that ends in order is followed at once, not at the next poll."""
     journal = Journal()
     async with leader_process(mysql_url, **SLOW) as process, campaign(mysql_url, journal=journal, **SLOW):
         await until(lambda: waits_in_lock(mysql_server, mysql_url), "the candidate waits in the lock")
@@ -193,7 +193,7 @@ async def test_a_lock_in_a_strangers_hands_is_not_needed(mysql_server: Server, m
 
 
 async def test_candidates_are_quiet(mysql_server: Server, mysql_url: str) -> None:
-    """Candidates that wait send next to nothing, and a leader one exchange per heartbeat; nobody writes but the leader."""
+    """Candidates that wait send next to nothing, a leader one exchange per heartbeat; only the leader writes."""
     heard = Recorder()
     async with AsyncExitStack() as stack:
         lead = leadership(mysql_url, heartbeat_interval=0.5, on_event=heard, lease_duration=30.0)
@@ -220,10 +220,10 @@ async def test_a_process_that_waits_for_many_leases_asks_once_for_all(mysql_serv
             await stack.enter_async_context(leadership(leading, f"lease-{number}", timeout=LIMIT, **timings))
         await mine.status("lease-0")
         assert len(sessions(mysql_server, mysql_url)) <= 2
-        heard = []
         theirs = await stack.enter_async_context(open_store(waiting))
-        for number in range(20):
-            heard.append(await stack.enter_async_context(campaign(waiting, f"lease-{number}", **timings)))
+        heard = [
+            await stack.enter_async_context(campaign(waiting, f"lease-{number}", **timings)) for number in range(20)
+        ]
         await asyncio.gather(*(one.first(Following) for one in heard))
         await theirs.status("lease-0")
         assert len(sessions(mysql_server, mysql_url)) <= 4
@@ -261,7 +261,7 @@ async def test_what_a_session_is_set_to(mysql_server: Server, mysql_url: str) ->
 
 
 async def test_the_server_ends_the_session_of_a_leader_that_vanished(mysql_server: Server, mysql_url: str) -> None:
-    """A leader that falls silent without closing its connection blocks neither row nor lock for longer than its lease."""
+    """A leader that falls silent, its connection open, blocks neither row nor lock for longer than its lease."""
     journal = Journal()
     async with TCPProxy(mysql_server.host, mysql_server.port) as proxy:
         url = through(mysql_url, proxy.port)

@@ -132,8 +132,10 @@ def engine_driver(engine: Any) -> Driver:
         own = create_async_engine(url, pool=engine.sync_engine.pool.recreate())
         try:
             lent = await own.raw_connection()
-            connection = lent.driver_connection
+            connection: Any = lent.driver_connection
             lent.detach()
+            if hasattr(connection, "_read_timeout"):  # asyncmy's, from connect_args: a wait for a lock may be longer
+                connection._read_timeout = None
         finally:
             await own.dispose()
         return connection
@@ -203,7 +205,7 @@ def _query(query: str, shown: str) -> dict[str, Any]:
             raise ConfigurationError(
                 "target",
                 shown,
-                f"the URL's parameter {key!r} is not known, or its value is not; use charset, unix_socket, ssl, "
+                "a parameter of the URL is not known, or its value is not; use charset, unix_socket, ssl, "
                 f"ssl_check_hostname, ssl_verify_cert, {', '.join(_SSL)}",
             )
     if ssl:

@@ -41,6 +41,9 @@ _LATE = 0.5
 _RACE = 1.0
 """Seconds after which a new leader that lost the race for the lock, but not for the lease, has it for sure."""
 
+_GONE = 30.0
+"""Seconds after which a candidate that did not come back is not counted any more."""
+
 _IDLE = 60
 """``wait_timeout`` of a session that leads nothing, in seconds."""
 
@@ -83,6 +86,7 @@ class MySQLStore:
         self._locked: str | None = None  # the lease whose lock this session got while waiting
         self._asking: set[asyncio.Task[None]] = set()
         self._distrust_until = 0.0
+        self._watched: dict[tuple[str, asyncio.Task[Any]], float] = {}  # the candidates here, and when they came
         self._polls = _Polls(self._read_many)
         self._make_statements(table_prefix)
 
@@ -124,7 +128,9 @@ class MySQLStore:
 
     async def _prepare_for_leases(self, execute: Execute) -> None:
         """As `_prepare`. The server ends the session of a leader that vanished without a word, and with it its lock."""
-        await self._prepare(execute, max((math.ceil(duration) for duration in self._leading.values()), default=_IDLE))
+        idle = max((math.ceil(duration) for duration in self._leading.values()), default=_IDLE)
+        await self._prepare(execute, idle)
+        self._lease_session.fresh_for = idle / 2
         self._locked = None
 
     async def _prepare(self, execute: Execute, idle: int = _IDLE) -> None:
@@ -232,6 +238,7 @@ class MySQLStore:
         if lease is not None and lease.holder == holder:
             self._leading[name] = duration
             self._locked = None
+            self._watched = {watcher: at for watcher, at in self._watched.items() if watcher[0] != name}
         elif self._locked == name:  # another was faster: it wants the lock now
             await self._give_up_lock(name)
         return lease
@@ -242,6 +249,7 @@ class MySQLStore:
         idle = max(math.ceil(longest) for longest in (duration, *self._leading.values()))
         claim = (holder, token, beat, _microseconds(duration), holder, token, name, seen.token, seen.beat, int(force))
         results = await self._run(f"{self._claim_sql}; SET SESSION wait_timeout = {idle}; {read}", (*claim, *about))
+        self._lease_session.fresh_for = idle / 2
         if not results[2]:
             return None
         lease = self._lease(results[2][0])
@@ -321,8 +329,16 @@ class MySQLStore:
             await self._give_up_lock(name)
             self._distrust_until = loop.time() + _RACE
         distrusted = max(self._distrust_until - loop.time(), 0.0)
-        wait = seconds if not self._rounds_waits else float(math.floor(seconds))
-        alone = not self._leading and not self._polls and self._lock_wait is None
+        # Not for long: a stranger may hold the lock, and then nobody is woken by the release.
+        wait = min(seconds, max((lease.expires_at - lease.renewed_at).total_seconds() / 3, poll) if lease else poll)
+        wait = float(math.floor(wait)) if self._rounds_waits else wait
+        task = asyncio.current_task()
+        assert task is not None
+        self._watched[name, task] = loop.time()
+        for watcher, at in list(self._watched.items()):
+            if watcher[1].done() or loop.time() - at > _GONE:
+                del self._watched[watcher]
+        alone = not self._leading and len(self._watched) == 1 and self._lock_wait is None
         if not (hint and self._hints and alone and wait > 0 and distrusted == 0 and self._lease_session.opened):
             return await self._polls.read(name, seconds, poll)
         self._lock_wait = asyncio.create_task(self._wait_in_lock(name, wait, lease))
@@ -330,15 +346,15 @@ class MySQLStore:
             # Another lease of this process that needs the connection cancels the inner task, not this one.
             # MariaDB's own time-out follows its wall clock, which may step back: bounded here as well.
             await asyncio.wait([self._lock_wait], timeout=wait + _LATE)
-            task = self._lock_wait
+            waited = self._lock_wait
         finally:
             if not self._lock_wait.done():
                 self._lock_wait.cancel()
                 await asyncio.wait([self._lock_wait])
             self._lock_wait = None
-        if task.cancelled():
+        if waited.cancelled():
             return await self._polls.read(name, 0.0, poll)
-        return task.result()
+        return waited.result()
 
     async def _give_up_lock(self, name: str) -> None:
         self._locked = None
@@ -393,8 +409,9 @@ class _Polls:
         """Reads the row after `poll` at most, sooner after `seconds`, or when a lease of this process is released."""
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
-        if poll < seconds:  # on a grid, so that all candidates with one interval come together
-            due = (math.floor(loop.time() / poll + self._phase) + 1 - self._phase) * poll
+        if poll < seconds:
+            # On a grid, so that all candidates with one interval come together; not on a moment that is as good as now.
+            due = (math.floor(loop.time() / poll + self._phase + 0.1) + 1 - self._phase) * poll
         answer: asyncio.Future[Lease | None] = loop.create_future()
         self._waiting[answer] = (name, due)
         self._changed.set()
