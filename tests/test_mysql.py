@@ -176,7 +176,7 @@ async def test_a_user_who_may_not_create_tables(mysql_server: Server, mysql_url:
 
 
 async def test_an_unreachable_host_is_unavailable(log: list[str]) -> None:
-    """A closed port, and a name that does not resolve, are waited for, then `StoreUnavailable`, within the time given."""
+    """A closed port, and a name that does not resolve, are waited for, then `StoreUnavailable`, in the time given."""
     for host in (f"127.0.0.1:{free_port()}", "no-such-host.invalid"):
         began, heard = boot_clock(), Recorder()
         with pytest.raises(StoreUnavailable) as unavailable:
@@ -339,16 +339,15 @@ async def test_a_pools_own_time_outs_do_not_end_a_wait(mysql_server: Server, mys
     options: dict[str, Any] = {"connect_args": {"read_timeout": 1}} if driver == "asyncmy" else {}
     journal = Journal()
     timings: dict[str, Any] = {"lease_duration": 60.0, "retry_interval": 30.0}
-    async with own_engine(driver, mysql_server, mysql_url, **options) as engine:
-        async with AsyncExitStack() as stack:
-            async with leadership(mysql_url, **timings):
-                heard = await stack.enter_async_context(campaign(engine, journal=journal, **timings))
-                waits = lambda: any("GET_LOCK" in doing for doing in sessions(mysql_server, mysql_url).values())  # noqa: E731
-                await until(waits, "it waits in the lock")
-                with pytest.raises(TimeoutError):
-                    await heard.next(Waiting, limit=2.0)
-            released = boot_clock()
-            assert (await journal.leader()).began < released + 1.0
+    async with own_engine(driver, mysql_server, mysql_url, **options) as engine, AsyncExitStack() as stack:
+        async with leadership(mysql_url, **timings):
+            heard = await stack.enter_async_context(campaign(engine, journal=journal, **timings))
+            waits = lambda: any("GET_LOCK" in doing for doing in sessions(mysql_server, mysql_url).values())  # noqa: E731
+            await until(waits, "it waits in the lock")
+            with pytest.raises(TimeoutError):
+                await heard.next(Waiting, limit=2.0)
+        released = boot_clock()
+        assert (await journal.leader()).began < released + 1.0
 
 
 async def test_a_target_that_cannot_work_says_so(mysql_server: Server, mysql_url: str) -> None:
