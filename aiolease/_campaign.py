@@ -136,7 +136,8 @@ class CampaignStatus:
     """A campaign at one moment, for a health page.
 
     Attributes:
-        state: What it is doing. Being a follower is as healthy as being the leader.
+        state: What it is doing; ``"starting"`` until the database has answered once. Being a follower is as healthy as
+            being the leader.
         leader: The holder that was last seen in the row, ``None`` when the lease was free.
         token: The number of the latest term that was seen.
         last_contact: When the database last answered: aware UTC, by this machine's clock.
@@ -198,7 +199,7 @@ class Campaign:
     def status(self) -> CampaignStatus:
         """How the campaign stands, from memory: no I/O."""
         contact = self._contact
-        starting = self._state == "following" and not contact.attempted.is_set()
+        starting = self._state == "following" and contact.last_contact is None
         return CampaignStatus(
             state="starting" if starting else self._state,
             leader=contact.leader,
@@ -282,6 +283,8 @@ class Campaign:
             return None
         finally:
             self._lead = None
+            if self._contact.leader == claim.lease.holder:
+                self._contact.leader = None  # whoever leads now, it is not this term any more
         return StayOut(claim.lease.token, current_clock()() + 2 * self._timings.retry_interval)
 
     async def _for_ever(self, entered: asyncio.Event) -> None:

@@ -136,6 +136,7 @@ class Candidate:
         self._reached = False  # the database answered
         self._proven = proven  # it did all that one attempt asked for
         self._failures = 0
+        self._lost_races = 0
         self._quiet_until = 0.0
         self._quiet_for = 0.5
 
@@ -206,8 +207,10 @@ class Candidate:
             return None
         claim = await self._claim(lease, force=force)
         if claim is None:  # lost to another, or the row was not free after all: see it again before the next try
+            self._lost_races += 1
+            least = min(_JITTER * 2.0 ** min(self._lost_races - 1, 10), self._timings.retry_interval)
             released = self._lease is None or self._lease.holder is None
-            self._pause = random.uniform(0, _JITTER) if released else max(self._pause, random.uniform(0, _JITTER))
+            self._pause = random.uniform(0, least) if released else max(self._pause, random.uniform(0, least))
         return claim
 
     def _saw(self, lease: Lease | None, received: float) -> None:

@@ -31,7 +31,7 @@ class LeaseSettings(BaseSettings):
         ConfigurationError: A variable is not of the right kind, or the timings cannot work.
     """
 
-    model_config = SettingsConfigDict(env_prefix="AIOLEASE_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="AIOLEASE_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     url: str = Field(default="sqlite:///aiolease.db", repr=False)
     name: str = "default"

@@ -43,7 +43,7 @@ class JobRegistry:
         self._max_running = max_running
         self._jobs: dict[str, Job] = {}
         self._terms: list[TermOfJobs] = []
-        self._threads: dict[str, set[asyncio.Task[object]]] = {}  # runs that outlived their term
+        self._threads: dict[str, set[asyncio.Future[object]]] = {}  # runs that outlived their term
 
     def every(
         self,
@@ -134,7 +134,7 @@ class JobRegistry:
         return any(term.lead.is_leader for term in self._terms)
 
     def _term(self) -> TermOfJobs | None:
-        return next((term for term in reversed(self._terms) if term.lead.is_leader and term.open), None)
+        return next((term for term in reversed(self._terms) if term.lets_in), None)
 
     def leader_only(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R | None]]:
         """Makes a coroutine function run only where this registry leads, for calls that every process makes.
@@ -162,6 +162,8 @@ class JobRegistry:
 
     async def run(self, lead: Leadership, *, context: Any = None, drain_timeout: float = 10.0) -> None:
         """Runs the jobs as they fall due, until it is cancelled: by the end of the term, or from outside.
+
+        Await it in the block itself: of a task of its own the block, and so the release, would not await the end.
 
         Args:
             lead: The term, from ``async with leadership(…) as lead``.
@@ -273,7 +275,7 @@ def _signals(name: str, campaign: Campaign, at_once: asyncio.Timeout, drain_time
             text = f"{number.name}: {name!r} stops; running jobs have {drain_timeout:g} s, a second signal cancels them"
             emit(Notice(lease=name, severity="INFO", text=text))
             campaign.stop()
-        else:
+        elif at_once.when() is None:
             emit(Notice(lease=name, severity="WARNING", text=f"{number.name} again: {name!r} cancels its jobs"))
             at_once.reschedule(loop.time())
 

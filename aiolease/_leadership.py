@@ -37,7 +37,7 @@ from aiolease._lease import Lease, LeaseStore
 from aiolease._settings import OnStall, Timings
 from aiolease._settle import bounded, settled
 from aiolease._watchdog import end_process, watched
-from aiolease.errors import LeadershipLost, LossReason, NotLeader
+from aiolease.errors import LeadershipLost, LossReason, NotLeader, StoreUnavailable
 from aiolease.events import (
     BodyStuck,
     Elected,
@@ -172,6 +172,11 @@ def leading(lead: Leadership) -> Iterator[None]:
         _current.set(earlier)
 
 
+def is_within(lead: Leadership) -> bool:
+    """Whether the running task belongs to that term."""
+    return lead in _current.get()
+
+
 class _Tenure:
     """Keeps one term: renews its lease, ends it in time, and sees its body out."""
 
@@ -207,6 +212,7 @@ class _Tenure:
         self._left = asyncio.Event()
         self._renewal = anyio.CancelScope(shield=True)
         self._renewing = True
+        self._beat = claim.lease.beat
 
     # -- what ends a term
 
@@ -217,12 +223,13 @@ class _Tenure:
         self._reason = self.lead._ended = reason
         self.lead._over.set()
         self._ended_at = self._clock()
+        if not (reason == "error" and self._host.cancelling() > self._cancelling):
+            self._cancel_body()  # unless somebody cancels everything: a second cancellation would tear its clean-up
+        self._wake.set()
         if reason == "resigned":
             self._emit(Resigned(**self.facts(), requested=requested))
         else:
             self._emit(Lost(**self.facts(), reason=reason))
-        self._cancel_body()
-        self._wake.set()
 
     def _cancel_body(self) -> None:
         # As by Task.cancel(): once, so that the clean-up of the body may await.
@@ -231,37 +238,48 @@ class _Tenure:
 
     def body_has_ended(self) -> None:
         """The body has left the block: nothing of it is cancelled any more."""
-        if self._reason is None and self._clock() >= self.lead._deadline:
-            # The loop was blocked past the deadline, or the body found out by itself: nobody could say so earlier.
+        late = self._reason is None and self._clock() >= self.lead._deadline
+        if late:  # the loop was blocked past the deadline, or the body found out by itself
             self._reason, self._ended_at = "expired", self._clock()
-            self._emit(Lost(**self.facts(), reason="expired"))
         self._body_ended = True
         self.lead._ended = self._reason or "resigned"
         self.lead._over.set()
         self._left.set()
         if self._reason in ("expired", "taken"):
             self._renewal.cancel()  # else it may finish, within its limit: cancelled, it would cost the connection
+        if late:
+            self._emit(Lost(**self.facts(), reason="expired"))
 
     # -- the keeper
 
     async def keep(self) -> None:
-        """Renews, and guards the deadline, until the body has ended."""
+        """Renews, and guards the deadline, until the body has ended.
+
+        Somebody who cancels every task, as `asyncio.run` does in the end, ends the term by that, but not the keeping:
+        while the body unwinds nobody may lead beside it.
+        """
         async with anyio.create_task_group() as tasks:
             for task in (self._renew, self._guard, self._stay_eligible):
-                tasks.start_soon(self._or_end, task)
-            await self._left.wait()
+                tasks.start_soon(self._or_end, task, tasks.cancel_scope)
+            while not self._body_ended:
+                try:
+                    await self._left.wait()
+                except asyncio.CancelledError:
+                    self.keeper_failed(None)
             tasks.cancel_scope.cancel()
 
-    async def _or_end(self, task: Callable[[], Awaitable[None]]) -> None:
-        """Runs a task of the keeper; if it ends for any reason but its own, the term ends."""
-        error: BaseException | None = None
-        try:
-            await task()
-            return
-        except Exception as raised:  # noqa: BLE001 - a bug here must end the term, not hang it
-            error = raised
-        finally:
-            self.keeper_failed(error)
+    async def _or_end(self, task: Callable[[], Awaitable[None]], scope: anyio.CancelScope) -> None:
+        """Runs a task of the keeper; if it ends for any reason but its own, the term ends, and it is run again."""
+        while True:
+            try:
+                await task()
+            except asyncio.CancelledError:
+                if scope.cancel_called:
+                    raise
+                self.keeper_failed(None)
+            except Exception as raised:  # noqa: BLE001 - a bug here must end the term, not hang it
+                self.keeper_failed(raised)
+                await anyio.sleep(self._timings.heartbeat_interval)
 
     def keeper_failed(self, error: BaseException | None) -> None:
         """Ends the term because nobody would renew it any more; nothing if the body has ended, or the term has."""
@@ -303,24 +321,27 @@ class _Tenure:
 
     async def _renew(self) -> None:
         """The heartbeat. Goes on while the body unwinds, so that nobody leads beside it."""
-        beat, due, failures = self._claim.lease.beat, self._claim.sent_at + self._timings.heartbeat_interval, 0
+        due, failures = self._claim.sent_at + self._timings.heartbeat_interval, 0
         while True:
             await self._sleep_until(due)
             if not self._renewing or self._body_ended:
                 break
             if self._clock() >= self.lead._deadline:
                 self.end("expired")
-            beat += 1  # every attempt a new number: one that the server delayed cannot undo a later one
+            self._beat += 1  # every attempt a new number: one that the server delayed cannot undo a later one
             sent_at = self._clock()
             try:
                 with anyio.CancelScope(shield=True) as self._renewal:
-                    lease = await self._send(beat)
+                    lease = await self._send(self._beat)
                 if self._renewal.cancelled_caught:
                     break
+                if lease is not None and lease.held_by(self.lead.holder, self.lead.token) and lease.beat != self._beat:
+                    self._beat = max(self._beat, lease.beat)
+                    raise StoreUnavailable(self._store.description, "the row shows another renewal")
             except TROUBLE as error:
                 self._renewal_failed(error)
                 failures += 1
-                longest = max(min(_FIRST_RETRY * 2 ** min(failures - 1, 10), self._timings.retry_interval), 0.01)
+                longest = max(min(_FIRST_RETRY * 2.0 ** min(failures - 1, 10), self._timings.retry_interval), 0.01)
                 due = self._clock() + longest * random.uniform(0.5, 1.0)
                 continue
             self._contact.saw(lease)
@@ -328,9 +349,6 @@ class _Tenure:
                 self._renewing = False
                 self.end("taken")
                 break
-            if lease.beat != beat:  # a later beat than any of ours: not this attempt's success
-                beat, due = max(beat, lease.beat), self._clock()
-                continue
             failures = 0
             due = sent_at + self._timings.heartbeat_interval
             self._renewed(lease, sent_at)
@@ -357,7 +375,16 @@ class _Tenure:
     async def _stay_eligible(self) -> None:
         while self._eligible is not None:
             await anyio.sleep(self._timings.heartbeat_interval)
-            fit, why = await is_eligible(self._eligible, self._timings.attempt)
+            # In a task of its own: it is the user's code, and is cancelled once, not at every await of its clean-up.
+            check = asyncio.create_task(is_eligible(self._eligible, self._timings.attempt))
+            try:
+                await asyncio.wait([check])
+            except asyncio.CancelledError:
+                check.cancel()
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait([check], timeout=self._timings.attempt)
+                raise
+            fit, why = check.result()
             if not fit:
                 text = f"this process is not eligible to lead {self.lead.name!r} any more: {why}"
                 self._emit(Notice(**self.facts(), severity="WARNING", text=text))
@@ -399,6 +426,8 @@ class _Tenure:
         outside = self._host.cancelling() > self._cancelling and asyncio.current_task() is self._host
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
             raise error
+        if cancelled is not None and asyncio.current_task() is not self._host:
+            raise cancelled from error
         if reason is None:
             if cancelled is not None and not isinstance(error, asyncio.CancelledError):
                 raise cancelled from error  # it came while the lease was being released
@@ -445,9 +474,10 @@ class _Tenure:
 
     def _blocked(self, stack: str) -> None:
         """The loop did not answer past the deadline."""
-        self._emit(LoopBlocked(**self.facts(), stack=stack))
+        event = LoopBlocked(**self.facts(), stack=stack)
         if self._on_stall == "exit":
-            end_process()
+            end_process(lambda: self._emit(event), grace=self._timings.unwind / 5)
+        self._emit(event)
 
 
 @asynccontextmanager
@@ -475,17 +505,21 @@ async def hold(
         observer=observer,
         contact=contact or Contact(),
     )
-    emit(Elected(**tenure.facts(), elected_at=tenure.lead.elected_at), observer)
     error: BaseException | None = None
     with tenure.watching():
         keeper = asyncio.create_task(tenure.keep())
         keeper.add_done_callback(lambda task: tenure.keeper_failed(None if task.cancelled() else task.exception()))
         try:
+            emit(Elected(**tenure.facts(), elected_at=tenure.lead.elected_at), observer)
             with leading(tenure.lead):
                 yield tenure.lead
         except BaseException as raised:  # noqa: BLE001 - it is raised again by `outcome`, or belongs to the loss
             error = raised
         tenure.body_has_ended()
         cancelled = await settled(keeper)
-    cancelled = await settled(asyncio.create_task(tenure.release())) or cancelled
+    releasing = asyncio.create_task(tenure.release())
+    cancelled = await settled(releasing) or cancelled
+    if not releasing.cancelled() and (trouble := releasing.exception()) is not None:
+        text = f"could not release {tenure.lead.name!r}, it expires by itself: {describe(trouble)}"
+        emit(Notice(**tenure.facts(), severity="ERROR", text=text), observer)
     await tenure.outcome(error, cancelled)

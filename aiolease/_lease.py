@@ -31,7 +31,8 @@ def check_name(name: str, field: str = "name") -> str:
         ConfigurationError: It cannot.
     """
     if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or not all("!" <= char <= "~" for char in name):
-        raise ConfigurationError(field, name, f"use 1 to {MAX_NAME} printable ASCII characters without spaces")
+        shown = "…" if "://" in str(name) else name  # a URL in the wrong place may hold a password
+        raise ConfigurationError(field, shown, f"use 1 to {MAX_NAME} printable ASCII characters without spaces")
     return name
 
 

@@ -11,22 +11,27 @@ import functools
 import heapq
 import inspect
 import math
+import threading
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import datetime
+from types import TracebackType
 from typing import Any, Literal, TypeVar, final
 
 import anyio
-import anyio.to_thread
 
-from aiolease._leadership import Leadership, leading
+from aiolease._leadership import Leadership, is_within, leading
 from aiolease._schedule import Schedule
 from aiolease._settle import settled
 from aiolease.errors import InvalidJob, LeadershipLost
 from aiolease.events import Event, Notice, RunFinished, RunStarted, TickSkipped, emit
 
 R = TypeVar("R")
+
+_CALLERS = frozenset({"aiolease", "asyncio"})
 Overlap = Literal["skip", "allow"]
 
 _SLICE = 5.0
@@ -89,6 +94,42 @@ class JobRun:
         return f"<JobRun {self.job!r} {self.tick:%Y-%m-%dT%H:%M:%SZ} attempt {self.attempt}>"
 
 
+def _start_thread(call: Callable[[], object], name: str) -> asyncio.Future[object]:
+    """Runs a call in a thread of its own; the future is its end, and nobody's cancellation can say otherwise."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[object] = loop.create_future()
+    context = copy_context()
+
+    def settle(result: object, error: BaseException | None) -> None:
+        if error is None:
+            ended.set_result(result)
+        else:
+            ended.set_exception(error)
+
+    def work() -> None:
+        result: object = None
+        error: BaseException | None = None
+        try:
+            result = context.run(call)
+        except StopIteration as raised:
+            error = RuntimeError(f"the job raised {raised!r}")
+        except BaseException as raised:  # noqa: BLE001 - it is the run's
+            error = raised
+        with suppress(RuntimeError):  # the loop may have been closed meanwhile
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=work, name=f"aiolease job {name}", daemon=True).start()
+    return ended
+
+
+def _of_the_job(trace: TracebackType | None) -> TracebackType | None:
+    """What of a traceback lies behind this package and the libraries that call a job for it."""
+    own = trace
+    while own is not None and own.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _CALLERS:
+        own = own.tb_next
+    return own
+
+
 def is_async(function: Callable[..., object]) -> bool:
     """Whether a call gives something to await: a coroutine function, a partial of one, an object with an async call."""
     while isinstance(function, functools.partial):
@@ -128,7 +169,7 @@ class TermOfJobs:
         self,
         lead: Leadership,
         jobs: Iterable[Job],
-        threads: dict[str, set[asyncio.Task[object]]],
+        threads: dict[str, set[asyncio.Future[object]]],
         *,
         max_running: int | None,
         context: Any,
@@ -142,9 +183,15 @@ class TermOfJobs:
         self._calls: set[asyncio.Task[Any]] = set()
         self._queued: deque[tuple[Job, datetime]] = deque()
         self._going_on: Counter[str] = Counter()  # runs of each job, running or queued
+        self._loop = asyncio.get_running_loop()
         self.ended = False
         self.open = True
         """Whether calls are let in: not when it drains, nor when it ends."""
+
+    @property
+    def lets_in(self) -> bool:
+        """Whether a call may run within this term: not when it drains, but for calls of its own jobs."""
+        return self.lead.is_leader and not self.ended and (self.open or is_within(self.lead))
 
     async def run(self, stopping: asyncio.Event, drain_timeout: float) -> None:
         """Schedules until told to stop, then drains; cancels what is left, and awaits it, however it ends."""
@@ -251,6 +298,9 @@ class TermOfJobs:
         else:
             if limit.expired():  # it swallowed the cancellation
                 status, error = "failed", TimeoutError(f"it took longer than {job.timeout:g} s")
+        if error is not None:
+            # From the job's own frame on: loguru prints the variables of all others too, a URL with its password say.
+            error = error.with_traceback(_of_the_job(error.__traceback__))
         took = clock() - started
         self._emit(RunFinished(**self._facts(), job=job.name, tick=run.tick, status=status, took=took, error=error))
 
@@ -265,11 +315,7 @@ class TermOfJobs:
             await job.function(*arguments)  # type: ignore[misc]
             return
         call = functools.partial(job.function, *arguments)
-        # A limiter of its own: the application's threads and the jobs must not wait for each other.
-        limiter = anyio.CapacityLimiter(1)
-        thread: asyncio.Task[object] = asyncio.create_task(
-            anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=limiter)
-        )
+        thread = _start_thread(call, job.name)
         try:
             await asyncio.wait([thread])
         except asyncio.CancelledError:
@@ -284,7 +330,7 @@ class TermOfJobs:
         if inspect.isawaitable(result):  # a callable that only looks like a plain function
             await result
 
-    async def _outwait(self, job: Job, thread: asyncio.Task[object]) -> None:
+    async def _outwait(self, job: Job, thread: asyncio.Future[object]) -> None:
         """A thread cannot be cancelled: waits for it as long as the lease is kept for it, then leaves it behind."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self.lead._timings.lease_duration
@@ -305,6 +351,8 @@ class TermOfJobs:
 
     async def within(self, call: Callable[[], Awaitable[R]]) -> R:
         """Runs a call as a part of the term: cancelled with it, and awaited before the lease is released."""
+        if asyncio.get_running_loop() is not self._loop:  # another scheduler's thread, with a loop of its own
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.within(call), self._loop))
 
         async def run() -> R:
             with leading(self.lead):
@@ -316,7 +364,8 @@ class TermOfJobs:
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:
-            task.cancel()
+            if not self.ended:  # else the term has cancelled it already, once
+                task.cancel()
             await settled(task)
             if not task.cancelled():
                 task.exception()  # the caller's cancellation goes before it

@@ -143,8 +143,20 @@ def watched(
         watchdog.remove(watch)
 
 
-def end_process() -> None:
-    """Ends the process at once: nothing of it may go on, and a blocked loop cannot unwind."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+def end_process(report: Callable[[], None], grace: float) -> None:
+    """Ends the process: nothing of it may go on, and a blocked loop cannot unwind.
+
+    Args:
+        report: Says why; it may hang, if what blocks the loop is the log itself.
+        grace: How long it may take, in seconds.
+    """
+
+    def last_words() -> None:
+        report()
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+    teller = threading.Thread(target=last_words, daemon=True)
+    teller.start()
+    teller.join(grace)
     os._exit(EXIT_STATUS)

@@ -384,7 +384,9 @@ def emit(event: Event, observer: Observer | None = None) -> None:
             continue
         try:
             observe(event)
-        except Exception as error:  # noqa: BLE001 - whatever an observer raises, the lease goes on
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever an observer raises, the lease goes on
             trouble = Notice(
                 lease=event.lease,
                 holder=event.holder,

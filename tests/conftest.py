@@ -79,6 +79,16 @@ def galera(_galera_cluster: GaleraCluster) -> GaleraCluster:
     return _galera_cluster
 
 
+@pytest.fixture
+def own_database(mariadb: MariaDBServer) -> Iterator[str]:
+    """The name of a fresh, empty database on the MariaDB server."""
+    mariadb.recover()
+    name = f"test_{uuid4().hex[:12]}"
+    mariadb.create_database(name)
+    yield name
+    mariadb.drop_database(name)
+
+
 @pytest.fixture(params=["mariadb", "mysql9"])
 def mysql_server(request: pytest.FixtureRequest) -> Server:
     """Each kind of server in turn, serving, whatever the test before did to it.

@@ -297,7 +297,7 @@ async def test_background_enters_without_a_database(log: list[Message]) -> None:
     async with jobs.background(store) as campaign:
         assert now() - started < 1
         status = campaign.status()
-        assert (status.state, status.leader, status.last_contact) == ("following", None, None)
+        assert (status.state, status.leader, status.last_contact) == ("starting", None, None)
         assert status.error is not None
         assert "the network is down" in status.error
         assert lines(log, "WARNING") == ["waiting for the database: memory: the network is down"]

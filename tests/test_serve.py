@@ -400,12 +400,12 @@ def test_each_setting_has_a_variable(environment: Callable[..., None], variable:
 @pytest.mark.parametrize(
     ("variable", "text"),
     [
-        *(("AIOLEASE_LEASE_DURATION", text) for text in ("soon", "", "-1", "nan", "1e9")),
+        *(("AIOLEASE_LEASE_DURATION", text) for text in ("soon", "-1", "nan", "1e9")),
         *(("AIOLEASE_HEARTBEAT_INTERVAL", text) for text in ("often", "20")),
         ("AIOLEASE_RENEW_DEADLINE", "29"),
         ("AIOLEASE_RETRY_INTERVAL", "31"),
         ("AIOLEASE_ON_STALL", "explode"),
-        *(("AIOLEASE_NAME", text) for text in ("", "two words")),
+        ("AIOLEASE_NAME", "two words"),
     ],
 )
 def test_a_wrong_value_names_its_variable(environment: Callable[..., None], variable: str, text: str) -> None:
@@ -416,6 +416,13 @@ def test_a_wrong_value_names_its_variable(environment: Callable[..., None], vari
     assert variable in str(refused.value)
     assert refused.value.__cause__ is None
     assert "\n" not in str(refused.value)
+
+
+def test_an_empty_variable_is_none(environment: Callable[..., None]) -> None:
+    """A variable that is set to nothing, as compose files do, leaves the default."""
+    plain = LeaseSettings()
+    environment(AIOLEASE_LEASE_DURATION="", AIOLEASE_NAME="", AIOLEASE_URL="")
+    assert LeaseSettings() == plain
 
 
 def test_a_url_is_not_shown(environment: Callable[..., None]) -> None:

@@ -37,6 +37,9 @@ _REJECTED = frozenset({
     4151,  # the account is locked (MariaDB)
 })  # fmt: skip
 NO_SUCH_TABLE, UNKNOWN_COLUMN, TABLE_EXISTS = 1146, 1054, 1050
+_STUCK = 0.2
+"""Seconds of waiting for another exchange after which a caller that gives up takes the connection down with it."""
+
 _DEADLOCK = 1213
 _DEADLOCKS = 5
 """How often in a row a statement may be chosen to end a deadlock: claims of a row that is being made meet."""
@@ -168,7 +171,7 @@ def parse_url(url: str) -> dict[str, Any]:
     except ValueError:
         raise ConfigurationError("target", shown, malformed) from None
     database = unquote(parts.path.removeprefix("/"))
-    if parts.fragment or "@" in database or "/" in database:
+    if parts.fragment or "@" in parts.query or "@" in database or "/" in database:
         raise ConfigurationError("target", shown, malformed)
     if parts.hostname:
         shown = f"mysql://{parts.hostname}{parts.path}"
@@ -250,6 +253,7 @@ class Session:
         self._lock = asyncio.Lock()
         self._connection: Any = None
         self._used_at = 0.0
+        self._closed = False
         self.fresh_for = 30.0
         """Seconds after which an idle connection is not trusted any more: the server may have closed it."""
         self.opened = 0
@@ -261,7 +265,17 @@ class Session:
         Raises:
             StoreUnavailable: And `StoreRejected`, `SchemaMissing`: see `translate`. The connection is gone then.
         """
-        async with self._lock:
+        waited_since = asyncio.get_running_loop().time()
+        try:
+            await self._lock.acquire()
+        except BaseException:
+            # Another exchange does not end, and its caller may have more time than this one: its answer was lost.
+            if asyncio.get_running_loop().time() - waited_since > _STUCK:
+                self.discard()
+            raise
+        try:
+            if self._closed:
+                raise StoreUnavailable(self._driver.description, "this store was closed")
             tries = _DEADLOCKS
             while True:
                 tries -= 1
@@ -275,6 +289,9 @@ class Session:
                 except BaseException:
                     self.discard()  # the answer is still to come: what is asked next would get it
                     raise
+
+        finally:
+            self._lock.release()
 
     async def _exchange(self, sql: str, parameters: Sequence[object]) -> list[Rows]:
         loop = asyncio.get_running_loop()
@@ -314,7 +331,10 @@ class Session:
             connection.close()
 
     async def aclose(self) -> None:
-        """Closes the connection, with a good-bye if the server listens."""
+        """Closes the connection for good, with a good-bye if the server listens; what is under way fails. Bounded."""
+        self._closed = True
+        if self._lock.locked():
+            self.discard()
         async with self._lock:
             await self._close()
 

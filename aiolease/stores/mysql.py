@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from aiolease._lease import Lease
+from aiolease._settle import bounded
 from aiolease.errors import ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.stores._drivers import NO_SUCH_TABLE, TABLE_EXISTS, Driver, Execute, Rows, Session, denied, error_number
 
@@ -40,6 +41,9 @@ _LATE = 0.5
 
 _RACE = 1.0
 """Seconds after which a new leader that lost the race for the lock, but not for the lease, has it for sure."""
+
+_ASK_LIMIT = 10.0
+"""Seconds that a question which has no limit of its caller's may take."""
 
 _GONE = 30.0
 """Seconds after which a candidate that did not come back is not counted any more."""
@@ -183,7 +187,11 @@ class MySQLStore:
         """An exchange over the connection of the leases; one that waits for a lock gives way."""
         if self._lock_wait is not None:
             self._lock_wait.cancel()
-        return await self._lease_session.run(sql, parameters)
+        try:
+            return await self._lease_session.run(sql, parameters)
+        except SchemaMissing:
+            self._ready = False  # somebody dropped the tables: the next connection looks for them, and makes them
+            raise
 
     def _lease(self, row: tuple[Any, ...]) -> Lease:
         name, holder, token, beat, elected_at, renewed_at, expires_at, resign_token, now = row[:9]
@@ -267,7 +275,7 @@ class MySQLStore:
             if name not in self._leading:
                 return
             try:
-                rows = (await self._run(sql, about))[0]
+                rows = (await bounded(_ASK_LIMIT, self.description, self._run(sql, about)))[0]
             except (StoreUnavailable, StoreRejected, SchemaMissing):
                 return  # the next heartbeat asks, and reports
             if not rows or rows[0][9] == 1:
@@ -301,13 +309,15 @@ class MySQLStore:
 
     async def resign(self, name: str) -> int | None:
         """See `LeaseStore.resign`."""
-        results = await self._other_session.run(f"{self._resign_sql}; {self._read_sql}(%s)", (name, name))
+        call = self._other_session.run(f"{self._resign_sql}; {self._read_sql}(%s)", (name, name))
+        results = await bounded(_ASK_LIMIT, self.description, call)
         lease = self._lease(results[1][0]) if results[1] else None
         return lease.resign_token if lease is not None and lease.holder is not None else None
 
     async def status(self, name: str) -> Lease | None:
         """Reads the row of a lease over the second connection, for people: see `LeaseStore.read`."""
-        rows = (await self._other_session.run(f"{self._read_sql}(%s)", (name,)))[0]
+        call = self._other_session.run(f"{self._read_sql}(%s)", (name,))
+        rows = (await bounded(_ASK_LIMIT, self.description, call))[0]
         return self._lease(rows[0]) if rows else None
 
     async def aclose(self) -> None:
@@ -346,12 +356,11 @@ class MySQLStore:
             # Another lease of this process that needs the connection cancels the inner task, not this one.
             # MariaDB's own time-out follows its wall clock, which may step back: bounded here as well.
             await asyncio.wait([self._lock_wait], timeout=wait + _LATE)
-            waited = self._lock_wait
         finally:
-            if not self._lock_wait.done():
-                self._lock_wait.cancel()
-                await asyncio.wait([self._lock_wait])
-            self._lock_wait = None
+            waited, self._lock_wait = self._lock_wait, None
+            if not waited.done():
+                waited.cancel()
+                await asyncio.wait([waited])
         if waited.cancelled():
             return await self._polls.read(name, 0.0, poll)
         return waited.result()
