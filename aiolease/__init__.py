@@ -32,6 +32,7 @@ from aiolease._lease import Lease, LeaseStore
 from aiolease._runs import JobRun
 from aiolease.errors import (
     AioleaseError,
+    CommitUnknown,
     ConfigurationError,
     DuplicateJob,
     InvalidJob,
@@ -42,6 +43,7 @@ from aiolease.errors import (
     SchemaMissing,
     StoreRejected,
     StoreUnavailable,
+    TransactionEnded,
 )
 from aiolease.events import (
     BodyStuck,
@@ -73,6 +75,7 @@ __all__ = [
     "BodyStuck",
     "Campaign",
     "CampaignStatus",
+    "CommitUnknown",
     "ConfigurationError",
     "DuplicateJob",
     "Elected",
@@ -102,6 +105,7 @@ __all__ = [
     "StoreRejected",
     "StoreUnavailable",
     "TickSkipped",
+    "TransactionEnded",
     "Waiting",
     "__version__",
     "current_leadership",

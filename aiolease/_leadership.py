@@ -22,22 +22,22 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import datetime, timedelta
-from typing import TypedDict, final
+from typing import Any, TypedDict, TypeVar, final
 
 import anyio
 import anyio.lowlevel
 
 from aiolease._candidate import TROUBLE, Claim, Contact, Eligible, is_eligible
 from aiolease._clock import boot_clock, current_clock
-from aiolease._lease import Lease, LeaseStore
+from aiolease._lease import FenceBroken, Lease, LeaseStore, Term
 from aiolease._settings import OnStall, Timings
-from aiolease._settle import bounded, settled
+from aiolease._settle import bounded, given_up, settled
 from aiolease._watchdog import end_process, watched
-from aiolease.errors import LeadershipLost, LossReason, NotLeader, StoreUnavailable
+from aiolease.errors import CommitUnknown, LeadershipLost, LossReason, NotLeader, StoreUnavailable
 from aiolease.events import (
     BodyStuck,
     Elected,
@@ -54,6 +54,14 @@ from aiolease.events import (
     emit,
 )
 
+T = TypeVar("T")
+
+_LEAST_EXCHANGE = 0.5
+"""Seconds that an exchange which was begun in time may take, however little is left."""
+
+_ANSWERED = 0.1
+"""Seconds for an answer that had come before the time was up, but was not read yet: the process had been frozen."""
+
 _FIRST_RETRY = 0.25
 """Seconds before a failed renewal is tried again; doubled up to the retry interval, with jitter."""
 
@@ -66,9 +74,15 @@ class Leadership:
     """
 
     def __init__(
-        self, claim: Claim, timings: Timings, end: Callable[[LossReason], None], observer: Observer | None = None
+        self,
+        store: LeaseStore,
+        claim: Claim,
+        timings: Timings,
+        end: Callable[..., None],
+        observer: Observer | None = None,
     ) -> None:
         assert claim.lease.holder is not None
+        self._store = store
         self._lease = claim.lease
         self._holder = claim.lease.holder
         self._timings = timings
@@ -129,6 +143,97 @@ class Leadership:
         and `run_as_leader` stay out of the election until another was elected, or for twice the retry interval.
         """
         self._end("resigned")
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        """A transaction that commits only if no newer term has begun: gives a connection of the pool.
+
+        Once a newer term has begun, nothing fenced by an older term can commit. Fence and COMMIT are sent together, so
+        that a process that is frozen holds up nobody. The block must not end the transaction itself.
+
+        The connection is one of the pool's; an ``AsyncConnection`` of a SQLAlchemy engine; for a URL, one of its own:
+        asyncmy's, or aiosqlite's. Waiting for it, and for the COMMIT, is bounded by `remaining`.
+
+        Raises:
+            LeadershipLost: The term is over; nothing was committed.
+            TransactionEnded: The block ended the transaction.
+            CommitUnknown: The answer to the COMMIT was lost.
+            StoreUnavailable: No connection came in time, or the commit met a conflict: nothing was committed.
+        """
+        self.check()
+        # In tasks of their own: cancelled on the way, a connection would be lost to its pool, or a COMMIT torn.
+        opening = asyncio.create_task(self._store.begin())
+        cancelled = None
+        try:
+            await asyncio.wait([opening], timeout=max(self.remaining, _LEAST_EXCHANGE))
+        except asyncio.CancelledError as error:
+            cancelled = error  # not waited out: a pool may have no connection for long
+        cancelled = await given_up(opening) or cancelled
+        try:
+            transaction = opening.result()
+        except asyncio.CancelledError:
+            if cancelled is not None:
+                raise cancelled from None
+            raise StoreUnavailable(self._store.description, "no connection in time") from None
+        except Exception as error:
+            if cancelled is not None:
+                raise cancelled from error
+            raise
+        try:
+            if cancelled is not None:
+                raise cancelled
+            yield transaction.connection
+            self.check()
+        except BaseException:
+            cancelled = await settled(asyncio.create_task(transaction.roll_back()))
+            if cancelled is not None:
+                raise cancelled from None
+            raise
+        await self._fenced(transaction.commit(self._term), unknown=True)
+
+    async def fence(self, connection: Any) -> None:
+        """Fences a transaction that the caller commits next: the last statement before its COMMIT.
+
+        For a SQLAlchemy ``AsyncSession`` or ``AsyncConnection``, or a driver's connection, on the lease's database.
+        An older term cannot commit behind it. But prefer `transaction`: between this and the COMMIT lies a round trip
+        that only the caller bounds, not the server. A process that is frozen there keeps its lock on the fence, and
+        holds up the next claim until it is thawed or its session ends.
+
+        Raises:
+            LeadershipLost: The term is over; roll back.
+            StoreUnavailable: A conflict, or the connection is lost: roll back, and try again.
+        """
+        self.check()
+        await self._fenced(self._store.fence(connection, self._term), unknown=False)
+
+    @property
+    def _term(self) -> Term:
+        return Term(self.name, self._holder, self.token)
+
+    async def _fenced(self, call: Coroutine[Any, Any, None], *, unknown: bool) -> None:
+        """Sees an exchange with a fence to its end, and what it says of the term."""
+        exchange = asyncio.create_task(call)
+        cancelled = await settled(exchange, max(self.remaining, _LEAST_EXCHANGE))
+        if not exchange.done():
+            # A process that was frozen finds the answer and the end of its time at once: the answer counts.
+            cancelled = await settled(exchange, _ANSWERED) or cancelled
+            cancelled = await given_up(exchange) or cancelled
+        trouble: Exception | None
+        try:
+            exchange.result()
+            trouble = None
+        except FenceBroken as error:
+            self._end("taken", raised=True)
+            lost = LeadershipLost(self.name, self._holder, self.token, self._ended or "taken")
+            raise lost from error.__cause__
+        except asyncio.CancelledError:
+            trouble = (CommitUnknown if unknown else StoreUnavailable)(self._store.description, "no answer in time")
+        except Exception as error:  # noqa: BLE001 - it is raised below
+            trouble = error
+        if cancelled is not None:
+            raise cancelled from trouble
+        if trouble is not None:
+            raise trouble
 
     def database_now(self) -> datetime:
         """The database's clock at this moment, as measured at the latest renewal; aware UTC."""
@@ -193,7 +298,7 @@ class _Tenure:
     ) -> None:
         host = asyncio.current_task()
         assert host is not None
-        self.lead = Leadership(claim, timings, self.end, observer)
+        self.lead = Leadership(store, claim, timings, self.end, observer)
         self._store = store
         self._claim = claim
         self._timings = timings
@@ -216,15 +321,20 @@ class _Tenure:
 
     # -- what ends a term
 
-    def end(self, reason: LossReason, *, requested: bool = False) -> None:
-        """Ends the term, once: from now on it is not led, and the body is cancelled. Never waits."""
+    def end(self, reason: LossReason, *, requested: bool = False, raised: bool = False) -> None:
+        """Ends the term, once: from now on it is not led, and the body is cancelled. Never waits.
+
+        If the loss is being `raised` to the body itself, that unwinds it: a cancellation would tear its clean-up.
+        """
         if self._reason is not None or self._body_ended:
             return
         self._reason = self.lead._ended = reason
         self.lead._over.set()
         self._ended_at = self._clock()
-        if not (reason == "error" and self._host.cancelling() > self._cancelling):
-            self._cancel_body()  # unless somebody cancels everything: a second cancellation would tear its clean-up
+        # Not if the loss is on its way to the body, or if somebody cancels everything: that would tear its clean-up.
+        unwinding = raised and asyncio.current_task() is self._host
+        if not unwinding and not (reason == "error" and self._host.cancelling() > self._cancelling):
+            self._cancel_body()
         self._wake.set()
         if reason == "resigned":
             self._emit(Resigned(**self.facts(), requested=requested))
@@ -446,7 +556,8 @@ class _Tenure:
         if own:
             assert error is not None
             raise error
-        cause = None if isinstance(error, asyncio.CancelledError) else error
+        # A cancellation may carry what it replaced: a COMMIT whose answer was lost.
+        cause = error.__cause__ if isinstance(error, asyncio.CancelledError) else error
         raise LeadershipLost(lead.name, lead.holder, lead.token, reason) from cause
 
     def facts(self) -> _Facts:

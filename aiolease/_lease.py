@@ -17,7 +17,7 @@ import socket
 import uuid
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from aiolease.errors import ConfigurationError
 
@@ -126,6 +126,42 @@ class Sighting:
         return self.outlasted(clock) or (lease.expired and clock - self.seen_at >= self.wait)
 
 
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One term, as the fence table knows it."""
+
+    name: str
+    holder: str
+    token: int
+
+
+class FenceBroken(Exception):
+    """The fence of a transaction matched no row: its term is over. Never gets out; see `LeadershipLost`."""
+
+
+class Transaction(Protocol):
+    """A fenced transaction. One of its methods must be called, once; both give the connection back.
+
+    Attributes:
+        connection: What the user works with.
+    """
+
+    connection: Any
+
+    async def commit(self, term: Term) -> None:
+        """Commits if the term is the latest of its lease.
+
+        Raises:
+            FenceBroken: It is not; nothing was committed.
+            TransactionEnded: The transaction had been ended.
+            StoreUnavailable: A conflict; nothing was committed, and it may be tried again.
+            CommitUnknown: The answer was lost.
+        """
+
+    async def roll_back(self) -> None:
+        """Undoes it. Bounded, and raises nothing."""
+
+
 class LeaseStore(Protocol):
     """What the leader's election needs of a database. "Someone else holds it" is a return value; only trouble raises.
 
@@ -175,6 +211,17 @@ class LeaseStore(Protocol):
 
     async def release(self, name: str, holder: str, token: int) -> bool:
         """Clears the holder if the row still belongs to the term, then wakes the candidates; says whether it did."""
+
+    async def begin(self) -> Transaction:
+        """Begins a transaction on a connection of the user's pool; may wait for one as long as it is let."""
+
+    async def fence(self, connection: Any, term: Term) -> None:
+        """Fences a transaction of the user's own on `connection`, who commits next.
+
+        Raises:
+            FenceBroken: The term is over.
+            StoreUnavailable: A conflict, or the connection is lost.
+        """
 
     def forget(self, name: str) -> None:
         """The term is over and its row is not to be touched: gives up what wakes the candidates. Never waits."""

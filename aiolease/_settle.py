@@ -12,6 +12,9 @@ from aiolease.errors import StoreUnavailable
 
 T = TypeVar("T")
 
+_SWALLOWED = 1.0
+"""Seconds after which a cancellation that ended nothing is taken for swallowed."""
+
 
 async def bounded(seconds: float, store: str, call: Awaitable[T]) -> T:
     """Awaits one exchange with a store for at most `seconds`.
@@ -32,20 +35,35 @@ async def bounded(seconds: float, store: str, call: Awaitable[T]) -> T:
     return answer
 
 
-async def settled(task: asyncio.Task[T]) -> asyncio.CancelledError | None:
+async def settled(task: asyncio.Task[T], within: float | None = None) -> asyncio.CancelledError | None:
     """Waits until `task` has ended, however often the caller is cancelled meanwhile.
 
-    The task must be bounded by itself. An anyio scope is kept from cancelling over and over by a shield; a native
-    ``Task.cancel()`` ignores shields, so it is caught and handed back: the caller has to raise it.
+    The task must be bounded by itself, or the wait by `within`. An anyio scope is kept from cancelling over and over by
+    a shield; a native ``Task.cancel()`` ignores shields, so it is caught and handed back: the caller has to raise it.
 
     Returns:
         The last cancellation that arrived, ``None`` if none did.
     """
-    cancelled = None
+    loop, cancelled = asyncio.get_running_loop(), None
+    until = None if within is None else loop.time() + within
     with anyio.CancelScope(shield=True):
-        while not task.done():
+        while not task.done() and (until is None or loop.time() < until):
             try:
-                await asyncio.wait([task])
+                await asyncio.wait([task], timeout=None if until is None else max(until - loop.time(), 0.0))
             except asyncio.CancelledError as error:
                 cancelled = error
+    return cancelled
+
+
+async def given_up(task: asyncio.Task[T]) -> asyncio.CancelledError | None:
+    """Cancels `task` and waits until it has ended; it may have a result all the same.
+
+    Returns:
+        The last cancellation of the caller that arrived, ``None`` if none did.
+    """
+    cancelled = None
+    while not task.done():
+        task.cancel()
+        # Again after a while: a driver may swallow the one, and wait on.
+        cancelled = await settled(task, _SWALLOWED) or cancelled
     return cancelled

@@ -9,6 +9,7 @@ from typing import Literal
 
 __all__ = [
     "AioleaseError",
+    "CommitUnknown",
     "ConfigurationError",
     "DuplicateJob",
     "InvalidJob",
@@ -20,6 +21,7 @@ __all__ = [
     "SchemaMissing",
     "StoreRejected",
     "StoreUnavailable",
+    "TransactionEnded",
 ]
 
 LossReason = Literal["expired", "taken", "ineligible", "resigned", "error"]
@@ -174,3 +176,36 @@ class LeadershipLost(AioleaseError):
         self.token = token
         self.reason = reason
         super().__init__(f"lost leadership of {name!r} (term {token}): {reason}: {_REASONS[reason]}")
+
+
+class CommitUnknown(AioleaseError):
+    """A COMMIT was sent and its answer was lost: the transaction took effect as a whole, or not at all.
+
+    Look in the database which it was, or make the work such that it may be done again.
+
+    Attributes:
+        store: Which database, without its password.
+        problem: What happened.
+    """
+
+    def __init__(self, store: str, problem: str) -> None:
+        self.store = store
+        self.problem = problem
+        super().__init__(f"{store}: the transaction was committed, or it was not: {problem}. See in the database which")
+
+
+class TransactionEnded(AioleaseError):
+    """The block of a fenced transaction ended it: what it had written by then is committed or undone, unfenced.
+
+    ``commit()``, ``rollback()``, ``BEGIN``, ``LOCK TABLES`` and every DDL statement do that: leave them out.
+
+    Attributes:
+        store: Which database, without its password.
+    """
+
+    def __init__(self, store: str) -> None:
+        self.store = store
+        super().__init__(
+            f"{store}: the block of a fenced transaction ended the transaction itself. Leave out commit(), rollback(), "
+            "BEGIN, LOCK TABLES and DDL statements, such as CREATE or ALTER"
+        )

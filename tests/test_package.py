@@ -33,6 +33,7 @@ PUBLIC = {
     "open_store",
     # errors
     "AioleaseError",
+    "CommitUnknown",
     "ConfigurationError",
     "DuplicateJob",
     "InvalidJob",
@@ -43,6 +44,7 @@ PUBLIC = {
     "SchemaMissing",
     "StoreRejected",
     "StoreUnavailable",
+    "TransactionEnded",
     # events and logging
     "BodyStuck",
     "Elected",

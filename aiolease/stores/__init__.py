@@ -94,15 +94,18 @@ def _make(target: Target, table_prefix: str, create_tables: bool) -> Store:
     kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(target).__mro__}
     if ("sqlalchemy", "AsyncEngine") in kinds:
         from aiolease.stores import _drivers
+        from aiolease.stores._transactions import EngineLender
 
-        return _mysql(_drivers.engine_driver(target), table_prefix, create_tables)
+        return _mysql(_drivers.engine_driver(target), EngineLender(target), table_prefix, create_tables)
     for package in ("asyncmy", "aiomysql"):
         if (package, "Pool") in kinds:
             from aiolease.stores import _drivers
 
             make = _drivers.asyncmy_driver if package == "asyncmy" else _drivers.aiomysql_driver
             # Private, but the only place: a connection of our own needs the pool's parameters.
-            return _mysql(make(target._conn_kwargs), table_prefix, create_tables)
+            from aiolease.stores._transactions import PoolLender
+
+            return _mysql(make(target._conn_kwargs), PoolLender(target), table_prefix, create_tables)
     problem = _HELP
     if inspect.isawaitable(target) or any("PoolContextManager" in name for _, name in kinds):
         problem = "await it first: `pool = await create_pool(…)`, or `async with create_pool(…) as pool:`"
@@ -111,10 +114,10 @@ def _make(target: Target, table_prefix: str, create_tables: bool) -> Store:
     raise ConfigurationError("target", f"<{type(target).__name__}>", problem)
 
 
-def _mysql(driver: Any, table_prefix: str, create_tables: bool) -> Store:
+def _mysql(driver: Any, lender: Any, table_prefix: str, create_tables: bool) -> Store:
     from aiolease.stores.mysql import MySQLStore
 
-    return MySQLStore(driver, table_prefix=table_prefix, create_tables=create_tables)
+    return MySQLStore(driver, lender, table_prefix=table_prefix, create_tables=create_tables)
 
 
 def _from_url(url: str, table_prefix: str, create_tables: bool) -> Store:
@@ -122,7 +125,7 @@ def _from_url(url: str, table_prefix: str, create_tables: bool) -> Store:
     if separator and scheme in {"mysql", "mysql+asyncmy", "mariadb", "mariadb+asyncmy"}:
         from aiolease.stores import _drivers
 
-        return _mysql(_drivers.asyncmy_driver(_drivers.parse_url(url)), table_prefix, create_tables)
+        return _mysql(_drivers.asyncmy_driver(_drivers.parse_url(url)), None, table_prefix, create_tables)
     if separator and scheme in {"sqlite", "sqlite+aiosqlite"}:
         path = unquote(rest.removeprefix("/"))
         if not rest.startswith("/") or not path or path == ":memory:" or "?" in rest:

@@ -244,6 +244,47 @@ def denied(error: BaseException) -> bool:
     return error_number(error) in _DENIED
 
 
+def plain_cursor(connection: Any) -> type | None:
+    """The plain cursor class of a connection's own driver; ``None`` if it is of neither."""
+    packages = {kind.__module__.partition(".")[0] for kind in type(connection).__mro__}
+    if "asyncmy" in packages:
+        import asyncmy.cursors
+
+        return asyncmy.cursors.Cursor
+    if "aiomysql" in packages:
+        import aiomysql.cursors
+
+        return aiomysql.cursors.Cursor  # type: ignore[no-any-return]
+    return None
+
+
+async def execute(
+    connection: Any, cursor_class: type, sql: str, parameters: Sequence[object] = (), results: list[Rows] | None = None
+) -> list[Rows]:
+    """Sends statements in one packet; returns the rows of each, or a row with the number of changed rows.
+
+    Args:
+        connection: The driver's.
+        cursor_class: The driver's plain one.
+        sql: The statements, with ``%s`` for the parameters.
+        parameters: Bound by the driver.
+        results: Where to put the results as they come in, so that a caller sees how far an error let it get.
+    """
+    results = [] if results is None else results
+    # Not as a context manager: its exit asks a connection that a cancellation closed for more, and the error would
+    # take the cancellation's place. Awaiting serves aiomysql; asyncmy's cursor gives itself.
+    cursor = await connection.cursor(cursor_class)
+    await cursor.execute(sql, parameters or None)
+    while True:
+        if cursor.description is None:
+            results.append([(cursor.rowcount,)])
+        else:
+            results.append([tuple(row) for row in await cursor.fetchall()])
+        if not await cursor.nextset():
+            await cursor.close()
+            return results
+
+
 class Session:
     """One connection, made when it is needed and discarded at the first trouble; one exchange at a time."""
 
@@ -305,19 +346,7 @@ class Session:
         return await self._execute(sql, parameters)
 
     async def _execute(self, sql: str, parameters: Sequence[object] = ()) -> list[Rows]:
-        results: list[Rows] = []
-        # Not as a context manager: its exit asks a connection that a cancellation closed for more, and the error would
-        # take the cancellation's place. Awaiting serves aiomysql; asyncmy's cursor gives itself.
-        cursor = await self._connection.cursor(self._driver.cursor)
-        await cursor.execute(sql, parameters or None)
-        while True:
-            if cursor.description is None:
-                results.append([(cursor.rowcount,)])
-            else:
-                results.append([tuple(row) for row in await cursor.fetchall()])
-            if not await cursor.nextset():
-                await cursor.close()
-                return results
+        return await execute(self._connection, self._driver.cursor, sql, parameters)
 
     @property
     def busy(self) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from aiolease._lease import Lease
+from aiolease._lease import FenceBroken, Lease, Term
 
 T = TypeVar("T")
 
@@ -109,6 +109,17 @@ class MemoryServer:
         self.leases[name] = replace(lease, resign_token=lease.token)
         return lease.token
 
+    def fence(self, term: Term) -> None:
+        """Counts a fenced commit.
+
+        Raises:
+            FenceBroken: The term is not the latest.
+        """
+        row = self.fences.get(term.name)
+        if row is None or (row.holder, row.token) != (term.holder, term.token):
+            raise FenceBroken
+        row.fence += 1
+
     def wake(self) -> None:
         """Wakes every watching candidate."""
         self._released.set()
@@ -135,6 +146,27 @@ def _released(name: str, token: int, now: datetime) -> Lease:
         resign_token=None,
         now=now,
     )
+
+
+class MemoryTransaction:
+    """A fenced transaction in memory: its connection is a list of calls, made when it commits."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.connection: list[Callable[[], object]] = []
+        self._store = store
+
+    async def commit(self, term: Term) -> None:
+        """See `Transaction.commit`."""
+
+        def work() -> None:
+            self._store.server.fence(term)
+            for call in self.connection:
+                call()
+
+        await self._store.exchange("commit", work)
+
+    async def roll_back(self) -> None:
+        """See `Transaction.roll_back`."""
 
 
 class MemoryStore:
@@ -176,6 +208,14 @@ class MemoryStore:
     async def release(self, name: str, holder: str, token: int) -> bool:
         """See `LeaseStore.release`."""
         return await self.exchange("release", lambda: self.server.release(name, holder, token))
+
+    async def begin(self) -> MemoryTransaction:
+        """See `LeaseStore.begin`."""
+        return await self.exchange("begin", lambda: MemoryTransaction(self))
+
+    async def fence(self, connection: object, term: Term) -> None:
+        """See `LeaseStore.fence`."""
+        await self.exchange("fence", lambda: self.server.fence(term))
 
     def forget(self, name: str) -> None:
         """See `LeaseStore.forget`."""

@@ -25,10 +25,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from aiolease._lease import Lease
+from aiolease._lease import Lease, Term
 from aiolease._settle import bounded
 from aiolease.errors import ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.stores._drivers import NO_SUCH_TABLE, TABLE_EXISTS, Driver, Execute, Rows, Session, denied, error_number
+from aiolease.stores._transactions import DriverLender, FenceSQL, Lender, MySQLTransaction, fence_connection
 
 SCHEMA_VERSION = 1
 _VERSION_ROW = "schema version"
@@ -73,10 +74,20 @@ def _utc(moment: datetime) -> datetime:
 class MySQLStore:
     """A `LeaseStore` on MySQL 8.0, MariaDB 10.6, or newer."""
 
-    def __init__(self, driver: Driver, *, table_prefix: str = "aiolease_", create_tables: bool = True) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        lender: Lender | None = None,
+        *,
+        table_prefix: str = "aiolease_",
+        create_tables: bool = True,
+    ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_]{1,40}", table_prefix):
             raise ConfigurationError("table_prefix", table_prefix, "use 1 to 40 letters, digits and underscores")
         self.description = driver.description
+        self._driver = driver
+        self._lender = lender or DriverLender(driver.connect)
+        self._fence = FenceSQL(table_prefix)
         self._prefix = table_prefix
         self._create_tables = create_tables
         self._ready = False
@@ -142,12 +153,16 @@ class MySQLStore:
         results = await execute(
             "SET SESSION autocommit = 1, sql_mode = 'TRADITIONAL', innodb_lock_wait_timeout = %s, "
             "lock_wait_timeout = %s, wait_timeout = %s; "
-            "SELECT DATABASE(), VERSION(); SHOW VARIABLES LIKE 'wsrep_on'",
+            "SELECT DATABASE(), VERSION(); "
+            "SHOW VARIABLES WHERE Variable_name IN ('wsrep_on', 'innodb_snapshot_isolation')",
             (_LOCK_WAIT, _LOCK_WAIT, idle),
         )
-        (self._database, version), wsrep = results[1][0], results[2]
+        (self._database, version), found = results[1][0], results[2]
         self._rounds_waits = "MariaDB" not in version
-        if wsrep and wsrep[0][1] == "ON":
+        variables: dict[str, str] = {str(name): str(value) for name, value in found}
+        self._fence.database = self._database
+        self._fence.without_snapshot = "innodb_snapshot_isolation" in variables
+        if variables.get("wsrep_on") == "ON":
             self._hints = False  # GET_LOCK is of one node only
         if not self._ready:
             await self._find_tables(execute)
@@ -299,6 +314,14 @@ class MySQLStore:
         released = bool((await self._run(sql, parameters))[0][0][0])
         self._polls.wake()
         return released
+
+    async def begin(self) -> MySQLTransaction:
+        """See `LeaseStore.begin`."""
+        return await MySQLTransaction.begin(self.description, self._lender, self._driver.cursor, self._fence)
+
+    async def fence(self, connection: Any, term: Term) -> None:
+        """See `LeaseStore.fence`."""
+        await fence_connection(self.description, connection, self._driver.cursor, self._fence, term)
 
     def forget(self, name: str) -> None:
         """See `LeaseStore.forget`."""

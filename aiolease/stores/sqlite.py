@@ -28,9 +28,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aiolease._clock import current_clock
-from aiolease._lease import Lease
+from aiolease._lease import Lease, Term
 from aiolease._settle import settled
 from aiolease.errors import AioleaseError, ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
+from aiolease.stores._sqlite_transactions import SQLiteTransaction, fence_connection
 
 T = TypeVar("T")
 
@@ -119,6 +120,7 @@ class SQLiteStore:
             f"INSERT INTO {fence} (name, holder, token) VALUES (:name, :holder, :token + 1) "
             "ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, token = excluded.token"
         )
+        self._count_fence_sql = f"UPDATE {fence} SET fence = fence + 1 WHERE {mine}"
         self._renew_sql = (
             f"UPDATE {lease} SET beat = :beat, renewed_at = :now, expires_at = :now + :duration "
             f"WHERE {mine} AND beat < :beat"
@@ -188,6 +190,14 @@ class SQLiteStore:
                 return connection.execute(self._release_sql, values).rowcount > 0
 
         return await self._run(work)
+
+    async def begin(self) -> SQLiteTransaction:
+        """See `LeaseStore.begin`."""
+        return await SQLiteTransaction.begin(self.description, self._path, self._count_fence_sql)
+
+    async def fence(self, connection: Any, term: Term) -> None:
+        """See `LeaseStore.fence`."""
+        await fence_connection(self.description, connection, term, self._count_fence_sql)
 
     def forget(self, name: str) -> None:
         """See `LeaseStore.forget`. Candidates look by themselves."""

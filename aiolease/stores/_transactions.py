@@ -1,0 +1,241 @@
+"""Fenced transactions on MySQL and MariaDB: fence and COMMIT travel in one packet.
+
+Between the last check of a process and its COMMIT it may be frozen for an hour. So the fence is a statement of the
+transaction itself, and the COMMIT follows it without a round trip: a frozen process holds no lock that a claim needs.
+The fence raises an error unless exactly one row of the fence table belongs to the term, and a server does not execute
+what stands behind an error in a packet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from aiolease._lease import FenceBroken, Term
+from aiolease.errors import CommitUnknown, StoreUnavailable, TransactionEnded
+from aiolease.stores._drivers import Rows, error_number, execute, plain_cursor, translate
+
+_SAVEPOINT = "aiolease_transaction"
+_NO_SUCH_SAVEPOINT = 1305
+_SUBQUERY_ROWS = 1242  # what the fence raises when it matched no row
+_CONFLICTS = frozenset({1020, 1205, 1213})  # record changed since the snapshot, lock wait time-out, deadlock
+_CLIENT_SIDE = range(2000, 3000)
+_INTERRUPTED = frozenset({1053, 1180, 1317, 1927})  # a COMMIT that was interrupted: shutdown, killed, lost its cluster
+
+_ROLLBACK_LIMIT = 2.0
+"""Seconds; a connection that has not rolled back by then is closed, which rolls back as well."""
+
+
+class Lender(Protocol):
+    """Where the connections of transactions come from: the user's pool."""
+
+    async def lend(self) -> Any:
+        """A connection as the user knows it; may wait for long."""
+
+    async def raw(self, connection: Any) -> Any:
+        """The driver's connection behind it."""
+
+    async def give_back(self, connection: Any, *, broken: bool) -> None:
+        """Takes it back; closes it if it is `broken`."""
+
+
+class FenceSQL:
+    """The statements of the fence, for one prefix of the tables."""
+
+    def __init__(self, prefix: str) -> None:
+        self.without_snapshot = False
+        """Whether the server can be asked to update rows that have changed since a transaction's snapshot."""
+        self.database = ""
+        """The database of the fence: the user's session may have gone to another with USE."""
+        self._table = f"{prefix}fence"
+
+    def statements(self, term: Term) -> tuple[str, tuple[object, ...]]:
+        """The fence, which fails unless it matched one row; being a write, a cluster certifies it."""
+        table = f"`{self.database.replace('`', '``').replace('%', '%%')}`.{self._table}"
+        update = f"UPDATE {table} SET fence = fence + 1 WHERE name = %s AND holder = %s AND token = %s"
+        if self.without_snapshot:
+            # The row was written by other fences since the transaction's snapshot; that is no conflict.
+            update = f"SET STATEMENT innodb_snapshot_isolation = OFF FOR {update}"
+        return f"{update}; SELECT IF(ROW_COUNT() = 1, 1, (SELECT 1 UNION SELECT 2))", (
+            term.name,
+            term.holder,
+            term.token,
+        )
+
+
+class MySQLTransaction:
+    """One transaction on a connection of the user's pool."""
+
+    def __init__(  # noqa: PLR0917
+        self, store: str, lender: Lender, connection: Any, raw: Any, cursor: type, fence: FenceSQL
+    ) -> None:
+        self.connection = connection
+        self._fence = fence
+        self._store = store
+        self._lender = lender
+        self._raw = raw
+        self._cursor = cursor
+
+    @classmethod
+    async def begin(cls, store: str, lender: Lender, cursor: type, fence: FenceSQL) -> MySQLTransaction:
+        """Lends a connection and begins.
+
+        Raises:
+            StoreUnavailable: The pool, or the database, does not give one.
+        """
+        connection = None
+        try:
+            connection = await lender.lend()
+            raw = await lender.raw(connection)
+            await execute(raw, cursor, f"START TRANSACTION; SAVEPOINT {_SAVEPOINT}")
+        except BaseException as error:
+            if connection is not None:
+                # Closing does not wait, so that this holds when it is being cancelled.
+                await lender.give_back(connection, broken=True)
+            if isinstance(error, Exception):
+                raise translate(store, error) from error
+            raise
+        return cls(store, lender, connection, raw, cursor, fence)
+
+    async def commit(self, term: Term) -> None:
+        """See `Transaction.commit`: fence and COMMIT in one packet."""
+        fence, parameters = self._fence.statements(term)
+        sql = f"RELEASE SAVEPOINT {_SAVEPOINT}; {fence}; COMMIT"
+        results: list[Rows] = []
+        broken = True
+        try:
+            await execute(self._raw, self._cursor, sql, parameters, results)
+            broken = False
+        except Exception as error:
+            number = error_number(error)
+            if number is None or number in _CLIENT_SIDE or number in _INTERRUPTED:
+                raise CommitUnknown(self._store, str(translate(self._store, error))) from error
+            if number == _NO_SUCH_SAVEPOINT and not results:
+                # Closed: the block may have locked tables, or changed autocommit.
+                raise TransactionEnded(self._store) from error
+            broken = not await self._roll_back()
+            if number == _SUBQUERY_ROWS:
+                raise FenceBroken from error
+            if number in _CONFLICTS:
+                text = f"{error.args[1]} ({number}); nothing was committed, try the transaction again"
+                raise StoreUnavailable(self._store, text) from error
+            raise translate(self._store, error) from error
+        finally:
+            await self._lender.give_back(self.connection, broken=broken)
+
+    async def roll_back(self) -> None:
+        """Undoes it, and gives the connection back. Bounded, and raises nothing."""
+        done = False
+        try:
+            done = await self._roll_back()
+        finally:
+            await self._lender.give_back(self.connection, broken=not done)
+
+    async def _roll_back(self) -> bool:
+        try:
+            async with asyncio.timeout(_ROLLBACK_LIMIT):
+                await execute(self._raw, self._cursor, "ROLLBACK; UNLOCK TABLES")
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - closed instead; what the server said still counts
+            return False
+        return True
+
+
+async def fence_connection(store: str, connection: Any, cursor: type, fence: FenceSQL, term: Term) -> None:
+    """Fences a transaction that the user commits: a driver's connection, or SQLAlchemy's connection or session.
+
+    Raises:
+        FenceBroken: The term is over.
+        TransactionEnded: The connection is in no transaction, and commits each statement by itself.
+        StoreUnavailable: A conflict, or the connection is lost; the transaction has to be rolled back, and tried again.
+    """
+    if hasattr(connection, "flush"):  # a session: what it still holds back must not come after the fence
+        await connection.flush()  # the user's own SQL: what it raises comes out as it is
+    try:
+        if hasattr(connection, "flush"):
+            connection = await connection.connection()
+        if hasattr(connection, "get_raw_connection"):
+            if not connection.in_transaction():
+                await connection.begin()
+            connection = (await connection.get_raw_connection()).driver_connection
+        if connection.get_autocommit() and not connection.get_transaction_status():
+            raise TransactionEnded(store)  # the fence would be committed by itself, and guard nothing
+        await execute(connection, plain_cursor(connection) or cursor, *fence.statements(term))
+    except Exception as error:
+        if error_number(error) == _SUBQUERY_ROWS:
+            raise FenceBroken from error
+        raise translate(store, error) from error
+
+
+class PoolLender:
+    """A pool of asyncmy or aiomysql."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self._waking: set[asyncio.Task[None]] = set()
+
+    async def lend(self) -> Any:
+        """See `Lender.lend`."""
+        return await self._pool.acquire()
+
+    async def raw(self, connection: Any) -> Any:
+        """See `Lender.raw`."""
+        return connection
+
+    async def give_back(self, connection: Any, *, broken: bool) -> None:
+        """See `Lender.give_back`."""
+        if broken:
+            connection.close()
+        # Not awaited: who is connecting holds up what it returns, and a committed transaction would seem late.
+        self._pool.release(connection)
+        if broken:
+            # aiomysql tells nobody that there is a place for a new connection.
+            waking = asyncio.create_task(self._pool._wakeup())
+            self._waking.add(waking)
+            waking.add_done_callback(self._waking.discard)
+
+
+class EngineLender:
+    """A SQLAlchemy `AsyncEngine`: its transactions are `AsyncConnection`s."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    async def lend(self) -> Any:
+        """See `Lender.lend`."""
+        return await self._engine.connect()
+
+    async def raw(self, connection: Any) -> Any:
+        """See `Lender.raw`."""
+        return (await connection.get_raw_connection()).driver_connection
+
+    async def give_back(self, connection: Any, *, broken: bool) -> None:
+        """See `Lender.give_back`."""
+        if broken:
+            await connection.invalidate()
+        await connection.close()
+
+
+class DriverLender:
+    """No pool, only a URL: a connection for each transaction."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Any]]) -> None:
+        self._connect = connect
+
+    async def lend(self) -> Any:
+        """See `Lender.lend`."""
+        return await self._connect()
+
+    async def raw(self, connection: Any) -> Any:
+        """See `Lender.raw`."""
+        return connection
+
+    async def give_back(self, connection: Any, *, broken: bool) -> None:
+        """See `Lender.give_back`."""
+        if not broken:
+            try:
+                async with asyncio.timeout(_ROLLBACK_LIMIT):
+                    await connection.ensure_closed()
+            except Exception:  # noqa: BLE001 - it is being thrown away
+                pass
+        connection.close()
