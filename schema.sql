@@ -6,7 +6,7 @@
 --
 -- Every moment is UTC by the database's own clock, UTC_TIMESTAMP(6). Names are compared byte for byte.
 
--- Which term may still commit. Written by claims and by fenced commits only, so that neither ever waits for a
+-- Which term may still commit. Written by claims, fenced commits and the ledger only, so that neither ever waits for a
 -- heartbeat. It also remembers the highest token of a lease whose row was deleted.
 CREATE TABLE IF NOT EXISTS aiolease_fence (
     name    VARCHAR(100) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
@@ -29,7 +29,42 @@ CREATE TABLE IF NOT EXISTS aiolease_lease (
     PRIMARY KEY (name)
 ) ENGINE = InnoDB;
 
+-- The ledger: what the leaders of a lease know of their jobs. A job's ticks up to the latest of known_since,
+-- schedule_since, resumed_at and high_tick are settled: none of them is run again, or for the first time.
+CREATE TABLE IF NOT EXISTS aiolease_job (
+    lease          VARCHAR(100) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    job            VARCHAR(100) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    schedule       VARCHAR(255) CHARACTER SET ascii COLLATE ascii_bin NOT NULL, -- 'every 30s', 'cron 0 9 * * *'
+    timezone       VARCHAR(64)  CHARACTER SET ascii COLLATE ascii_bin NOT NULL, -- of the schedule; '': it has none
+    known_since    DATETIME(6) NOT NULL,                                  -- when a leader first had this job
+    schedule_since DATETIME(6) NOT NULL,                                  -- when it first had this schedule
+    resumed_at     DATETIME(6) NULL,                                      -- ticks before it are not missed
+    paused_at      DATETIME(6) NULL,                                      -- NULL: not paused
+    high_tick      DATETIME(6) NULL,                                      -- the newest tick that was claimed
+    requested_at   DATETIME(6) NULL,                                      -- triggered, until the leader sees it
+    PRIMARY KEY (lease, job)
+) ENGINE = InnoDB;
+
+-- One row per tick that was claimed, and one per range of ticks that were skipped together.
+CREATE TABLE IF NOT EXISTS aiolease_run (
+    lease       VARCHAR(100) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    job         VARCHAR(100) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    tick        DATETIME(6) NOT NULL,                                     -- when it fell due; the last of a range
+    attempt     INT UNSIGNED NOT NULL,
+    token       BIGINT UNSIGNED NOT NULL,                                 -- the term that claimed it last
+    holder      VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    status      ENUM('queued', 'running', 'succeeded', 'failed', 'lost', 'skipped')
+                CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    started_at  DATETIME(6) NULL,
+    finished_at DATETIME(6) NULL,
+    error       VARCHAR(1000) CHARACTER SET utf8mb4 NULL,                 -- of a failed run; why it was skipped
+    tick_from   DATETIME(6) NULL,                                         -- the first of a range of skipped ticks
+    `count`     BIGINT UNSIGNED NULL,                                     -- how many ticks were skipped
+    PRIMARY KEY (lease, job, tick),
+    KEY unfinished (lease, status)
+) ENGINE = InnoDB;
+
 -- The version of this schema, as the token of a row that no lease can be named like, since it has a space.
 INSERT INTO aiolease_lease (name, token, beat, elected_at, renewed_at, expires_at)
-VALUES ('schema version', 1, 0, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), UTC_TIMESTAMP(6))
-ON DUPLICATE KEY UPDATE token = token;
+VALUES ('schema version', 2, 0, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), UTC_TIMESTAMP(6))
+ON DUPLICATE KEY UPDATE token = GREATEST(token, 2);

@@ -16,6 +16,8 @@ The specification in brief:
   over within milliseconds of a release, and as the lease expires after a crash.
 * Every term has a token, higher than all before it.
 * A failed renewal is tried again until the deadline. Only a row that shows the term to be over ends it at once.
+* Once a newer term has begun, nothing fenced by an older term can commit. Before a run starts, its tick is claimed in a
+  fenced transaction, in the ledger: a tick is run once, whatever becomes of its leader, and none is lost in a failover.
 
 Not promised: a process that is frozen, or blocked in a thread, may run on for a while after its lease. After a crash
 nobody leads until the lease has expired. Nothing is balanced: the first process up may win every lease.
@@ -29,6 +31,7 @@ from aiolease._campaign import Campaign, CampaignStatus, leadership, run_as_lead
 from aiolease._jobs import JobRegistry
 from aiolease._leadership import Leadership, current_leadership
 from aiolease._lease import Lease, LeaseStore
+from aiolease._records import RunRecord
 from aiolease._runs import JobRun
 from aiolease.errors import (
     AioleaseError,
@@ -40,6 +43,7 @@ from aiolease.errors import (
     LeadershipLost,
     LeaseHeld,
     NotLeader,
+    RunEnded,
     SchemaMissing,
     StoreRejected,
     StoreUnavailable,
@@ -99,7 +103,9 @@ __all__ = [
     "RenewFailed",
     "Renewed",
     "Resigned",
+    "RunEnded",
     "RunFinished",
+    "RunRecord",
     "RunStarted",
     "SchemaMissing",
     "StoreRejected",

@@ -10,13 +10,15 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
-from typing import Any, ParamSpec, TypeVar, Unpack, final
+from typing import Any, NamedTuple, ParamSpec, TypeVar, Unpack, final
 
 from aiolease._campaign import Campaign, Options
 from aiolease._leadership import Leadership
 from aiolease._lease import check_name
-from aiolease._runs import Job, Overlap, TermOfJobs, is_async, takes_run
+from aiolease._ledger import Missed
+from aiolease._runs import Job, Overlap, Threads, is_async, takes_run
 from aiolease._schedule import Cron, Every, Schedule
+from aiolease._term import TermOfJobs
 from aiolease.errors import ConfigurationError, DuplicateJob, InvalidJob
 from aiolease.events import Notice, emit
 from aiolease.stores import Target
@@ -26,6 +28,33 @@ R = TypeVar("R")
 JobFunction = TypeVar("JobFunction", bound=Callable[..., object])
 
 
+class _Options(NamedTuple):
+    """What a job is registered with, besides its function, name and schedule."""
+
+    missed: Missed
+    max_age: float | None
+    overlap: Overlap
+    timeout: float | None
+    rerun_lost: bool
+
+    def check(self, job: str) -> None:
+        """Refuses what cannot work.
+
+        Raises:
+            InvalidJob: It names the field.
+        """
+        for field, value, allowed in (
+            ("missed", self.missed, ("once", "all", "skip")),
+            ("overlap", self.overlap, ("skip", "allow")),
+            ("rerun_lost", self.rerun_lost, (False, True)),
+        ):
+            if not any(value is choice or value == choice for choice in allowed):
+                raise InvalidJob(job, f"{field}={value!r}: use {' or '.join(repr(choice) for choice in allowed)}")
+        for field, seconds in (("max_age", self.max_age), ("timeout", self.timeout)):
+            if seconds is not None and not (isinstance(seconds, int | float) and 0 < seconds < math.inf):
+                raise InvalidJob(job, f"{field}={seconds!r}: use a finite, positive number of seconds")
+
+
 @final
 class JobRegistry:
     """The jobs of an application. Make one, decorate functions, and `run`, `serve` or put it in the `background`.
@@ -33,25 +62,36 @@ class JobRegistry:
     Args:
         timezone: The zone of `cron` expressions that name none of their own, such as ``"America/New_York"``.
         max_running: How many runs may go on at once; those beyond wait their turn. ``None`` for no limit.
+        history: How many finished runs of each job the ledger keeps, and up to a tenth more for a while. ``None`` for
+            all: then the table grows for ever.
+
+    Raises:
+        ConfigurationError: One of them cannot work.
     """
 
-    def __init__(self, timezone: str = "UTC", max_running: int | None = None) -> None:
-        if max_running is not None and (not isinstance(max_running, int) or max_running < 1):
-            raise ConfigurationError("max_running", max_running, "use a number from 1, or None for no limit")
+    def __init__(self, timezone: str = "UTC", max_running: int | None = None, history: int | None = 100) -> None:
+        for field, value in (("max_running", max_running), ("history", history)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ConfigurationError(field, value, "use a whole number from 1, or None for no limit")
         Cron("@daily", timezone)  # refuses an unknown zone
         self._timezone = timezone
         self._max_running = max_running
+        self._history = history
         self._jobs: dict[str, Job] = {}
         self._terms: list[TermOfJobs] = []
-        self._threads: dict[str, set[asyncio.Future[object]]] = {}  # runs that outlived their term
+        self._threads: Threads = {}
+        self._told: dict[str, set[str]] = {}  # by lease, the jobs of the database that are not here
 
     def every(
         self,
         interval: float | timedelta,
         *,
         name: str | None = None,
+        missed: Missed = "once",
+        max_age: float | None = None,
         overlap: Overlap = "skip",
         timeout: float | None = None,
+        rerun_lost: bool = False,
     ) -> Callable[[JobFunction], JobFunction]:
         """Registers a job that runs every `interval`: seconds, or a timedelta.
 
@@ -59,16 +99,23 @@ class JobRegistry:
 
         Args:
             interval: From 1 ms.
-            name: The job's name, ``__name__`` by default. Keep it for years.
+            name: The job's name, ``__name__`` by default: the ledger's key. Keep it for years.
+            missed: What becomes of ticks that fell due while nobody led: ``"once"`` runs the newest of them, ``"all"``
+                every one, one after another, at most the last 1000, ``"skip"`` none. A tick younger than two leases is
+                due and not missed, and is run whatever this says.
+            max_age: Seconds after which a tick is skipped that has not been begun.
             overlap: What becomes of a tick while the job's last run goes on: ``"skip"`` it, or ``"allow"`` both.
             timeout: Seconds after which a run is cancelled, and has failed.
+            rerun_lost: Whether a run whose term ended under it is begun again in the next, five times in all: at least
+                once. Otherwise it is ``lost``: at most once. See `JobRun.transaction` for exactly once.
 
         Raises:
             InvalidSchedule: The interval cannot work.
             InvalidJob: The function cannot be a job.
             DuplicateJob: The name is taken.
         """
-        return self._register(Every(interval), name, overlap, timeout)
+        options = _Options(missed, max_age, overlap, timeout, rerun_lost)
+        return self._register(Every(interval), name, options)
 
     def cron(
         self,
@@ -76,8 +123,11 @@ class JobRegistry:
         *,
         timezone: str | None = None,
         name: str | None = None,
+        missed: Missed = "once",
+        max_age: float | None = None,
         overlap: Overlap = "skip",
         timeout: float | None = None,
+        rerun_lost: bool = False,
     ) -> Callable[[JobFunction], JobFunction]:
         """Registers a job by a cron expression.
 
@@ -87,18 +137,22 @@ class JobRegistry:
             expression: Five fields, six with seconds first, or a name such as ``@hourly``.
             timezone: The zone of the expression; the registry's by default.
             name: See `every`, as for the other arguments.
+            missed: See `every`.
+            max_age: See `every`.
             overlap: See `every`.
             timeout: See `every`.
+            rerun_lost: See `every`.
 
         Raises:
             InvalidSchedule: The expression cannot work, can never fire, or its zone is unknown.
             InvalidJob: The function cannot be a job.
             DuplicateJob: The name is taken.
         """
-        return self._register(Cron(expression, timezone or self._timezone), name, overlap, timeout)
+        options = _Options(missed, max_age, overlap, timeout, rerun_lost)
+        return self._register(Cron(expression, timezone or self._timezone), name, options)
 
     def _register(
-        self, schedule: Schedule, name: str | None, overlap: Overlap, timeout: float | None
+        self, schedule: Schedule, name: str | None, options: _Options
     ) -> Callable[[JobFunction], JobFunction]:
         def register(function: JobFunction) -> JobFunction:
             key = name if name is not None else getattr(function, "__name__", "")
@@ -108,19 +162,14 @@ class JobRegistry:
                 check_name(key)
             except ConfigurationError as error:
                 raise InvalidJob(key, f"{error.problem}; give it another name with name=…") from None
-            if overlap not in ("skip", "allow"):
-                raise InvalidJob(key, f'overlap={overlap!r}: use "skip" or "allow"')
-            if timeout is not None and not (isinstance(timeout, int | float) and 0 < timeout < math.inf):
-                raise InvalidJob(key, f"timeout={timeout!r}: use a finite, positive number of seconds")
+            options.check(key)
             if key in self._jobs:
                 raise DuplicateJob(key)
             for term in self._terms:
                 text = f"{key!r} was registered while the jobs run: it starts with the next term"
                 emit(Notice(lease=term.lead.name, severity="WARNING", text=text))
             takes = takes_run(key, function)
-            self._jobs[key] = Job(
-                name=key, function=function, schedule=schedule, takes_run=takes, overlap=overlap, timeout=timeout
-            )
+            self._jobs[key] = Job(name=key, function=function, schedule=schedule, takes_run=takes, **options._asdict())
             return function
 
         return register
@@ -177,7 +226,15 @@ class JobRegistry:
 
     async def _run(self, lead: Leadership, stopping: asyncio.Event, *, context: Any, drain_timeout: float) -> None:
         lead.check()
-        term = TermOfJobs(lead, self._jobs.values(), self._threads, max_running=self._max_running, context=context)
+        term = TermOfJobs(
+            lead,
+            self._jobs.values(),
+            self._threads,
+            max_running=self._max_running,
+            history=self._history,
+            context=context,
+            told=self._told.setdefault(lead.name, set()),
+        )
         self._terms.append(term)
         try:
             await term.run(stopping, drain_timeout)

@@ -23,7 +23,13 @@ import asyncio
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from typing import Any, TypedDict, TypeVar, final
@@ -33,11 +39,12 @@ import anyio.lowlevel
 
 from aiolease._candidate import TROUBLE, Claim, Contact, Eligible, is_eligible
 from aiolease._clock import boot_clock, current_clock
-from aiolease._lease import FenceBroken, Lease, LeaseStore, Term
+from aiolease._fence import FenceBroken, Refused, RunKey, Term
+from aiolease._lease import Lease, LeaseStore
 from aiolease._settings import OnStall, Timings
 from aiolease._settle import bounded, given_up, settled
 from aiolease._watchdog import end_process, watched
-from aiolease.errors import CommitUnknown, LeadershipLost, LossReason, NotLeader, StoreUnavailable
+from aiolease.errors import CommitUnknown, LeadershipLost, LossReason, NotLeader, RunEnded, StoreUnavailable
 from aiolease.events import (
     BodyStuck,
     Elected,
@@ -144,8 +151,7 @@ class Leadership:
         """
         self._end("resigned")
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Any]:
+    def transaction(self) -> AbstractAsyncContextManager[Any]:
         """A transaction that commits only if no newer term has begun: gives a connection of the pool.
 
         Once a newer term has begun, nothing fenced by an older term can commit. Fence and COMMIT are sent together, so
@@ -160,6 +166,11 @@ class Leadership:
             CommitUnknown: The answer to the COMMIT was lost.
             StoreUnavailable: No connection came in time, or the commit met a conflict: nothing was committed.
         """
+        return self._transaction()
+
+    @asynccontextmanager
+    async def _transaction(self, final: RunKey | None = None) -> AsyncIterator[Any]:
+        """See `transaction`; records a run as succeeded in the same commit."""
         self.check()
         # In tasks of their own: cancelled on the way, a connection would be lost to its pool, or a COMMIT torn.
         opening = asyncio.create_task(self._store.begin())
@@ -189,7 +200,7 @@ class Leadership:
             if cancelled is not None:
                 raise cancelled from None
             raise
-        await self._fenced(transaction.commit(self._term), unknown=True)
+        await self._fenced(transaction.commit(self._term, final), unknown=True, final=final)
 
     async def fence(self, connection: Any) -> None:
         """Fences a transaction that the caller commits next: the last statement before its COMMIT.
@@ -203,14 +214,18 @@ class Leadership:
             LeadershipLost: The term is over; roll back.
             StoreUnavailable: A conflict, or the connection is lost: roll back, and try again.
         """
+        await self._fence(connection)
+
+    async def _fence(self, connection: Any, final: RunKey | None = None) -> None:
+        """See `fence`; records a run as succeeded in the same transaction."""
         self.check()
-        await self._fenced(self._store.fence(connection, self._term), unknown=False)
+        await self._fenced(self._store.fence(connection, self._term, final), unknown=False, final=final)
 
     @property
     def _term(self) -> Term:
         return Term(self.name, self._holder, self.token)
 
-    async def _fenced(self, call: Coroutine[Any, Any, None], *, unknown: bool) -> None:
+    async def _fenced(self, call: Coroutine[Any, Any, None], *, unknown: bool, final: RunKey | None) -> None:
         """Sees an exchange with a fence to its end, and what it says of the term."""
         exchange = asyncio.create_task(call)
         cancelled = await settled(exchange, max(self.remaining, _LEAST_EXCHANGE))
@@ -226,6 +241,9 @@ class Leadership:
             self._end("taken", raised=True)
             lost = LeadershipLost(self.name, self._holder, self.token, self._ended or "taken")
             raise lost from error.__cause__
+        except Refused:
+            assert final is not None
+            trouble = RunEnded(final.job, final.tick, final.attempt)
         except asyncio.CancelledError:
             trouble = (CommitUnknown if unknown else StoreUnavailable)(self._store.description, "no answer in time")
         except Exception as error:  # noqa: BLE001 - it is raised below
@@ -235,8 +253,12 @@ class Leadership:
         if trouble is not None:
             raise trouble
 
+    def _saw_database_time(self, now: datetime) -> None:
+        """Takes the database's clock from an answer that has just come."""
+        self._database_time = (now, self._clock())
+
     def database_now(self) -> datetime:
-        """The database's clock at this moment, as measured at the latest renewal; aware UTC."""
+        """The database's clock at this moment, as measured at the latest renewal or reading; aware UTC, never ahead."""
         then, at = self._database_time
         return then + timedelta(seconds=self._clock() - at)
 
@@ -471,7 +493,7 @@ class _Tenure:
 
     def _renewed(self, lease: Lease, sent_at: float) -> None:
         received = self._clock()
-        self.lead._database_time = (lease.now, received)
+        self.lead._saw_database_time(lease.now)
         if self._reason is None and received < self.lead._deadline:
             self.lead._deadline = sent_at + self._timings.renew_deadline
         self._emit(Renewed(**self.facts(), beat=lease.beat, took=received - sent_at))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol, Self
 
+from aiolease._fence import RunKey, Term, Transaction
 from aiolease.errors import ConfigurationError
 
 MAX_NAME = 100
@@ -126,42 +127,6 @@ class Sighting:
         return self.outlasted(clock) or (lease.expired and clock - self.seen_at >= self.wait)
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
-    """One term, as the fence table knows it."""
-
-    name: str
-    holder: str
-    token: int
-
-
-class FenceBroken(Exception):
-    """The fence of a transaction matched no row: its term is over. Never gets out; see `LeadershipLost`."""
-
-
-class Transaction(Protocol):
-    """A fenced transaction. One of its methods must be called, once; both give the connection back.
-
-    Attributes:
-        connection: What the user works with.
-    """
-
-    connection: Any
-
-    async def commit(self, term: Term) -> None:
-        """Commits if the term is the latest of its lease.
-
-        Raises:
-            FenceBroken: It is not; nothing was committed.
-            TransactionEnded: The transaction had been ended.
-            StoreUnavailable: A conflict; nothing was committed, and it may be tried again.
-            CommitUnknown: The answer was lost.
-        """
-
-    async def roll_back(self) -> None:
-        """Undoes it. Bounded, and raises nothing."""
-
-
 class LeaseStore(Protocol):
     """What the leader's election needs of a database. "Someone else holds it" is a return value; only trouble raises.
 
@@ -215,11 +180,12 @@ class LeaseStore(Protocol):
     async def begin(self) -> Transaction:
         """Begins a transaction on a connection of the user's pool; may wait for one as long as it is let."""
 
-    async def fence(self, connection: Any, term: Term) -> None:
-        """Fences a transaction of the user's own on `connection`, who commits next.
+    async def fence(self, connection: Any, term: Term, final: RunKey | None = None) -> None:
+        """Fences a transaction of the user's own on `connection`, who commits next; `final` as in `Transaction.commit`.
 
         Raises:
             FenceBroken: The term is over.
+            Refused: The run is not the running one.
             StoreUnavailable: A conflict, or the connection is lost.
         """
 

@@ -1,41 +1,35 @@
-"""The jobs of one registry during one term: what is due, the runs, and that all have ended with the term.
+"""One run of a job: what a job is, what its function is given, and how it is called and ends.
 
-One heap and one sleeper serve any number of jobs; no task waits for a job that is not due. A run is a task of its
-own, cancelled once when the term ends, as by ``Task.cancel()``, and awaited before the lease is released.
+A coroutine function runs in a task of its own, a plain one in a thread of its own. How a run ended is told as an
+`Outcome`; who schedules runs and writes the ledger is `aiolease._term`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import heapq
 import inspect
-import math
 import threading
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Literal, TypeVar, final
+from typing import Any, Literal, final
 
-import anyio
-
-from aiolease._leadership import Leadership, is_within, leading
+from aiolease._fence import RunKey
+from aiolease._leadership import Leadership
+from aiolease._ledger import Missed
 from aiolease._schedule import Schedule
-from aiolease._settle import settled
-from aiolease.errors import InvalidJob, LeadershipLost
-from aiolease.events import Event, Notice, RunFinished, RunStarted, TickSkipped, emit
-
-R = TypeVar("R")
+from aiolease.errors import CommitUnknown, InvalidJob, LeadershipLost, StoreUnavailable
+from aiolease.events import Notice, emit
 
 _CALLERS = frozenset({"aiolease", "asyncio"})
 Overlap = Literal["skip", "allow"]
-
-_SLICE = 5.0
-"""The longest sleep between two looks at the database's clock, in seconds: it may be found to have stepped."""
+Ending = Literal["succeeded", "failed", "lost"]
+Threads = dict[str, set[asyncio.Future[object]]]
+"""The threads of a registry's jobs that outlived their term, by job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +40,11 @@ class Job:
     function: Callable[..., object]
     schedule: Schedule
     takes_run: bool
-    overlap: Overlap
-    timeout: float | None
+    overlap: Overlap = "skip"
+    timeout: float | None = None
+    missed: Missed = "once"
+    max_age: float | None = None
+    rerun_lost: bool = False
 
     @property
     def threaded(self) -> bool:
@@ -61,7 +58,7 @@ class JobRun:
 
     Attributes:
         job: The job's name.
-        tick: The moment at which its schedule fell due: aware UTC.
+        tick: The moment at which its schedule fell due, or at which it was triggered: aware UTC.
         attempt: 1, and more for each further attempt at the same tick.
         token: The fencing token of the term.
         context: What was given to `JobRegistry.run`, `serve` or `background` as ``context``.
@@ -78,6 +75,12 @@ class JobRun:
         self.context = context
         self.leadership = leadership
         self._stopped: BaseException | None = None
+        self._committed = False
+        self._doubt: Exception | None = None
+
+    @property
+    def _key(self) -> RunKey:
+        return RunKey(self.job, self.tick, self.attempt, self.token)
 
     def check(self) -> None:
         """Returns if the run may go on; no I/O, from any thread. A ``def`` job is to call it between two steps.
@@ -90,8 +93,63 @@ class JobRun:
             raise self._stopped
         self.leadership.check()
 
+    @asynccontextmanager
+    async def transaction(self, final: bool = False) -> AsyncIterator[Any]:
+        """A transaction that commits only if no newer term has begun: see `Leadership.transaction`.
+
+        Args:
+            final: Commits what the block wrote and that this run has succeeded together, if this attempt is still the
+                running one: the last thing that a job does. With ``rerun_lost`` its effect is there exactly once. After
+                that nothing changes the ledger's word on the run, whatever becomes of the job.
+
+        Raises:
+            RunEnded: This attempt is not the running one any more: it was committed before. Nothing was committed now.
+            LeadershipLost: And the other errors of `Leadership.transaction`.
+        """
+        if not final:
+            async with self.leadership.transaction() as connection:
+                yield connection
+            return
+        try:
+            async with self.leadership._transaction(self._key) as connection:
+                yield connection
+        except (CommitUnknown, StoreUnavailable) as error:
+            self._doubt = error
+            raise
+        self._committed = True
+
+    async def fence(self, connection: Any, final: bool = False) -> None:
+        """Fences a transaction that the caller commits next: see `Leadership.fence`.
+
+        Args:
+            connection: See `Leadership.fence`.
+            final: Records in the same transaction that this run has succeeded: see `transaction`.
+
+        Raises:
+            RunEnded: This attempt is not the running one any more; roll back.
+            LeadershipLost: And the other errors of `Leadership.fence`.
+        """
+        await self.leadership._fence(connection, self._key if final else None)
+
     def __repr__(self) -> str:
         return f"<JobRun {self.job!r} {self.tick:%Y-%m-%dT%H:%M:%SZ} attempt {self.attempt}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        status: As the ledger has it.
+        took: Seconds.
+        error: What it raised, if it failed.
+        committed: Whether a final transaction has recorded it already.
+    """
+
+    status: Ending
+    took: float
+    error: BaseException | None = None
+    committed: bool = False
 
 
 def _start_thread(call: Callable[[], object], name: str) -> asyncio.Future[object]:
@@ -162,178 +220,79 @@ def takes_run(name: str, function: Callable[..., object]) -> bool:
     return taken == 1
 
 
-class TermOfJobs:
-    """The jobs of one registry during one term."""
+class Execution:
+    """A run under way.
 
-    def __init__(
-        self,
-        lead: Leadership,
-        jobs: Iterable[Job],
-        threads: dict[str, set[asyncio.Future[object]]],
-        *,
-        max_running: int | None,
-        context: Any,
-    ) -> None:
-        self.lead = lead
-        self._jobs: list[Job] = list(jobs)
+    Attributes:
+        job: The job.
+        run: What its function is given.
+        given_up: Set before it is cancelled because the term ends.
+    """
+
+    def __init__(self, job: Job, run: JobRun, threads: Threads) -> None:
+        self.job = job
+        self.run = run
+        self.given_up = False
         self._threads = threads
-        self._max_running = max_running or math.inf
-        self._context = context
-        self._running: dict[asyncio.Task[None], tuple[Job, JobRun]] = {}
-        self._calls: set[asyncio.Task[Any]] = set()
-        self._queued: deque[tuple[Job, datetime]] = deque()
-        self._going_on: Counter[str] = Counter()  # runs of each job, running or queued
-        self._loop = asyncio.get_running_loop()
-        self.ended = False
-        self.open = True
-        """Whether calls are let in: not when it drains, nor when it ends."""
 
-    @property
-    def lets_in(self) -> bool:
-        """Whether a call may run within this term: not when it drains, but for calls of its own jobs."""
-        return self.lead.is_leader and not self.ended and (self.open or is_within(self.lead))
-
-    async def run(self, stopping: asyncio.Event, drain_timeout: float) -> None:
-        """Schedules until told to stop, then drains; cancels what is left, and awaits it, however it ends."""
-        try:
-            await self._schedule(stopping)
-            await self._drain(drain_timeout)
-        finally:
-            cancelled = await self._end()
-            if cancelled is not None:
-                raise cancelled
-
-    # -- what is due
-
-    async def _schedule(self, stopping: asyncio.Event) -> None:
-        now = self.lead.database_now()
-        heap: list[tuple[datetime, int]] = []
-        for index, job in enumerate(self._jobs):
-            tick = job.schedule.next_after(now)
-            if tick is not None:
-                heap.append((tick, index))
-        heapq.heapify(heap)
-        ends = [asyncio.create_task(event.wait()) for event in (stopping, self.lead._over)]
-        try:
-            await self._start_what_falls_due(heap, stopping, ends)
-        finally:
-            for end in ends:
-                end.cancel()
-
-    async def _start_what_falls_due(
-        self, heap: list[tuple[datetime, int]], stopping: asyncio.Event, ends: list[asyncio.Task[Literal[True]]]
-    ) -> None:
-        while not stopping.is_set():
-            self.lead.check()
-            now = self.lead.database_now()
-            while heap and heap[0][0] <= now:
-                tick, index = heap[0]
-                job = self._jobs[index]
-                newest = job.schedule.latest_between(tick, now) or tick
-                following = job.schedule.next_after(now)
-                if following is None:
-                    heapq.heappop(heap)
-                else:
-                    heapq.heapreplace(heap, (following, index))
-                if newest > tick:
-                    count = job.schedule.count_between(tick, newest)
-                    self._skip(job, tick, count, "a newer one was due as well")
-                self._due(job, newest)
-            pause = min((heap[0][0] - now).total_seconds(), _SLICE) if heap else _SLICE
-            await asyncio.wait(ends, timeout=max(pause, 0.0), return_when=asyncio.FIRST_COMPLETED)
-
-    def _due(self, job: Job, tick: datetime) -> None:
-        if job.overlap == "skip" and self._runs(job):
-            self._skip(job, tick, 1, "its last run has not ended")
-            return
-        self._going_on[job.name] += 1
-        if len(self._running) < self._max_running:
-            self._start(job, tick)
-        else:
-            self._queued.append((job, tick))
-
-    def _runs(self, job: Job) -> bool:
-        alive = any(not thread.done() for thread in self._threads.get(job.name, ()))
-        return alive or self._going_on[job.name] > 0
-
-    def _skip(self, job: Job, since: datetime, count: int, reason: str) -> None:
-        self._emit(TickSkipped(**self._facts(), job=job.name, since=since, count=count, reason=reason))
-
-    # -- a run
-
-    def _start(self, job: Job, tick: datetime) -> None:
-        run = JobRun(job=job.name, tick=tick, leadership=self.lead, context=self._context)
-        task = asyncio.create_task(self._execute(job, run), name=f"aiolease job {job.name}")
-        self._running[task] = (job, run)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        job, _ = self._running.pop(task)
-        self._going_on[job.name] -= 1
-        while self._queued and not self.ended and len(self._running) < self._max_running:
-            self._start(*self._queued.popleft())
-
-    async def _execute(self, job: Job, run: JobRun) -> None:
-        late = (self.lead.database_now() - run.tick).total_seconds()
-        self._emit(RunStarted(**self._facts(), job=job.name, tick=run.tick, late=late))
+    async def go(self) -> Outcome:
+        """Runs the job to its end. Raises nothing of the job's but what ends the process."""
+        job, run = self.job, self.run
         clock = asyncio.get_running_loop().time
         started = clock()
-        status = "succeeded"
+        status: Ending = "succeeded"
         error: BaseException | None = None
         limit = asyncio.timeout(job.timeout)
         try:
             async with limit:
-                await self._call(job, run)
+                await self._call()
         except asyncio.CancelledError as raised:
             # Cancelled by the end of the term, or by itself: by something it awaited that was cancelled elsewhere.
-            status, error = ("lost", None) if self.ended or self._being_cancelled() else ("failed", raised)
+            status, error = ("lost", None) if self.given_up or _being_cancelled() else ("failed", raised)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as raised:  # noqa: BLE001 - a job that raises hurts no other job
             status, error = "failed", raised
             if limit.expired() and isinstance(raised, TimeoutError):
                 error = TimeoutError(f"it took longer than {job.timeout:g} s")
-            elif self.ended and isinstance(raised, LeadershipLost):
+            elif isinstance(raised, LeadershipLost) and (self.given_up or raised.token == run.token):
                 status, error = "lost", None
+            elif raised is run._doubt:  # of the final commit: it is not the job that failed
+                status, error = "lost", raised
         else:
             if limit.expired():  # it swallowed the cancellation
                 status, error = "failed", TimeoutError(f"it took longer than {job.timeout:g} s")
         if error is not None:
             # From the job's own frame on: loguru prints the variables of all others too, a URL with its password say.
             error = error.with_traceback(_of_the_job(error.__traceback__))
-        took = clock() - started
-        self._emit(RunFinished(**self._facts(), job=job.name, tick=run.tick, status=status, took=took, error=error))
+        return Outcome("succeeded" if run._committed else status, clock() - started, error, run._committed)
 
-    @staticmethod
-    def _being_cancelled() -> bool:
-        task = asyncio.current_task()
-        return task is not None and task.cancelling() > 0
-
-    async def _call(self, job: Job, run: JobRun) -> None:
+    async def _call(self) -> None:
+        job, run = self.job, self.run
         arguments = (run,) if job.takes_run else ()
         if not job.threaded:
             await job.function(*arguments)  # type: ignore[misc]
             return
-        call = functools.partial(job.function, *arguments)
-        thread = _start_thread(call, job.name)
+        thread = _start_thread(functools.partial(job.function, *arguments), job.name)
         try:
             await asyncio.wait([thread])
         except asyncio.CancelledError:
+            lead = run.leadership
             run._stopped = (
-                LeadershipLost(self.lead.name, self.lead.holder, self.lead.token, self.lead._ended or "resigned")
-                if self.ended
+                LeadershipLost(lead.name, lead.holder, lead.token, lead._ended or "resigned")
+                if self.given_up
                 else TimeoutError(f"it took longer than {job.timeout or 0:g} s")
             )
-            await self._outwait(job, thread)
+            await self._outwait(thread)
             raise
         result = thread.result()
         if inspect.isawaitable(result):  # a callable that only looks like a plain function
             await result
 
-    async def _outwait(self, job: Job, thread: asyncio.Future[object]) -> None:
+    async def _outwait(self, thread: asyncio.Future[object]) -> None:
         """A thread cannot be cancelled: waits for it as long as the lease is kept for it, then leaves it behind."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self.lead._timings.lease_duration
+        loop, lead, name = asyncio.get_running_loop(), self.run.leadership, self.job.name
+        until = loop.time() + lead._timings.lease_duration
         while not thread.done() and (left := until - loop.time()) > 0:
             try:
                 await asyncio.wait([thread], timeout=left)
@@ -342,76 +301,15 @@ class TermOfJobs:
         if thread.done():
             thread.exception()
             return
-        left_behind = self._threads.setdefault(job.name, set())
+        left_behind = self._threads.setdefault(name, set())
         left_behind.add(thread)
         thread.add_done_callback(left_behind.discard)
         thread.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())
-        text = f"the thread of {job.name!r} does not end, and is left behind; the job does not start again beside it"
-        self._emit(Notice(**self._facts(), severity="CRITICAL", text=text))
+        text = f"the thread of {name!r} does not end, and is left behind; the job does not start again beside it"
+        facts: Any = {"lease": lead.name, "holder": lead.holder, "token": lead.token}
+        emit(Notice(**facts, severity="CRITICAL", text=text), lead._observer)
 
-    async def within(self, call: Callable[[], Awaitable[R]]) -> R:
-        """Runs a call as a part of the term: cancelled with it, and awaited before the lease is released."""
-        if asyncio.get_running_loop() is not self._loop:  # another scheduler's thread, with a loop of its own
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.within(call), self._loop))
 
-        async def run() -> R:
-            with leading(self.lead):
-                return await call()
-
-        task = asyncio.create_task(run())
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            if not self.ended:  # else the term has cancelled it already, once
-                task.cancel()
-            await settled(task)
-            if not task.cancelled():
-                task.exception()  # the caller's cancellation goes before it
-            raise
-        if task.cancelled() and self.ended:
-            raise LeadershipLost(self.lead.name, self.lead.holder, self.lead.token, self.lead._ended or "resigned")
-        return task.result()
-
-    # -- the end
-
-    def _drop_queued(self) -> None:
-        while self._queued:
-            job, tick = self._queued.popleft()
-            self._skip(job, tick, 1, "the term ended before its turn came")
-
-    async def _drain(self, drain_timeout: float) -> None:
-        self.open = False
-        self._drop_queued()
-        busy = {*self._running, *self._calls}
-        if busy:
-            await asyncio.wait(busy, timeout=drain_timeout)
-
-    async def _end(self) -> asyncio.CancelledError | None:
-        """Cancels what still runs, once, and again after half the time to unwind; returns when all has ended."""
-        self.ended, self.open = True, False
-        self._drop_queued()
-        loop = asyncio.get_running_loop()
-        again: float | None = loop.time() + self.lead._timings.unwind / 2
-        cancelled = None
-        for task in (*self._running, *self._calls):
-            task.cancel()
-        # Shielded, so that an anyio scope around it does not cancel the wait over and over.
-        with anyio.CancelScope(shield=True):
-            while busy := {*self._running, *self._calls}:
-                try:
-                    await asyncio.wait(busy, timeout=None if again is None else max(again - loop.time(), 0.0))
-                except asyncio.CancelledError as error:
-                    cancelled = error
-                if again is not None and loop.time() >= again:
-                    again = None
-                    for task in (*self._running, *self._calls):
-                        task.cancel()
-        return cancelled
-
-    def _facts(self) -> dict[str, Any]:
-        return {"lease": self.lead.name, "holder": self.lead.holder, "token": self.lead.token}
-
-    def _emit(self, event: Event) -> None:
-        emit(event, self.lead._observer)
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

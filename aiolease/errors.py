@@ -5,6 +5,7 @@ No driver's exception gets out of the library; where one was the reason, it is t
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "LeaseHeld",
     "LossReason",
     "NotLeader",
+    "RunEnded",
     "SchemaMissing",
     "StoreRejected",
     "StoreUnavailable",
@@ -192,6 +194,27 @@ class CommitUnknown(AioleaseError):
         self.store = store
         self.problem = problem
         super().__init__(f"{store}: the transaction was committed, or it was not: {problem}. See in the database which")
+
+
+class RunEnded(AioleaseError):
+    """A final transaction of a run that is not the running attempt any more: nothing was committed.
+
+    Its first final transaction was committed, though the answer may have been lost; or the ledger was changed by hand.
+
+    Attributes:
+        job: The job's name.
+        tick: The run's tick.
+        attempt: The attempt that wanted to commit.
+    """
+
+    def __init__(self, job: str, tick: datetime, attempt: int) -> None:
+        self.job = job
+        self.tick = tick
+        self.attempt = attempt
+        super().__init__(
+            f"attempt {attempt} of {job!r} at {tick:%Y-%m-%d %H:%M:%S} is over in the ledger, nothing was committed. "
+            "Make one final transaction per run, the last thing it does"
+        )
 
 
 class TransactionEnded(AioleaseError):

@@ -88,7 +88,10 @@ def virtual_time(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     return run
 
 
-Method = Literal["read", "claim", "renew", "release", "resign"]
+Method = Literal[
+    "read", "claim", "renew", "release", "resign", "begin", "commit", "fence",
+    "take_stock", "enroll", "record", "prune", "history", "trigger", "pause", "resume",
+]  # fmt: skip
 
 
 class MemoryStore(_PlainStore):

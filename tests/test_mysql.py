@@ -454,17 +454,33 @@ async def test_tables_of_another_version_are_refused(mysql_server: Server, mysql
     async with leadership(mysql_url, timeout=LIMIT):
         pass
     version = "UPDATE aiolease_lease SET token = {} WHERE name = 'schema version'"
-    for other in (2, 0):
+    for other in (3, 0):
         mysql_server.sql(version.format(other), database_of(mysql_url))
-        with pytest.raises(SchemaMissing, match=f"version {other}.* 1"):
+        with pytest.raises(SchemaMissing, match=f"version {other}.* 2"):
             async with leadership(apart(mysql_url)):
                 pass
         assert row(mysql_server, mysql_url, "schema version")["token"] == other
     mysql_server.sql("DROP TABLE aiolease_fence", database_of(mysql_url))
-    mysql_server.sql(version.format(1), database_of(mysql_url))
+    mysql_server.sql(version.format(2), database_of(mysql_url))
     with pytest.raises(AioleaseError):  # half a schema
         async with leadership(apart(mysql_url), timeout=1.0):
             pass
+
+
+async def test_tables_without_a_ledger_are_extended(mysql_server: Server, mysql_url: str) -> None:
+    """Version 1 only lacked tables: they are added, where that is allowed, and nothing else is touched."""
+    async with leadership(mysql_url, timeout=LIMIT):
+        pass
+    database = database_of(mysql_url)
+    mysql_server.sql("DROP TABLE aiolease_job, aiolease_run", database)
+    mysql_server.sql("UPDATE aiolease_lease SET token = 1 WHERE name = 'schema version'", database)
+    async with open_store(apart(mysql_url), create_tables=False) as store:
+        with pytest.raises(SchemaMissing, match=r"version 1.* 2"):
+            await store.status("default")
+    async with leadership(apart(mysql_url), timeout=LIMIT) as lead:
+        assert lead.token == 2
+    assert row(mysql_server, mysql_url, "schema version")["token"] == 2
+    assert mysql_server.sql("SELECT COUNT(*) FROM aiolease_run", database) == [(0,)]
 
 
 async def test_a_prefix_keeps_applications_apart(mysql_server: Server, mysql_url: str) -> None:
@@ -482,7 +498,9 @@ async def test_a_prefix_keeps_applications_apart(mysql_server: Server, mysql_url
         assert first.is_leader
         assert second.is_leader
     tables = {name for (name,) in mysql_server.sql("SHOW TABLES", database_of(mysql_url))}
-    assert tables == {"Shop_1_lease", "Shop_1_fence", "shop2_lease", "shop2_fence"}
+    assert tables == {
+        f"{prefix}{table}" for prefix in ("Shop_1_", "shop2_") for table in ("lease", "fence", "job", "run")
+    }
     async with open_store(mysql_url, table_prefix="shop2_", create_tables=False) as again, leadership(again) as third:
         assert third.token == 2
     async with open_store(mysql_url, table_prefix="shop2_") as one:

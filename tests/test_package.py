@@ -30,6 +30,7 @@ PUBLIC = {
     "Lease",
     "LeaseSettings",
     "LeaseStore",
+    "RunRecord",
     "open_store",
     # errors
     "AioleaseError",
@@ -41,6 +42,7 @@ PUBLIC = {
     "LeadershipLost",
     "LeaseHeld",
     "NotLeader",
+    "RunEnded",
     "SchemaMissing",
     "StoreRejected",
     "StoreUnavailable",

@@ -1023,14 +1023,14 @@ async def test_sqlite_in_rollback_mode_works_too(tmp_path: Path) -> None:
     assert execute(path, "PRAGMA journal_mode") == [("delete",)]
 
 
-@pytest.mark.parametrize("version", [0, 2])
+@pytest.mark.parametrize("version", [0, 3])
 async def test_sqlite_refuses_another_version(sqlite: Make, tmp_path: Path, version: int) -> None:
     """Tables of another version are not touched; the error names both versions."""
     path = tmp_path / "leases.db"
     await sqlite().read("cron")
     execute(path, f"UPDATE aiolease_lease SET token = {version} WHERE name = 'schema version'")
     execute(path, "DROP TABLE aiolease_fence")
-    with pytest.raises(SchemaMissing, match=f"version {version}.* needs 1"):
+    with pytest.raises(SchemaMissing, match=f"version {version}.* needs 2"):
         await sqlite().read("cron")
     assert execute(path, "SELECT COUNT(*) FROM sqlite_master WHERE name LIKE '%fence'") == [(0,)]
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from urllib.parse import unquote
 
 from aiolease._lease import Lease, LeaseStore, check_name
+from aiolease._records import LedgerStore
 from aiolease._settle import settled
 from aiolease.errors import ConfigurationError
 
@@ -25,7 +26,7 @@ _HELP = (
 )
 
 
-class Store(LeaseStore, Protocol):
+class Store(LeaseStore, LedgerStore, Protocol):
     """A store as `open_store` makes it: it has connections, and can be closed."""
 
     async def status(self, name: str) -> Lease | None:

@@ -300,12 +300,18 @@ class Session:
         self.opened = 0
         """Counts the connections made."""
 
-    async def run(self, sql: str, parameters: Sequence[object] = ()) -> list[Rows]:
+    async def run(self, sql: str, parameters: Sequence[object] = (), results: list[Rows] | None = None) -> list[Rows]:
         """Sends statements in one packet; returns the rows of each, or a row with the number of changed rows.
+
+        Args:
+            sql: The statements, with ``%s`` for the parameters.
+            parameters: Bound by the driver.
+            results: Where to put the results as they come in, so that a caller sees how far an error let it get.
 
         Raises:
             StoreUnavailable: And `StoreRejected`, `SchemaMissing`: see `translate`. The connection is gone then.
         """
+        results = [] if results is None else results
         waited_since = asyncio.get_running_loop().time()
         try:
             await self._lock.acquire()
@@ -321,10 +327,11 @@ class Session:
             while True:
                 tries -= 1
                 try:
-                    return await self._exchange(sql, parameters)
+                    return await self._exchange(sql, parameters, results)
                 except Exception as error:
                     self.discard()
                     if error_number(error) == _DEADLOCK and tries:
+                        results.clear()
                         continue  # the server undid the statement, for another's sake: it may be sent again
                     raise translate(self._driver.description, error) from error
                 except BaseException:
@@ -334,7 +341,7 @@ class Session:
         finally:
             self._lock.release()
 
-    async def _exchange(self, sql: str, parameters: Sequence[object]) -> list[Rows]:
+    async def _exchange(self, sql: str, parameters: Sequence[object], results: list[Rows]) -> list[Rows]:
         loop = asyncio.get_running_loop()
         if self._connection is not None and loop.time() - self._used_at > self.fresh_for:
             await self._close()
@@ -343,7 +350,7 @@ class Session:
             self.opened += 1
             await self._prepare(self._execute)
         self._used_at = loop.time()
-        return await self._execute(sql, parameters)
+        return await execute(self._connection, self._driver.cursor, sql, parameters, results)
 
     async def _execute(self, sql: str, parameters: Sequence[object] = ()) -> list[Rows]:
         return await execute(self._connection, self._driver.cursor, sql, parameters)

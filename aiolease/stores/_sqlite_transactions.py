@@ -1,17 +1,21 @@
-"""Fenced transactions on SQLite, over a connection of aiosqlite.
+"""Transactions on SQLite: those of the store's own thread, and the fenced ones, over a connection of aiosqlite.
 
-SQLite has one writer: from its first moment such a transaction excludes everyone else's writes, renewals included. So
-it must end within the time that is left to the term; the term ends when it does not, and its block is cancelled.
+SQLite has one writer: from its first moment a fenced transaction excludes everyone else's writes, renewals included.
+So it must end within the time that is left to the term; the term ends when it does not, and its block is cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from aiolease._lease import FenceBroken, Term
+from aiolease._fence import FenceBroken, Refused, RunKey, Term
 from aiolease.errors import CommitUnknown, ConfigurationError, StoreUnavailable, TransactionEnded
 
 if TYPE_CHECKING:
@@ -22,17 +26,58 @@ _SAVEPOINT = "aiolease_transaction"
 _TRY = 0.1
 """Seconds that one try waits for another's write to end."""
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection, mode: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE") -> Iterator[None]:
+    """A transaction that may write from its start, or one that only reads; it ends with the block."""
+    connection.execute(f"BEGIN {mode}")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def moment(value: int) -> datetime:
+    """A moment as the tables keep it: microseconds since the epoch."""
+    return _EPOCH + timedelta(microseconds=value)
+
+
+def microseconds(at: datetime) -> int:
+    """What the tables keep of a moment."""
+    return (at - _EPOCH) // _MICROSECOND
+
+
+@dataclass(frozen=True, slots=True)
+class FenceStatements:
+    """What a fence sends: the count of the term's fence, and the success of its final run.
+
+    Attributes:
+        fence: Changes one row if the term is the latest.
+        final: Changes one row if the run is the running one.
+        now: The clock of the store.
+    """
+
+    fence: str
+    final: str
+    now: Callable[[], int]
+
 
 class SQLiteTransaction:
-    """One transaction, on a connection of its own."""
+    """One fenced transaction, on a connection of its own."""
 
-    def __init__(self, store: str, connection: aiosqlite.Connection, fence_sql: str) -> None:
+    def __init__(self, store: str, connection: aiosqlite.Connection, statements: FenceStatements) -> None:
         self.connection = connection
         self._store = store
-        self._fence_sql = fence_sql
+        self._statements = statements
 
     @classmethod
-    async def begin(cls, store: str, path: Path, fence_sql: str) -> SQLiteTransaction:
+    async def begin(cls, store: str, path: Path, statements: FenceStatements) -> SQLiteTransaction:
         """Opens a connection and begins, as the only writer; waits for others as long as it is let.
 
         Raises:
@@ -61,16 +106,16 @@ class SQLiteTransaction:
             if isinstance(error, sqlite3.Error):
                 raise StoreUnavailable(store, str(error)) from error
             raise
-        return cls(store, connection, fence_sql)
+        return cls(store, connection, statements)
 
-    async def commit(self, term: Term) -> None:
+    async def commit(self, term: Term, final: RunKey | None = None) -> None:
         """See `Transaction.commit`."""
         try:
             try:
                 await self.connection.execute(f"RELEASE {_SAVEPOINT}")
             except (sqlite3.OperationalError, sqlite3.ProgrammingError) as error:
                 raise TransactionEnded(self._store) from error
-            await fence_connection(self._store, self.connection, term, self._fence_sql)
+            await fence_connection(self._store, self.connection, term, final, self._statements)
             try:
                 await self.connection.commit()
             except sqlite3.Error as error:
@@ -85,16 +130,24 @@ class SQLiteTransaction:
         await self.connection.close()
 
 
-async def fence_connection(store: str, connection: aiosqlite.Connection, term: Term, fence_sql: str) -> None:
-    """Fences a transaction on a connection of aiosqlite.
+async def fence_connection(
+    store: str, connection: aiosqlite.Connection, term: Term, final: RunKey | None, statements: FenceStatements
+) -> None:
+    """Fences a transaction on a connection of aiosqlite, and records its final run, if any, as succeeded.
 
     Raises:
         FenceBroken: The term is over.
+        Refused: The run is not the running one.
         StoreUnavailable: The file is locked, or cannot be written.
     """
+    name = {"name": term.name, "holder": term.holder, "token": term.token}
     try:
-        cursor = await connection.execute(fence_sql, {"name": term.name, "holder": term.holder, "token": term.token})
+        if (await connection.execute(statements.fence, name)).rowcount != 1:
+            raise FenceBroken
+        if final is not None:
+            tick, now = microseconds(final.tick), statements.now()
+            run = {"lease": term.name, "job": final.job, "tick": tick, "attempt": final.attempt, "token": final.token}
+            if (await connection.execute(statements.final, run | {"now": now})).rowcount != 1:
+                raise Refused
     except sqlite3.Error as error:
         raise StoreUnavailable(store, str(error)) from error
-    if cursor.rowcount != 1:
-        raise FenceBroken

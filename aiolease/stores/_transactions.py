@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC
 from typing import Any, Protocol
 
-from aiolease._lease import FenceBroken, Term
+from aiolease._fence import FenceBroken, Refused, RunKey, Term
 from aiolease.errors import CommitUnknown, StoreUnavailable, TransactionEnded
 from aiolease.stores._drivers import Rows, error_number, execute, plain_cursor, translate
 
 _SAVEPOINT = "aiolease_transaction"
 _NO_SUCH_SAVEPOINT = 1305
-_SUBQUERY_ROWS = 1242  # what the fence raises when it matched no row
+CHECK_FAILED = 1242
+"""What a check raises: a subquery that returns more than one row."""
+
 _CONFLICTS = frozenset({1020, 1205, 1213})  # record changed since the snapshot, lock wait time-out, deadlock
+_FENCE_RESULTS = 2  # of its UPDATE and its check
 _CLIENT_SIDE = range(2000, 3000)
 _INTERRUPTED = frozenset({1053, 1180, 1317, 1927})  # a COMMIT that was interrupted: shutdown, killed, lost its cluster
 
@@ -40,6 +44,11 @@ class Lender(Protocol):
         """Takes it back; closes it if it is `broken`."""
 
 
+def check(count: int) -> str:
+    """A statement that fails unless the one before it changed so many rows."""
+    return f"SELECT IF(ROW_COUNT() = {count}, 1, (SELECT 1 UNION SELECT 2))"
+
+
 class FenceSQL:
     """The statements of the fence, for one prefix of the tables."""
 
@@ -48,20 +57,30 @@ class FenceSQL:
         """Whether the server can be asked to update rows that have changed since a transaction's snapshot."""
         self.database = ""
         """The database of the fence: the user's session may have gone to another with USE."""
-        self._table = f"{prefix}fence"
+        self._prefix = prefix
 
-    def statements(self, term: Term) -> tuple[str, tuple[object, ...]]:
-        """The fence, which fails unless it matched one row; being a write, a cluster certifies it."""
-        table = f"`{self.database.replace('`', '``').replace('%', '%%')}`.{self._table}"
-        update = f"UPDATE {table} SET fence = fence + 1 WHERE name = %s AND holder = %s AND token = %s"
+    def statements(self, term: Term, final: RunKey | None = None) -> tuple[str, tuple[object, ...]]:
+        """The fence, which fails unless it matched one row; being a write, a cluster certifies it.
+
+        With `final`, that run is recorded as succeeded behind it, which fails unless it is the running one.
+        """
+        sql = self._updating("fence", "fence = fence + 1 WHERE name = %s AND holder = %s AND token = %s")
+        values: tuple[object, ...] = (term.name, term.holder, term.token)
+        if final is not None:
+            succeeded = "status = 'succeeded', finished_at = UTC_TIMESTAMP(6), error = NULL"
+            run = "lease = %s AND job = %s AND tick = %s AND attempt = %s AND token = %s AND status = 'running'"
+            sql += f"; {self._updating('run', f'{succeeded} WHERE {run}')}"
+            tick = final.tick.astimezone(UTC).replace(tzinfo=None)
+            values += (term.name, final.job, tick, final.attempt, final.token)
+        return sql, values
+
+    def _updating(self, table: str, change: str) -> str:
+        database = self.database.replace("`", "``").replace("%", "%%")
+        update = f"UPDATE `{database}`.{self._prefix}{table} SET {change}"
         if self.without_snapshot:
-            # The row was written by other fences since the transaction's snapshot; that is no conflict.
+            # The row was written by others since the transaction's snapshot; that is no conflict.
             update = f"SET STATEMENT innodb_snapshot_isolation = OFF FOR {update}"
-        return f"{update}; SELECT IF(ROW_COUNT() = 1, 1, (SELECT 1 UNION SELECT 2))", (
-            term.name,
-            term.holder,
-            term.token,
-        )
+        return f"{update}; {check(1)}"
 
 
 class MySQLTransaction:
@@ -98,9 +117,9 @@ class MySQLTransaction:
             raise
         return cls(store, lender, connection, raw, cursor, fence)
 
-    async def commit(self, term: Term) -> None:
+    async def commit(self, term: Term, final: RunKey | None = None) -> None:
         """See `Transaction.commit`: fence and COMMIT in one packet."""
-        fence, parameters = self._fence.statements(term)
+        fence, parameters = self._fence.statements(term, final)
         sql = f"RELEASE SAVEPOINT {_SAVEPOINT}; {fence}; COMMIT"
         results: list[Rows] = []
         broken = True
@@ -115,8 +134,8 @@ class MySQLTransaction:
                 # Closed: the block may have locked tables, or changed autocommit.
                 raise TransactionEnded(self._store) from error
             broken = not await self._roll_back()
-            if number == _SUBQUERY_ROWS:
-                raise FenceBroken from error
+            if number == CHECK_FAILED:
+                raise (FenceBroken if len(results) < 1 + _FENCE_RESULTS else Refused) from error
             if number in _CONFLICTS:
                 text = f"{error.args[1]} ({number}); nothing was committed, try the transaction again"
                 raise StoreUnavailable(self._store, text) from error
@@ -141,14 +160,18 @@ class MySQLTransaction:
         return True
 
 
-async def fence_connection(store: str, connection: Any, cursor: type, fence: FenceSQL, term: Term) -> None:
+async def fence_connection(  # noqa: PLR0917
+    store: str, connection: Any, cursor: type, fence: FenceSQL, term: Term, final: RunKey | None = None
+) -> None:
     """Fences a transaction that the user commits: a driver's connection, or SQLAlchemy's connection or session.
 
     Raises:
         FenceBroken: The term is over.
+        Refused: The run is not the running one.
         TransactionEnded: The connection is in no transaction, and commits each statement by itself.
         StoreUnavailable: A conflict, or the connection is lost; the transaction has to be rolled back, and tried again.
     """
+    results: list[Rows] = []
     if hasattr(connection, "flush"):  # a session: what it still holds back must not come after the fence
         await connection.flush()  # the user's own SQL: what it raises comes out as it is
     try:
@@ -160,10 +183,10 @@ async def fence_connection(store: str, connection: Any, cursor: type, fence: Fen
             connection = (await connection.get_raw_connection()).driver_connection
         if connection.get_autocommit() and not connection.get_transaction_status():
             raise TransactionEnded(store)  # the fence would be committed by itself, and guard nothing
-        await execute(connection, plain_cursor(connection) or cursor, *fence.statements(term))
+        await execute(connection, plain_cursor(connection) or cursor, *fence.statements(term, final), results)
     except Exception as error:
-        if error_number(error) == _SUBQUERY_ROWS:
-            raise FenceBroken from error
+        if error_number(error) == CHECK_FAILED:
+            raise (FenceBroken if len(results) < _FENCE_RESULTS else Refused) from error
         raise translate(store, error) from error
 
 

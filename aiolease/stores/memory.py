@@ -6,12 +6,25 @@ One `MemoryServer` is the database; each `MemoryStore` on it stands for one proc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from aiolease._lease import FenceBroken, Lease, Term
+from aiolease._fence import FenceBroken, Refused, RunKey, Term
+from aiolease._lease import Lease
+from aiolease._records import (
+    AHEAD,
+    MAX_ERROR,
+    Batch,
+    Change,
+    Enrolment,
+    JobRecord,
+    RunRecord,
+    Stock,
+)
+from aiolease.errors import InvalidJob
 
 T = TypeVar("T")
 
@@ -25,18 +38,138 @@ class Fence:
     fence: int = 0
 
 
+class Ledger:
+    """The rows of one lease in the tables of jobs and of runs.
+
+    Attributes:
+        jobs: By their names.
+        runs: By their job and tick.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, JobRecord] = {}
+        self.runs: dict[tuple[str, datetime], RunRecord] = {}
+
+    def stock(self, now: datetime, *, attention: bool) -> Stock:
+        """See `LedgerStore.take_stock`."""
+        if attention:
+            jobs = [job for job in self.jobs.values() if job.requested_at or job.paused_at or job.resumed_at]
+            return Stock(jobs={job.job: job for job in jobs}, unfinished=[], now=now)
+        unfinished = [run for run in self.runs.values() if run.status in {"queued", "running"}]
+        unfinished.sort(key=lambda run: (run.tick, run.job))
+        return Stock(jobs=dict(self.jobs), unfinished=unfinished, now=now)
+
+    def enroll(self, jobs: Sequence[Enrolment], now: datetime) -> None:
+        """See `LedgerStore.enroll`."""
+        for job in jobs:
+            known = self.jobs.get(job.job)
+            if known is None or (known.schedule, known.timezone) != (job.schedule, job.timezone):
+                new = JobRecord(
+                    job=job.job, schedule=job.schedule, timezone=job.timezone, known_since=now, schedule_since=now
+                )
+                self.jobs[job.job] = (
+                    new
+                    if known is None
+                    else replace(known, schedule=job.schedule, timezone=job.timezone, schedule_since=now)
+                )
+
+    def record(self, term: Term, batch: Batch, now: datetime) -> None:
+        """See `LedgerStore.record`: works on copies, so that a batch which is refused leaves nothing behind."""
+        jobs, runs = dict(self.jobs), dict(self.runs)
+        for change in batch.changes:
+            _change(runs, term, change, now)
+        for run in batch.claims:
+            if (run.job, run.tick) in runs:
+                raise Refused
+            runs[run.job, run.tick] = replace(
+                run,
+                token=term.token,
+                holder=term.holder,
+                error=run.error and run.error[:MAX_ERROR],
+                started_at=now if run.status == "running" else None,
+                finished_at=now if run.status == "skipped" else None,
+            )
+        for name, tick in batch.high_ticks.items():
+            job = jobs.get(name)
+            if job is None or job.paused_at or (job.high_tick and job.high_tick >= tick):
+                raise Refused
+            if tick > now + timedelta(seconds=AHEAD):
+                raise Refused
+            jobs[name] = replace(job, high_tick=tick)
+        for name, requested_at in batch.requests.items():
+            job = jobs.get(name)
+            if job is None or job.requested_at != requested_at:
+                raise Refused
+            jobs[name] = replace(job, requested_at=None)
+        self.jobs, self.runs = jobs, runs
+
+    def prune(self, jobs: Sequence[str], keep: int) -> None:
+        """See `LedgerStore.prune`."""
+        for job in jobs:
+            finished = [run for run in self.history(job) if run.status not in {"queued", "running"}]
+            for run in finished[: max(len(finished) - keep, 0)]:
+                del self.runs[run.job, run.tick]
+
+    def history(self, job: str) -> list[RunRecord]:
+        """See `LedgerStore.history`."""
+        return sorted((run for run in self.runs.values() if run.job == job), key=lambda run: run.tick)
+
+    def trigger(self, lease: str, job: str, now: datetime) -> datetime:
+        """See `LedgerStore.trigger`."""
+        requested_at = self._known(lease, job).requested_at or now
+        self.jobs[job] = replace(self.jobs[job], requested_at=requested_at)
+        return requested_at
+
+    def pause(self, lease: str, job: str, now: datetime) -> None:
+        """See `LedgerStore.pause`."""
+        known = self._known(lease, job)
+        self.jobs[job] = replace(known, paused_at=known.paused_at or now)
+
+    def resume(self, lease: str, job: str, now: datetime) -> None:
+        """See `LedgerStore.resume`."""
+        if (known := self._known(lease, job)).paused_at:
+            self.jobs[job] = replace(known, paused_at=None, resumed_at=now)
+
+    def _known(self, lease: str, job: str) -> JobRecord:
+        if job not in self.jobs:
+            raise InvalidJob(job, f"no leader of {lease!r} ever had such a job")
+        return self.jobs[job]
+
+
+def _change(runs: dict[tuple[str, datetime], RunRecord], term: Term, change: Change, now: datetime) -> None:
+    key = change.key
+    run = runs.get((key.job, key.tick))
+    if run is None or (run.status, run.token, run.attempt) != (change.was, key.token, key.attempt):
+        if change.required:
+            raise Refused
+        return
+    ended = change.status not in {"queued", "running"}
+    runs[key.job, key.tick] = replace(
+        run,
+        status=change.status,
+        attempt=change.attempt,
+        token=term.token if change.adopt else run.token,
+        holder=term.holder if change.adopt else run.holder,
+        error=change.error and change.error[:MAX_ERROR],
+        started_at=now if change.status == "running" else None if change.status == "queued" else run.started_at,
+        finished_at=now if ended else None if change.status == "queued" else run.finished_at,
+    )
+
+
 class MemoryServer:
     """The tables, and the clock, of a database that lives in this process.
 
     Attributes:
         leases: The lease table; a test may change or delete its rows by hand.
         fences: The fence table.
+        ledgers: The jobs and runs of each lease.
         clock_offset: How far the server's clock has been stepped away from the true time.
     """
 
     def __init__(self, start: datetime | None = None) -> None:
         self.leases: dict[str, Lease] = {}
         self.fences: dict[str, Fence] = {}
+        self.ledgers: defaultdict[str, Ledger] = defaultdict(Ledger)
         self.clock_offset = timedelta()
         self._start = start
         self._started_at: float | None = None
@@ -109,16 +242,30 @@ class MemoryServer:
         self.leases[name] = replace(lease, resign_token=lease.token)
         return lease.token
 
-    def fence(self, term: Term) -> None:
-        """Counts a fenced commit.
+    def fence(self, term: Term, final: RunKey | None = None) -> None:
+        """Counts a fenced commit, and records a run as succeeded.
 
         Raises:
             FenceBroken: The term is not the latest.
+            Refused: The run is not the running one.
         """
         row = self.fences.get(term.name)
         if row is None or (row.holder, row.token) != (term.holder, term.token):
             raise FenceBroken
+        if final is not None:
+            change = Change(key=final, was="running", status="succeeded", attempt=final.attempt, required=True)
+            self.ledgers[term.name].record(term, Batch(changes=[change]), self.now())
         row.fence += 1
+
+    def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
+        """See `LedgerStore.enroll`."""
+        self.fence(term)
+        self.ledgers[term.name].enroll(jobs, self.now())
+
+    def record(self, term: Term, batch: Batch) -> None:
+        """See `LedgerStore.record`."""
+        self.fence(term)
+        self.ledgers[term.name].record(term, batch, self.now())
 
     def wake(self) -> None:
         """Wakes every watching candidate."""
@@ -155,11 +302,11 @@ class MemoryTransaction:
         self.connection: list[Callable[[], object]] = []
         self._store = store
 
-    async def commit(self, term: Term) -> None:
+    async def commit(self, term: Term, final: RunKey | None = None) -> None:
         """See `Transaction.commit`."""
 
         def work() -> None:
-            self._store.server.fence(term)
+            self._store.server.fence(term, final)
             for call in self.connection:
                 call()
 
@@ -213,9 +360,45 @@ class MemoryStore:
         """See `LeaseStore.begin`."""
         return await self.exchange("begin", lambda: MemoryTransaction(self))
 
-    async def fence(self, connection: object, term: Term) -> None:
+    async def fence(self, connection: object, term: Term, final: RunKey | None = None) -> None:
         """See `LeaseStore.fence`."""
-        await self.exchange("fence", lambda: self.server.fence(term))
+        await self.exchange("fence", lambda: self.server.fence(term, final))
+
+    async def take_stock(self, name: str, *, attention: bool = False) -> Stock:
+        """See `LedgerStore.take_stock`."""
+        ledger, now = self.server.ledgers[name], self.server.now
+        return await self.exchange("take_stock", lambda: ledger.stock(now(), attention=attention))
+
+    async def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
+        """See `LedgerStore.enroll`."""
+        await self.exchange("enroll", lambda: self.server.enroll(term, jobs))
+
+    async def record(self, term: Term, batch: Batch) -> None:
+        """See `LedgerStore.record`."""
+        await self.exchange("record", lambda: self.server.record(term, batch))
+
+    async def prune(self, name: str, jobs: Sequence[str], keep: int) -> None:
+        """See `LedgerStore.prune`."""
+        await self.exchange("prune", lambda: self.server.ledgers[name].prune(jobs, keep))
+
+    async def history(self, name: str, job: str) -> list[RunRecord]:
+        """See `LedgerStore.history`."""
+        return await self.exchange("history", lambda: self.server.ledgers[name].history(job))
+
+    async def trigger(self, name: str, job: str) -> datetime:
+        """See `LedgerStore.trigger`."""
+        server = self.server
+        return await self.exchange("trigger", lambda: server.ledgers[name].trigger(name, job, server.now()))
+
+    async def pause(self, name: str, job: str) -> None:
+        """See `LedgerStore.pause`."""
+        server = self.server
+        await self.exchange("pause", lambda: server.ledgers[name].pause(name, job, server.now()))
+
+    async def resume(self, name: str, job: str) -> None:
+        """See `LedgerStore.resume`."""
+        server = self.server
+        await self.exchange("resume", lambda: server.ledgers[name].resume(name, job, server.now()))
 
     def forget(self, name: str) -> None:
         """See `LeaseStore.forget`."""

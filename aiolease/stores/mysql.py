@@ -1,6 +1,7 @@
 """The store on MySQL and MariaDB: the statements, and how candidates wait for a release.
 
-Two connections at most, however many leases this process has: one for the leases, one for what people ask.
+Two connections at most, however many leases this process has: one for the leases, one for the ledger (see
+`aiolease.stores._mysql_ledger`) and for what people ask.
 
 Expiry is reckoned in SQL with ``UTC_TIMESTAMP(6)``, in the statement that compares it. A claim compares and swaps
 (token, beat), and writes the lease and the fence in one statement. A leader holds ``GET_LOCK`` during its term, and a
@@ -25,13 +26,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from aiolease._lease import Lease, Term
+from aiolease._fence import RunKey, Term
+from aiolease._lease import Lease
 from aiolease._settle import bounded
 from aiolease.errors import ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.stores._drivers import NO_SUCH_TABLE, TABLE_EXISTS, Driver, Execute, Rows, Session, denied, error_number
+from aiolease.stores._mysql_ledger import MySQLLedger
 from aiolease.stores._transactions import DriverLender, FenceSQL, Lender, MySQLTransaction, fence_connection
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_EXTENDED = 1  # the version that only lacks tables: they are added
 _VERSION_ROW = "schema version"
 
 _LOCK_WAIT = 2
@@ -71,7 +75,7 @@ def _utc(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC)
 
 
-class MySQLStore:
+class MySQLStore(MySQLLedger):
     """A `LeaseStore` on MySQL 8.0, MariaDB 10.6, or newer."""
 
     def __init__(
@@ -104,6 +108,7 @@ class MySQLStore:
         self._watched: dict[tuple[str, asyncio.Task[Any]], float] = {}  # the candidates here, and when they came
         self._polls = _Polls(self._read_many)
         self._make_statements(table_prefix)
+        self._name_ledger_tables(table_prefix)
 
     def _make_statements(self, p: str) -> None:
         columns = "holder, token, beat, elected_at, renewed_at, expires_at, resign_token, UTC_TIMESTAMP(6)"
@@ -170,7 +175,7 @@ class MySQLStore:
 
     async def _find_tables(self, execute: Execute) -> None:
         found = await self._version(execute)
-        if found is None:
+        if found is None or (found == _EXTENDED and self._create_tables):
             if not self._create_tables:
                 reason = f"the tables {self._prefix}* are missing, and create_tables=False"
                 raise SchemaMissing(self.description, reason)
@@ -319,9 +324,9 @@ class MySQLStore:
         """See `LeaseStore.begin`."""
         return await MySQLTransaction.begin(self.description, self._lender, self._driver.cursor, self._fence)
 
-    async def fence(self, connection: Any, term: Term) -> None:
+    async def fence(self, connection: Any, term: Term, final: RunKey | None = None) -> None:
         """See `LeaseStore.fence`."""
-        await fence_connection(self.description, connection, self._driver.cursor, self._fence, term)
+        await fence_connection(self.description, connection, self._driver.cursor, self._fence, term, final)
 
     def forget(self, name: str) -> None:
         """See `LeaseStore.forget`."""

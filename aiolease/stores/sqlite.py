@@ -20,22 +20,32 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 from aiolease._clock import current_clock
-from aiolease._lease import Lease, Term
+from aiolease._fence import RunKey, Term
+from aiolease._lease import Lease
 from aiolease._settle import settled
 from aiolease.errors import AioleaseError, ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
-from aiolease.stores._sqlite_transactions import SQLiteTransaction, fence_connection
+from aiolease.stores._sqlite_ledger import SQLiteLedger
+from aiolease.stores._sqlite_transactions import (
+    FenceStatements,
+    SQLiteTransaction,
+    fence_connection,
+    moment,
+    transaction,
+)
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_UPGRADED = {1}
+"""The versions that lack tables, and nothing else."""
+
 _VERSION_ROW = "schema version"
 """Where the schema's version is kept: with a space in it, it names no lease."""
 
@@ -50,12 +60,11 @@ _TRY = 0.1
 _PATIENCE = 2.0
 """Seconds after which a database that stays locked is reported; the caller's own limit is usually sooner."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-class SQLiteStore:
-    """A `LeaseStore` on one SQLite file, which is made if its folder exists.
+class SQLiteStore(SQLiteLedger):
+    """A `LeaseStore` and a `LedgerStore` on one SQLite file, which is made if its folder exists.
 
     Args:
         path: The file; a relative path is taken from the folder that is current now.
@@ -82,6 +91,7 @@ class SQLiteStore:
         self._file: tuple[int, int] | None = None
         self._closed = False
         self._make_statements(f'"{table_prefix}lease"', f'"{table_prefix}fence"')
+        self._make_ledger_statements(table_prefix)
         _stores.add(self)
 
     def _make_statements(self, lease: str, fence: str) -> None:
@@ -99,7 +109,8 @@ class SQLiteStore:
             f"INSERT OR IGNORE INTO {lease} (name, token, beat, elected_at, renewed_at, expires_at) "
             f"VALUES ('{_VERSION_ROW}', {SCHEMA_VERSION}, 0, 0, 0, 0)"
         )
-        self._tables_sql = "SELECT LOWER(name) FROM sqlite_master WHERE type = 'table' AND LOWER(name) IN (?, ?)"
+        self._upgrade_sql = f"UPDATE {lease} SET token = {SCHEMA_VERSION} WHERE name = '{_VERSION_ROW}' AND token = 1"
+        self._tables_sql = "SELECT LOWER(name) FROM sqlite_master WHERE type = 'table' AND LOWER(name) IN (?, ?, ?, ?)"
         self._version_sql = f"SELECT token FROM {lease} WHERE name = '{_VERSION_ROW}'"
         self._read_sql = (
             "SELECT name, holder, token, beat, elected_at, renewed_at, expires_at, resign_token "
@@ -154,7 +165,7 @@ class SQLiteStore:
         """See `LeaseStore.claim`."""
 
         def work(connection: sqlite3.Connection) -> Lease | None:
-            with _transaction(connection):
+            with transaction(connection):
                 now, state = self._now(), seen
                 if state is None:
                     connection.execute(self._make_sql, {"name": name, "now": now})
@@ -173,7 +184,7 @@ class SQLiteStore:
         """See `LeaseStore.renew`."""
 
         def work(connection: sqlite3.Connection) -> Lease | None:
-            with _transaction(connection):
+            with transaction(connection):
                 now = self._now()
                 values = {"name": name, "holder": holder, "token": token, "beat": beat, "now": now}
                 connection.execute(self._renew_sql, values | {"duration": _microseconds(duration)})
@@ -185,7 +196,7 @@ class SQLiteStore:
         """See `LeaseStore.release`."""
 
         def work(connection: sqlite3.Connection) -> bool:
-            with _transaction(connection):
+            with transaction(connection):
                 values = {"name": name, "holder": holder, "token": token, "now": self._now()}
                 return connection.execute(self._release_sql, values).rowcount > 0
 
@@ -193,11 +204,14 @@ class SQLiteStore:
 
     async def begin(self) -> SQLiteTransaction:
         """See `LeaseStore.begin`."""
-        return await SQLiteTransaction.begin(self.description, self._path, self._count_fence_sql)
+        return await SQLiteTransaction.begin(self.description, self._path, self._fence_statements())
 
-    async def fence(self, connection: Any, term: Term) -> None:
+    async def fence(self, connection: Any, term: Term, final: RunKey | None = None) -> None:
         """See `LeaseStore.fence`."""
-        await fence_connection(self.description, connection, term, self._count_fence_sql)
+        await fence_connection(self.description, connection, term, final, self._fence_statements())
+
+    def _fence_statements(self) -> FenceStatements:
+        return FenceStatements(fence=self._count_fence_sql, final=self._final_sql, now=self._now)
 
     def forget(self, name: str) -> None:
         """See `LeaseStore.forget`. Candidates look by themselves."""
@@ -206,7 +220,7 @@ class SQLiteStore:
         """See `LeaseStore.resign`."""
 
         def work(connection: sqlite3.Connection) -> int | None:
-            with _transaction(connection):
+            with transaction(connection):
                 connection.execute(self._resign_sql, {"name": name})
                 lease = self._row(connection, name, self._now())
             return None if lease is None or lease.holder is None else lease.resign_token
@@ -279,30 +293,35 @@ class SQLiteStore:
         return connection
 
     def _find_tables(self, connection: sqlite3.Connection) -> None:
-        missing = f"the tables {self._prefix}* are missing"
         version, complete = self._version(connection)
-        if version in {None, SCHEMA_VERSION} and not complete:
-            if not self._create_tables:
-                raise SchemaMissing(self.description, f"{missing}, and create_tables=False", _WAY_OUT)
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")
-                with _transaction(connection):
-                    for statement in (self._lease_table_sql, self._fence_table_sql, self._make_version_sql):
-                        connection.execute(statement)
-            except sqlite3.Error as error:
-                if _code(error) & 0xFF != sqlite3.SQLITE_READONLY:
-                    raise
-                raise SchemaMissing(
-                    self.description, f"{missing}, and the file may not be written", _WAY_OUT
-                ) from error
+        if version in {None, *_UPGRADED} or (version == SCHEMA_VERSION and not complete):
+            self._make_tables(connection, version)
             version, _ = self._version(connection)
         if version != SCHEMA_VERSION:
-            problem = f"the tables {self._prefix}* are of version {version}, this aiolease needs {SCHEMA_VERSION}"
-            raise SchemaMissing(self.description, problem, _WAY_OUT)
+            raise SchemaMissing(self.description, self._of_version(version), _WAY_OUT)
+
+    def _make_tables(self, connection: sqlite3.Connection, version: int | None) -> None:
+        problem = self._of_version(version) if version in _UPGRADED else f"the tables {self._prefix}* are missing"
+        if not self._create_tables:
+            raise SchemaMissing(self.description, f"{problem}, and create_tables=False", _WAY_OUT)
+        tables = (self._lease_table_sql, self._fence_table_sql, *self._ledger_tables_sql)
+        try:
+            if version is None:
+                connection.execute("PRAGMA journal_mode = WAL")
+            with transaction(connection):
+                for statement in (*tables, self._make_version_sql, self._upgrade_sql):
+                    connection.execute(statement)
+        except sqlite3.Error as error:
+            if _code(error) & 0xFF != sqlite3.SQLITE_READONLY:
+                raise
+            raise SchemaMissing(self.description, f"{problem}, and the file may not be written", _WAY_OUT) from error
+
+    def _of_version(self, version: int | None) -> str:
+        return f"the tables {self._prefix}* are of version {version}, this aiolease needs {SCHEMA_VERSION}"
 
     def _version(self, connection: sqlite3.Connection) -> tuple[int | None, bool]:
         """The version of the tables, and whether all are there."""
-        names = [f"{self._prefix}{table}".lower() for table in ("lease", "fence")]
+        names = [f"{self._prefix}{table}".lower() for table in ("lease", "fence", "job", "run")]
         found = {name for (name,) in connection.execute(self._tables_sql, names)}
         row = connection.execute(self._version_sql).fetchone() if names[0] in found else None
         return (row and row[0]), row is not None and len(found) == len(names)
@@ -316,11 +335,11 @@ class SQLiteStore:
             holder=row[1],
             token=row[2],
             beat=row[3],
-            elected_at=_moment(row[4]),
-            renewed_at=_moment(row[5]),
-            expires_at=_moment(row[6]),
+            elected_at=moment(row[4]),
+            renewed_at=moment(row[5]),
+            expires_at=moment(row[6]),
             resign_token=row[7],
-            now=_moment(now),
+            now=moment(now),
         )
 
     def _discard(self) -> None:
@@ -345,19 +364,6 @@ class SQLiteStore:
 
 class _Locked(Exception):
     """Others kept the file locked during one try."""
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """A transaction that may write from its start, and ends with the block."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
 
 
 def _moved_on(lease: Lease | None, found: Lease | None) -> bool:
@@ -396,10 +402,6 @@ def _unusable(path: Path) -> str | None:
 
 def _microseconds(seconds: float) -> int:
     return timedelta(seconds=seconds) // _MICROSECOND
-
-
-def _moment(microseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=microseconds)
 
 
 # -- forks. SQLite keeps its own account of the locks that a process has, and a child inherits the account without the

@@ -1,0 +1,137 @@
+"""What is due, what is skipped, what becomes of the runs of earlier terms: pure functions (DESIGN rules 21, 22, 26).
+
+A job's ticks are settled up to one moment, `JobRecord.settled_until`. Whatever its schedule holds between that and now
+is due: run, or skipped and counted, each tick once. A new leader after an outage and a leader in the middle of its term
+reckon alike; they differ in how much has come together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Literal
+
+from aiolease._fence import RunKey
+from aiolease._records import Change, RunRecord
+from aiolease._schedule import Schedule, ticks_between
+
+Missed = Literal["once", "all", "skip"]
+
+MAX_ATTEMPTS = 5
+"""How often a run that was lost is begun in all."""
+
+MOST_MISSED = 1000
+"""How many ticks of one job are run one after another; those before them are skipped."""
+
+_MOMENT = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Ticks that are not run: the first, the last, how many, and why."""
+
+    first: datetime
+    last: datetime
+    count: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Due:
+    """What becomes of the ticks of a job that are due. Both lists are in the order of the ticks.
+
+    Attributes:
+        run: Those to be run.
+        skipped: Ranges of those that are not.
+    """
+
+    run: list[datetime] = field(default_factory=list)
+    skipped: list[Skip] = field(default_factory=list)
+
+
+def due(
+    schedule: Schedule,
+    after: datetime,
+    now: datetime,
+    *,
+    missed: Missed,
+    max_age: float | None,
+    young: float,
+) -> Due:
+    """Decides on the ticks with ``after < tick <= now``: each of them is to be run, or in one of the ranges.
+
+    Args:
+        schedule: The job's.
+        after: The moment up to which its ticks are settled.
+        now: The database's clock.
+        missed: What to do with those that nobody ran in time: run the newest, all (at most `MOST_MISSED`), or none.
+        max_age: Seconds after which a tick is not run any more.
+        young: Seconds for which a tick is due and not yet missed, whatever `missed` says.
+    """
+    found = Due()
+
+    def skip(until: datetime, reason: str) -> None:
+        nonlocal after
+        last = schedule.latest_between(after, until)
+        first = schedule.next_after(after)
+        if last is not None and first is not None:
+            found.skipped.append(Skip(first, last, schedule.count_between(after, until), reason))
+            after = last
+
+    newest = schedule.latest_between(after, now)
+    if newest is None:
+        return found
+    if max_age is not None:
+        skip(_before(now, max_age) - _MOMENT, f"more than {max_age:g} s late")
+    if missed == "all":
+        skip(_start_of_last(schedule, after, now), f"more than {MOST_MISSED} were missed")
+        found.run = list(ticks_between(schedule, after, now))
+        return found
+    if missed == "skip":
+        skip(_before(now, young), "nobody led when they fell due")
+    skip(newest - _MOMENT, "a newer one was due as well")
+    if after < newest:
+        found.run = [newest]
+    return found
+
+
+def _before(now: datetime, seconds: float) -> datetime:
+    try:
+        return now - timedelta(seconds=seconds)
+    except OverflowError:
+        return datetime.min.replace(tzinfo=now.tzinfo) + timedelta(days=2)
+
+
+def _start_of_last(schedule: Schedule, after: datetime, now: datetime) -> datetime:
+    """The latest moment after which at least `MOST_MISSED` ticks come, or `after`."""
+    if schedule.count_between(after, now) <= MOST_MISSED:
+        return after
+    low, high = after, now
+    while high - low > _MOMENT:
+        middle = low + (high - low) / 2
+        low, high = (middle, high) if schedule.count_between(middle, now) >= MOST_MISSED else (low, middle)
+    return low
+
+
+def inherited(run: RunRecord, *, rerun_lost: bool, max_age: float | None, now: datetime) -> Change:
+    """What a new term makes of a run that an earlier one left behind, queued or running.
+
+    A queued run has not begun, and waits its turn in the new term. A running one is lost, since nobody knows how far it
+    came; if it may be run again it waits its turn, too, as a further attempt.
+    """
+    key = RunKey(run.job, run.tick, run.attempt, run.token)
+    late = max_age is not None and (now - run.tick).total_seconds() > max_age
+    if run.status == "queued" and late:
+        return Change(
+            key=key, was="queued", status="skipped", attempt=run.attempt, error=f"more than {max_age:g} s late"
+        )
+    if run.status == "queued":
+        return Change(key=key, was="queued", status="queued", attempt=run.attempt, adopt=True)
+    return lost(key, rerun=rerun_lost and not late, adopt=True)
+
+
+def lost(key: RunKey, *, rerun: bool, adopt: bool = False) -> Change:
+    """The end of a run whose term, or whose final transaction, ended without it: lost, or to be run again."""
+    if rerun and key.attempt < MAX_ATTEMPTS:
+        return Change(key=key, was="running", status="queued", attempt=key.attempt + 1, adopt=adopt)
+    return Change(key=key, was="running", status="lost", attempt=key.attempt, error=f"lost with term {key.token}")

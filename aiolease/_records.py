@@ -1,0 +1,220 @@
+"""The ledger's rows: which ticks of a job were claimed, by which term, and how they ended. No I/O here.
+
+A store keeps them and decides nothing: what is due, what is run again, what is skipped is reckoned by
+`aiolease._ledger`, from one reading of the rows (`Stock`), and written as one fenced transaction (`Batch`). All of a
+batch takes effect or nothing of it, and nothing once a newer term has begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, Protocol
+
+from aiolease._fence import RunKey, Term
+
+RunStatus = Literal["queued", "running", "succeeded", "failed", "lost", "skipped"]
+
+MAX_ERROR = 1000
+"""Characters of an error, or of the reason of a skip, that the ledger keeps."""
+
+AHEAD = 5
+"""Seconds by which a tick may be ahead of the database's clock when it is claimed (DESIGN rule 23)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRecord:
+    """What the database knows of a job. Every moment is aware UTC by the database's clock.
+
+    Attributes:
+        job: The job's name.
+        schedule: The canonical text of its schedule.
+        timezone: The zone whose wall clock the schedule follows; empty if it follows none.
+        known_since: When the database first saw the job.
+        schedule_since: When it first saw this schedule in this zone.
+        resumed_at: When the job was last resumed.
+        paused_at: Since when it is paused; ``None`` if it is not.
+        high_tick: The newest tick that was claimed, or skipped.
+        requested_at: When somebody triggered it, until the leader has seen that.
+    """
+
+    job: str
+    schedule: str
+    timezone: str
+    known_since: datetime
+    schedule_since: datetime
+    resumed_at: datetime | None = None
+    paused_at: datetime | None = None
+    high_tick: datetime | None = None
+    requested_at: datetime | None = None
+
+    @property
+    def settled_until(self) -> datetime:
+        """The moment up to which nothing is due any more (DESIGN rule 22)."""
+        moments = (self.known_since, self.schedule_since, self.resumed_at, self.high_tick)
+        return max(moment for moment in moments if moment is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What became of one tick, or of a range of ticks that were skipped together. Moments are aware UTC.
+
+    Attributes:
+        job: The job's name.
+        tick: The moment at which its schedule fell due, or at which it was triggered; the last one of a range.
+        attempt: 1, and more for each further attempt at the same tick.
+        token: The term that claimed it last.
+        holder: The holder of that term.
+        status: ``"queued"``, ``"running"``, ``"succeeded"``, ``"failed"``, ``"lost"`` or ``"skipped"``.
+        started_at: When this attempt began, by the database's clock.
+        finished_at: When it was recorded how it ended.
+        error: What a failed run raised, or why ticks were skipped.
+        tick_from: The first tick of a range that was skipped.
+        count: How many ticks the row stands for, if they were skipped.
+    """
+
+    job: str
+    tick: datetime
+    attempt: int = 1
+    token: int
+    holder: str
+    status: RunStatus
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    error: str | None = None
+    tick_from: datetime | None = None
+    count: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A conditional change of a run's row; without effect on a row that has moved on.
+
+    Attributes:
+        key: The attempt it is about.
+        was: The status that the row must have.
+        status: The status that it gets. ``"running"`` sets `RunRecord.started_at`; one that ends the run sets
+            `RunRecord.finished_at`; ``"queued"`` clears both.
+        attempt: The attempt that the row gets.
+        adopt: Whether the row gets the token and holder of the term that writes.
+        error: What the row's error becomes.
+        required: Whether the whole batch is refused if the row has moved on.
+    """
+
+    key: RunKey
+    was: RunStatus
+    status: RunStatus
+    attempt: int
+    adopt: bool = False
+    error: str | None = None
+    required: bool = False
+
+
+@dataclass(slots=True)
+class Batch:
+    """What a leader writes in one fenced transaction.
+
+    Attributes:
+        changes: Of rows that are there.
+        claims: Rows to be made, in the order of their ticks. `RunRecord.token` and `RunRecord.holder` are the writing
+            term's; a running row starts, and a skipped one finishes, at the moment of the transaction.
+        high_ticks: The new `JobRecord.high_tick` of jobs. Refused if one does not rise, is more than `AHEAD` ahead of
+            the database's clock, or if its job is paused or unknown.
+        requests: The `JobRecord.requested_at` of jobs that were seen, and are cleared. Refused if one is another.
+    """
+
+    changes: list[Change] = field(default_factory=list)
+    claims: list[RunRecord] = field(default_factory=list)
+    high_ticks: dict[str, datetime] = field(default_factory=dict)
+    requests: dict[str, datetime] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.changes or self.claims or self.high_ticks or self.requests)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stock:
+    """One reading of the ledger of a lease.
+
+    Attributes:
+        jobs: The jobs that the database knows, by name.
+        unfinished: The runs that are queued or running, in the order of their ticks.
+        now: The database's clock at this reading.
+    """
+
+    jobs: dict[str, JobRecord]
+    unfinished: list[RunRecord]
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolment:
+    """A job as it is registered, for the database to know.
+
+    Attributes:
+        job: Its name.
+        schedule: The canonical text of its schedule.
+        timezone: The zone whose wall clock the schedule follows; empty if it follows none.
+    """
+
+    job: str
+    schedule: str
+    timezone: str
+
+
+class LedgerStore(Protocol):
+    """What the ledger needs of a database. Every method may raise as those of `LeaseStore` do."""
+
+    async def take_stock(self, name: str, *, attention: bool = False) -> Stock:
+        """Reads the ledger of a lease.
+
+        Args:
+            name: The lease.
+            attention: Reads only the jobs that are, or were, paused or triggered, and no runs.
+        """
+
+    async def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
+        """Makes the rows of jobs, known and with their schedule as of now; gives those that are there the new schedule.
+
+        Raises:
+            FenceBroken: The term is over.
+        """
+
+    async def record(self, term: Term, batch: Batch) -> None:
+        """Writes a batch as a whole.
+
+        Raises:
+            FenceBroken: The term is over; nothing was written.
+            Refused: The rows are not as it takes them to be; nothing was written.
+            StoreUnavailable: It was written, or it was not, or it is still to be.
+        """
+
+    async def prune(self, name: str, jobs: Sequence[str], keep: int) -> None:
+        """Deletes the finished rows of jobs but for the newest `keep`, by their ticks."""
+
+    async def history(self, name: str, job: str) -> list[RunRecord]:
+        """All rows of a job, in the order of their ticks."""
+
+    async def trigger(self, name: str, job: str) -> datetime:
+        """Asks the leader to run a job at its next heartbeat; returns the tick that the run will have.
+
+        A request that the leader has not seen yet stands, and is returned.
+
+        Raises:
+            InvalidJob: No leader of this lease ever had such a job.
+        """
+
+    async def pause(self, name: str, job: str) -> None:
+        """From now on no tick of a job is claimed; what is queued or running goes on.
+
+        Raises:
+            InvalidJob: No leader of this lease ever had such a job.
+        """
+
+    async def resume(self, name: str, job: str) -> None:
+        """Ends a pause; the ticks that fell due meanwhile are not missed, and never run. Nothing if it is not paused.
+
+        Raises:
+            InvalidJob: No leader of this lease ever had such a job.
+        """

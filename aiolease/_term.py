@@ -1,0 +1,613 @@
+"""The jobs of one registry during one term: what is due, what runs, what the ledger says, and that all end with it.
+
+One heap and one sleeper serve any number of jobs; no task waits for a job that is not due. One loop writes the ledger:
+all that has come together by then, in one fenced transaction, and only what was written is run. If an answer is lost,
+or the rows are not as they should be, it reads them again (`_take_stock`) and goes on from what they say: so a new term
+begins, and so an old one recovers.
+
+A run is a task of its own, cancelled once when the term ends, as by ``Task.cancel()``, and awaited before the lease is
+released; what has become of it is written before that, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, TypeVar, cast
+
+import anyio
+
+from aiolease._candidate import TROUBLE
+from aiolease._fence import FenceBroken, Refused, RunKey, Term
+from aiolease._leadership import Leadership, is_within, leading
+from aiolease._ledger import Skip, due, inherited, lost
+from aiolease._records import Batch, Change, Enrolment, LedgerStore, RunRecord, Stock
+from aiolease._runs import Execution, Job, JobRun, Outcome, Threads
+from aiolease._settle import bounded, given_up, settled
+from aiolease.errors import LeadershipLost
+from aiolease.events import Event, Notice, RunFinished, RunStarted, TickSkipped, describe, emit
+
+R = TypeVar("R")
+
+_SLICE = 5.0
+"""The longest sleep between two looks at the database's clock, in seconds: it may be found to have stepped."""
+
+_MOST = 1000
+"""How many ticks are claimed in one transaction."""
+
+_PRUNED_AT_ONCE = 50
+"""For how many jobs old rows are deleted between two looks at what is due."""
+
+_QUIETEST = 60.0
+"""Seconds between two warnings about a ledger that cannot be written."""
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A run that is claimed and waits its turn: queued in the ledger."""
+
+    job: Job
+    tick: datetime
+    attempt: int
+
+
+@dataclass(slots=True)
+class _Plan:
+    """A batch, and what follows once it is written."""
+
+    batch: Batch = field(default_factory=Batch)
+    waiting: list[_Waiting] = field(default_factory=list)  # that start
+    claims: list[tuple[Job, RunRecord]] = field(default_factory=list)
+    skips: list[tuple[Job, Skip]] = field(default_factory=list)
+
+
+class TermOfJobs:
+    """The jobs of one registry during one term."""
+
+    def __init__(
+        self,
+        lead: Leadership,
+        jobs: Iterable[Job],
+        threads: Threads,
+        *,
+        max_running: int | None,
+        history: int | None,
+        context: Any,
+        told: set[str],
+    ) -> None:
+        self.lead = lead
+        self._jobs = {job.name: job for job in jobs}
+        self._threads = threads
+        self._max_running = max_running or math.inf
+        self._history = history
+        self._context = context
+        self._told = told
+        self._loop = asyncio.get_running_loop()
+        self._store = cast(LedgerStore, lead._store)  # every store that `open_store` makes is one
+        self._term = Term(lead.name, lead.holder, lead.token)
+        self._wake = asyncio.Event()
+        # What is due
+        self._heap: list[tuple[datetime, str]] = []
+        self._settled_until: dict[str, datetime] = {}
+        self._paused: set[str] = set()
+        self._held: set[str] = set()  # ticks that wait until the job's earlier ones have been run
+        self._requests: dict[str, datetime] = {}
+        # What runs
+        self._running: dict[asyncio.Task[Outcome], Execution] = {}
+        self._waiting: deque[_Waiting] = deque()
+        self._going_on: Counter[str] = Counter()  # runs of each job, running or waiting
+        self._waiting_of: Counter[str] = Counter()
+        self._calls: set[asyncio.Task[Any]] = set()
+        # What the ledger does not know yet
+        self._changes: list[Change] = []
+        self._in_doubt: dict[tuple[str, datetime], Execution] = {}
+        self._stock_wanted = True
+        self._look_at = 0.0
+        self._failures = 0
+        self._warned_at = -math.inf
+        self._under_way: tuple[asyncio.Task[None], _Plan] | None = None
+        self._grown: dict[str, float] = {}  # finished rows since the last pruning
+        self.ended = False
+        self.open = True
+        """Whether calls are let in: not when it drains, nor when it ends."""
+
+    @property
+    def lets_in(self) -> bool:
+        """Whether a call may run within this term: not when it drains, but for calls of its own jobs."""
+        return self.lead.is_leader and not self.ended and (self.open or is_within(self.lead))
+
+    async def run(self, stopping: asyncio.Event, drain_timeout: float) -> None:
+        """Runs what falls due until told to stop, then drains; cancels what is left, and awaits it, however it ends."""
+        wakers = [asyncio.create_task(self._wake_at(event)) for event in (stopping, self.lead._over)]
+        try:
+            while not stopping.is_set():
+                await self._turn(claim=True)
+            self.open = False
+            until = self._loop.time() + drain_timeout
+            while (self._running or self._calls) and (left := until - self._loop.time()) > 0:
+                await self._turn(claim=False, longest=left)
+        finally:
+            for waker in wakers:
+                waker.cancel()
+            cancelled = await self._end()
+            if cancelled is not None:
+                raise cancelled
+
+    async def _wake_at(self, event: asyncio.Event) -> None:
+        await event.wait()
+        self._wake.set()
+
+    # -- the loop
+
+    async def _turn(self, *, claim: bool, longest: float = _SLICE) -> None:
+        """Writes what there is to write, starts what was written, and sleeps until there is more."""
+        self._wake.clear()
+        self.lead.check()
+        pause = min(longest, _SLICE)
+        if not self._jobs:
+            pass
+        elif self._stock_wanted:
+            pause = min(pause, await self._attempt(self._take_stock()))
+        elif claim and self._loop.time() >= self._look_at:
+            pause = min(pause, await self._attempt(self._look()))
+        elif plan := self._plan(claim=claim):
+            pause = min(pause, await self._attempt(self._carry_out(plan)))
+        else:
+            await self._prune()
+            if claim:
+                pause = min(pause, self._look_at - self._loop.time(), self._until_next())
+        if pause > 0:
+            try:
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _attempt(self, call: Coroutine[Any, Any, None]) -> float:
+        """Has one exchange with the ledger; returns for how long to wait before the next: 0 if it went well."""
+        try:
+            await call
+        except FenceBroken:
+            self.lead._end("taken", raised=True)
+            self.lead.check()
+            raise
+        except Refused as error:
+            self._stock_wanted = True
+            return self._failed(f"its rows are not as they should be: {error.__cause__ or 'read again'}")
+        except TROUBLE as error:
+            self._stock_wanted = True
+            return self._failed(str(error))
+        self._failures = 0
+        return 0.0
+
+    def _failed(self, why: str) -> float:
+        timings, now = self.lead._timings, self._loop.time()
+        self._failures += 1
+        if self._failures > 1 and now - self._warned_at >= min(timings.retry_interval * self._failures, _QUIETEST):
+            self._warned_at = now
+            text = f"could not write the ledger of {self.lead.name!r}, nothing new is started: {why}"
+            self._emit(Notice(**self._facts(), severity="WARNING", text=text))
+        return 0.0 if self._failures == 1 else min(0.05 * 2.0 ** min(self._failures, 10), timings.retry_interval)
+
+    async def _bounded(self, call: Awaitable[R]) -> R:
+        return await bounded(self.lead._timings.attempt, self.lead._store.description, call)
+
+    def _until_next(self) -> float:
+        return (self._heap[0][0] - self.lead.database_now()).total_seconds() if self._heap else _SLICE
+
+    # -- what the ledger says
+
+    async def _take_stock(self) -> None:
+        """Reads the ledger: at the start of the term, and when it is not known what it says."""
+        stock = await self._bounded(self._store.take_stock(self.lead.name))
+        self._saw(stock)
+        new = [
+            Enrolment(job=job.name, schedule=job.schedule.expression, timezone=job.schedule.timezone)
+            for job in self._jobs.values()
+            if (known := stock.jobs.get(job.name)) is None
+            or (known.schedule, known.timezone) != (job.schedule.expression, job.schedule.timezone)
+        ]
+        if new:
+            await self._bounded(self._store.enroll(self._term, new))
+            stock = await self._bounded(self._store.take_stock(self.lead.name))
+            self._saw(stock)
+        self._tell_of_unknown(stock)
+        for name, record in stock.jobs.items():
+            if name in self._jobs:
+                self._settled_until[name] = record.settled_until
+        self._held.clear()
+        self._see_requests(stock)
+        self._plan_all()
+        self._sort_out(stock)
+        self._stock_wanted = False
+        self._look_at = self._loop.time() + self.lead._timings.heartbeat_interval
+
+    async def _look(self) -> None:
+        """Reads who was paused, resumed or triggered."""
+        stock = await self._bounded(self._store.take_stock(self.lead.name, attention=True))
+        self._saw(stock)
+        before = self._paused
+        self._see_requests(stock)
+        for name in before - self._paused:
+            self._settled_until[name] = max(self._settled_until[name], stock.jobs[name].settled_until)
+        if before != self._paused:
+            self._plan_all()
+        self._look_at = self._loop.time() + self.lead._timings.heartbeat_interval
+
+    def _saw(self, stock: Stock) -> None:
+        self.lead._saw_database_time(stock.now)
+
+    def _see_requests(self, stock: Stock) -> None:
+        known = {name: record for name, record in stock.jobs.items() if name in self._jobs}
+        self._paused = {name for name, record in known.items() if record.paused_at is not None}
+        self._requests = {
+            name: record.requested_at for name, record in known.items() if record.requested_at is not None
+        }
+
+    def _plan_all(self) -> None:
+        self._heap = []
+        for name in self._jobs:
+            if name not in self._paused and name not in self._held:
+                tick = self._jobs[name].schedule.next_after(self._settled_until[name])
+                if tick is not None:
+                    self._heap.append((tick, name))
+        heapq.heapify(self._heap)
+
+    def _tell_of_unknown(self, stock: Stock) -> None:
+        unknown = sorted(set(stock.jobs) - set(self._jobs) - self._told)
+        if unknown:
+            self._told.update(unknown)
+            text = f"the database knows jobs of {self.lead.name!r} that this process has not: {', '.join(unknown[:20])}"
+            self._emit(Notice(**self._facts(), severity="WARNING", text=text))
+
+    def _sort_out(self, stock: Stock) -> None:
+        """Takes over the runs of earlier terms, and finds those of this term whose answer was lost."""
+        running = {(execution.job.name, execution.run.tick) for execution in self._running.values()}
+        pending = {(change.key.job, change.key.tick) for change in self._changes}
+        self._waiting.clear()
+        self._waiting_of.clear()
+        self._going_on = Counter(name for name, _ in running)
+        for run in stock.unfinished:
+            place, job = (run.job, run.tick), self._jobs.get(run.job)
+            if place in pending or place in running:
+                continue
+            if run.token != self.lead.token:
+                self._inherit(run, job, stock.now)
+            elif job is not None:
+                if run.status == "running":  # it was to be started, and has not been
+                    self._changes.append(_handed_back(_key(run)))
+                self._line_up(job, run.tick, run.attempt)
+        # The unanswered commit of a run that is not to be run again has worked.
+        left = {(run.job, run.tick) for run in stock.unfinished}
+        for place in [place for place in self._in_doubt if place not in pending]:
+            execution = self._in_doubt.pop(place)
+            if place not in left:
+                self._tell(execution, Outcome("succeeded", 0.0))
+
+    def _inherit(self, run: RunRecord, job: Job | None, now: datetime) -> None:
+        if job is None and run.status == "queued":
+            return  # for a leader that has the job
+        change = inherited(
+            run, rerun_lost=job is not None and job.rerun_lost, max_age=job.max_age if job else None, now=now
+        )
+        self._changes.append(change)
+        if run.status == "running":
+            took = (now - run.started_at).total_seconds() if run.started_at else 0.0
+            facts: Any = {"lease": self.lead.name, "holder": run.holder, "token": run.token}  # of the term that lost it
+            self._emit(RunFinished(**facts, job=run.job, tick=run.tick, status="lost", took=took))
+        elif change.status == "skipped":
+            self._skipped(run.job, Skip(run.tick, run.tick, 1, change.error or ""))
+
+    def _line_up(self, job: Job, tick: datetime, attempt: int) -> None:
+        self._going_on[job.name] += 1
+        self._waiting_of[job.name] += 1
+        self._waiting.append(_Waiting(job, tick, attempt))
+
+    # -- what is to be done
+
+    def _plan(self, *, claim: bool) -> _Plan | None:
+        plan = _Plan()
+        plan.batch.changes += self._changes
+        if claim:
+            free = self._max_running - len(self._running)
+            free -= self._plan_waiting(plan, free)
+            free -= self._plan_requests(plan, free)
+            self._plan_due(plan, free)
+        return plan if plan.batch else None
+
+    def _plan_waiting(self, plan: _Plan, free: float) -> int:
+        """Starts runs that wait their turn, while there are places."""
+        busy = {execution.job.name for execution in self._running.values()} if self._waiting else set()
+        for waiting in self._waiting:
+            job = waiting.job
+            if len(plan.waiting) >= min(free, _MOST):
+                break
+            if (job.overlap == "skip" or job.missed == "all") and (job.name in busy or self._in_thread(job)):
+                continue
+            busy.add(job.name)
+            plan.waiting.append(waiting)
+            key = RunKey(job.name, waiting.tick, waiting.attempt, self.lead.token)
+            plan.batch.changes.append(
+                Change(key=key, was="queued", status="running", attempt=waiting.attempt, required=True)
+            )
+        return len(plan.waiting)
+
+    def _plan_requests(self, plan: _Plan, free: float) -> int:
+        started = 0
+        for name, tick in self._requests.items():
+            job = self._jobs[name]
+            plan.batch.requests[name] = tick
+            if job.overlap == "skip" and self._goes_on(job):
+                self._plan_skip(plan, job, Skip(tick, tick, 1, "triggered while its last run had not ended"))
+            else:
+                self._plan_run(plan, job, tick, start=started < free)
+                started += 1
+        return started
+
+    def _plan_due(self, plan: _Plan, free: float) -> None:
+        """Claims all that is due now; what is popped from the heap is put back when it is known what was written."""
+        now = self.lead.database_now()
+        triggered = {job.name for job, run in plan.claims if run.status != "skipped"}
+        while self._heap and self._heap[0][0] <= now and len(plan.claims) < _MOST:
+            _, name = heapq.heappop(self._heap)
+            job = self._jobs[name]
+            if job.missed == "all" and self._waiting_of[name]:
+                self._held.add(name)
+                continue
+            after = self._settled_until[name]
+            young = 2 * self.lead._timings.lease_duration
+            found = due(job.schedule, after, now, missed=job.missed, max_age=job.max_age, young=young)
+            if job.overlap == "skip" and found.run and (self._goes_on(job) or name in triggered):
+                count = job.schedule.count_between(after, found.run[-1])
+                first = found.skipped[0].first if found.skipped else found.run[0]
+                found.skipped = [Skip(first, found.run[-1], count, "its last run has not ended")]
+                found.run = []
+            for skip in found.skipped:
+                self._plan_skip(plan, job, skip)
+            for number, tick in enumerate(found.run):
+                start = free > 0 and number == 0 and (len(found.run) == 1 or not self._goes_on(job))
+                self._plan_run(plan, job, tick, start=start)
+                free -= start
+            plan.batch.high_ticks[name] = (found.run or [found.skipped[-1].last])[-1]
+
+    def _plan_run(self, plan: _Plan, job: Job, tick: datetime, *, start: bool) -> None:
+        status: Literal["running", "queued"] = "running" if start else "queued"
+        record = RunRecord(job=job.name, tick=tick, token=self.lead.token, holder=self.lead.holder, status=status)
+        plan.claims.append((job, record))
+        plan.batch.claims.append(record)
+
+    def _plan_skip(self, plan: _Plan, job: Job, skip: Skip) -> None:
+        record = RunRecord(
+            job=job.name, tick=skip.last, token=self.lead.token, holder=self.lead.holder, status="skipped",
+            error=skip.reason, tick_from=skip.first, count=skip.count,
+        )  # fmt: skip
+        plan.claims.append((job, record))
+        plan.batch.claims.append(record)
+        plan.skips.append((job, skip))
+
+    def _goes_on(self, job: Job) -> bool:
+        return self._going_on[job.name] > 0 or self._in_thread(job)
+
+    def _in_thread(self, job: Job) -> bool:
+        return any(not thread.done() for thread in self._threads.get(job.name, ()))
+
+    async def _carry_out(self, plan: _Plan) -> None:
+        """Writes a plan, in a task of its own: cancelled here, it is seen to by `_end`."""
+        task = asyncio.create_task(self._bounded(self._store.record(self._term, plan.batch)))
+        self._under_way = (task, plan)
+        await asyncio.wait([task])
+        self._under_way = None
+        try:
+            task.result()
+        except BaseException:
+            self._put_back(plan.batch.high_ticks)
+            raise
+        for execution in self._written(plan):
+            self._start(execution)
+
+    def _written(self, plan: _Plan) -> list[Execution]:
+        """Notes that a plan was written; returns what is to be started."""
+        written = len(plan.batch.changes) - len(plan.waiting)
+        if any(change.status == "queued" for change in self._changes[:written]):
+            self._stock_wanted = True  # to see whether they had an effect: if so, the runs wait their turn
+        del self._changes[:written]
+        starting = []
+        for waiting in plan.waiting:
+            self._waiting.remove(waiting)
+            self._waiting_of[waiting.job.name] -= 1
+            starting.append(self._execution(waiting.job, waiting.tick, waiting.attempt))
+        for job, record in plan.claims:
+            if record.status == "running":
+                self._going_on[job.name] += 1
+                starting.append(self._execution(job, record.tick, 1))
+            elif record.status == "queued":
+                self._line_up(job, record.tick, 1)
+        for name in plan.batch.requests:
+            self._requests.pop(name, None)
+        self._settled_until.update(plan.batch.high_ticks)
+        self._put_back(plan.batch.high_ticks)
+        for job, skip in plan.skips:
+            self._skipped(job.name, skip)
+        return starting
+
+    def _put_back(self, names: Iterable[str]) -> None:
+        for name in names:
+            tick = self._jobs[name].schedule.next_after(self._settled_until[name])
+            if tick is not None:
+                heapq.heappush(self._heap, (tick, name))
+
+    def _skipped(self, job: str, skip: Skip) -> None:
+        event = TickSkipped(**self._facts(), job=job, since=skip.first, count=skip.count, reason=skip.reason)
+        self._emit(event)
+        self._grew(job)
+
+    # -- a run
+
+    def _execution(self, job: Job, tick: datetime, attempt: int) -> Execution:
+        run = JobRun(job=job.name, tick=tick, attempt=attempt, leadership=self.lead, context=self._context)
+        return Execution(job, run, self._threads)
+
+    def _start(self, execution: Execution) -> None:
+        run = execution.run
+        late = (self.lead.database_now() - run.tick).total_seconds()
+        self._emit(RunStarted(**self._facts(), job=run.job, tick=run.tick, late=late))
+        task = asyncio.create_task(execution.go(), name=f"aiolease job {run.job}")
+        self._running[task] = execution
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[Outcome]) -> None:
+        execution = self._running.pop(task)
+        job, run = execution.job, execution.run
+        self._going_on[job.name] -= 1
+        if job.name in self._held and not self._going_on[job.name]:
+            self._held.discard(job.name)
+            self._put_back([job.name])
+        self._wake.set()
+        if task.cancelled():  # before it began
+            outcome = Outcome("lost", 0.0)
+        elif task.exception() is not None:  # the process ends by it
+            return
+        else:
+            outcome = task.result()
+        self._grew(job.name)
+        if outcome.committed:
+            self._tell(execution, outcome)
+            return
+        if outcome.status == "lost":
+            change = lost(run._key, rerun=job.rerun_lost)
+        else:
+            error = None if outcome.error is None else describe(outcome.error)
+            change = Change(key=run._key, was="running", status=outcome.status, attempt=run.attempt, error=error)
+        self._changes.append(change)
+        if run._doubt is not None and change.status == "queued" and not self.ended:
+            self._in_doubt[job.name, run.tick] = execution  # a commit that went unanswered may have worked
+        else:
+            self._tell(execution, outcome)
+
+    def _tell(self, execution: Execution, outcome: Outcome) -> None:
+        run = execution.run
+        error = outcome.error if outcome.status == "failed" else None
+        facts = self._facts()
+        self._emit(
+            RunFinished(**facts, job=run.job, tick=run.tick, status=outcome.status, took=outcome.took, error=error)
+        )
+        if outcome.committed and outcome.error is not None:
+            text = f"{run.job!r} raised after its final transaction, which counts: {describe(outcome.error)}"
+            self._emit(Notice(**facts, severity="ERROR", text=text))
+
+    def _grew(self, job: str) -> None:
+        """Counts a row that is, or will be, finished. The first one of a term has the rows of earlier terms pruned."""
+        self._grown[job] = self._grown.get(job, math.inf) + 1
+
+    async def _prune(self) -> None:
+        """Deletes old rows of some jobs: those that have grown by a tenth of what is kept."""
+        if self._history is None:
+            return
+        full = [job for job, grown in self._grown.items() if grown > self._history / 10][:_PRUNED_AT_ONCE]
+        if full:
+            try:
+                await self._bounded(self._store.prune(self.lead.name, full, self._history))
+            except TROUBLE:
+                return  # another time: it is only tidying up
+            self._grown.update(dict.fromkeys(full, 0))
+            self._wake.set()
+
+    async def within(self, call: Callable[[], Awaitable[R]]) -> R:
+        """Runs a call as a part of the term: cancelled with it, and awaited before the lease is released."""
+        if asyncio.get_running_loop() is not self._loop:  # another scheduler's thread, with a loop of its own
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.within(call), self._loop))
+
+        async def run() -> R:
+            with leading(self.lead):
+                return await call()
+
+        task = asyncio.create_task(run())
+        self._calls.add(task)
+        task.add_done_callback(self._call_ended)
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            if not self.ended:  # else the term has cancelled it already, once
+                task.cancel()
+            await settled(task)
+            if not task.cancelled():
+                task.exception()  # the caller's cancellation goes before it
+            raise
+        if task.cancelled() and self.ended:
+            raise LeadershipLost(self.lead.name, self.lead.holder, self.lead.token, self.lead._ended or "resigned")
+        return task.result()
+
+    def _call_ended(self, task: asyncio.Task[Any]) -> None:
+        self._calls.discard(task)
+        self._wake.set()
+
+    # -- the end
+
+    async def _end(self) -> asyncio.CancelledError | None:
+        """Cancels what still runs, once, and again after half the time to unwind; returns when all has ended."""
+        self.ended, self.open = True, False
+        again: float | None = self._loop.time() + self.lead._timings.unwind / 2
+        cancelled = None
+        for execution in self._running.values():
+            execution.given_up = True
+        for task in (*self._running, *self._calls):
+            task.cancel()
+        # Shielded, so that an anyio scope around it does not cancel the wait over and over.
+        with anyio.CancelScope(shield=True):
+            while busy := {*self._running, *self._calls}:
+                try:
+                    await asyncio.wait(busy, timeout=None if again is None else max(again - self._loop.time(), 0.0))
+                except asyncio.CancelledError as error:
+                    cancelled = error
+                if again is not None and self._loop.time() >= again:
+                    again = None
+                    for task in (*self._running, *self._calls):
+                        task.cancel()
+        return await settled(asyncio.create_task(self._close())) or cancelled
+
+    async def _close(self) -> None:
+        """Writes how the last runs have ended, so that the next leader need not guess. Bounded; raises nothing."""
+        lost, limit = self.lead._ended in {"expired", "taken"}, self.lead._timings.attempt
+        if self._under_way is not None:
+            task, plan = self._under_way
+            if lost:
+                await given_up(task)
+            else:
+                await asyncio.wait([task])
+            if not task.cancelled() and task.exception() is None:
+                for execution in self._written(plan):  # and not begun: another leader is to run them
+                    self._changes.append(_handed_back(execution.run._key))
+        if self.lead._ended == "taken" or not self._changes:
+            return
+        if lost:  # the database does not answer: this is no time to wait for it
+            limit = min(limit, self.lead._timings.unwind / 5)
+        batch = Batch(changes=self._changes)
+        try:
+            await bounded(limit, self.lead._store.description, self._store.record(self._term, batch))
+        except (FenceBroken, Refused):
+            pass
+        except TROUBLE as error:
+            text = (
+                f"could not write how the last runs of {self.lead.name!r} ended, the next term calls them lost: {error}"
+            )
+            self._emit(Notice(**self._facts(), severity="WARNING", text=text))
+
+    def _facts(self) -> dict[str, Any]:
+        return {"lease": self.lead.name, "holder": self.lead.holder, "token": self.lead.token}
+
+    def _emit(self, event: Event) -> None:
+        emit(event, self.lead._observer)
+
+
+def _key(run: RunRecord) -> RunKey:
+    return RunKey(run.job, run.tick, run.attempt, run.token)
+
+
+def _handed_back(key: RunKey) -> Change:
+    """A run that was claimed, and has not begun: it waits its turn again."""
+    return Change(key=key, was="running", status="queued", attempt=key.attempt)

@@ -1,0 +1,302 @@
+"""The ledger on MySQL and MariaDB: the statements. Each batch is one packet and one fenced transaction.
+
+Split from `aiolease.stores.mysql`, which has the lease. A check between two statements is a SELECT that raises an error
+unless the statement before it changed as many rows as it should; a server does not execute what stands behind an
+error in a packet, the connection is discarded, and so nothing is committed. The fence comes first: whoever writes here
+waits for it, and not for each other's rows, so that two of them cannot meet in a deadlock.
+
+Rows that share all but their job are written by one statement: ticks that fall due together cost a few statements,
+however many jobs there are.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from aiolease._fence import FenceBroken, Refused, Term
+from aiolease._records import AHEAD, MAX_ERROR, Batch, Change, Enrolment, JobRecord, RunRecord, Stock
+from aiolease._settle import bounded
+from aiolease.errors import AioleaseError, InvalidJob
+from aiolease.stores._drivers import Rows, Session, error_number
+from aiolease.stores._transactions import CHECK_FAILED, FenceSQL, check
+
+Statement = tuple[str, tuple[object, ...]]
+
+_DUPLICATE = 1062
+_FENCE_RESULTS = 3
+"""START TRANSACTION, the fence's UPDATE, and its check: with fewer results, it was the fence that failed."""
+
+_AT_ONCE = 1000
+"""How many rows one statement names."""
+
+_ASK_LIMIT = 10.0
+"""Seconds that a question which has no limit of its caller's may take."""
+
+
+class MySQLLedger:
+    """The half of `MySQLStore` that is a `LedgerStore`."""
+
+    description: str
+    _fence: FenceSQL
+    _other_session: Session
+
+    def _name_ledger_tables(self, prefix: str) -> None:
+        self._job_table, self._run_table = f"{prefix}job", f"{prefix}run"
+
+    # -- what the leader writes
+
+    async def take_stock(self, name: str, *, attention: bool = False) -> Stock:
+        """See `LedgerStore.take_stock`."""
+        sql = (
+            "SELECT UTC_TIMESTAMP(6); SELECT job, schedule, timezone, known_since, schedule_since, resumed_at, "
+            f"paused_at, high_tick, requested_at FROM {self._job_table} WHERE lease = %s"
+        )
+        if attention:
+            sql += " AND (requested_at IS NOT NULL OR paused_at IS NOT NULL OR resumed_at IS NOT NULL)"
+        results = await self._other_session.run(
+            f"{sql}; {self._runs_sql} WHERE lease = %s AND status IN ('queued', 'running') AND %s ORDER BY tick, job",
+            (name, name, int(not attention)),
+        )
+        return Stock(
+            jobs={row[0]: _job(row) for row in results[1]},
+            unfinished=[_run(row) for row in results[2]],
+            now=_utc(results[0][0][0]),
+        )
+
+    async def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
+        """See `LedgerStore.enroll`."""
+        for start in range(0, len(jobs), _AT_ONCE):
+            await self._fenced(term, self._enrolling(term.name, jobs[start : start + _AT_ONCE]))
+
+    def _enrolling(self, lease: str, jobs: Sequence[Enrolment]) -> Iterator[Statement]:
+        # A table of our own making, since neither VALUES() nor a row alias is taken by both servers without a warning.
+        given = " UNION ALL SELECT ".join(
+            ["%s AS job, %s AS schedule, %s AS timezone"] + ["%s, %s, %s"] * (len(jobs) - 1)
+        )
+        columns = "CHARACTER SET ascii) COLLATE ascii_bin"
+        source = (
+            f"(SELECT CAST(job AS CHAR(100) {columns} AS job, CAST(schedule AS CHAR(255) {columns} AS schedule, "
+            f"CAST(timezone AS CHAR(64) {columns} AS timezone FROM (SELECT {given}) AS rough) AS given"
+        )
+        values = tuple(value for job in jobs for value in (job.job, job.schedule, job.timezone))
+        yield (
+            (
+                f"UPDATE {self._job_table} AS j JOIN {source} ON j.job = given.job "
+                "SET j.schedule = given.schedule, j.timezone = given.timezone, j.schedule_since = UTC_TIMESTAMP(6) "
+                "WHERE j.lease = %s AND (j.schedule <> given.schedule OR j.timezone <> given.timezone)"
+            ),
+            (*values, lease),
+        )
+        yield (
+            (
+                f"INSERT INTO {self._job_table} (lease, job, schedule, timezone, known_since, schedule_since) "
+                "SELECT %s, given.job, given.schedule, given.timezone, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6) "
+                f"FROM {source} LEFT JOIN {self._job_table} AS j ON j.lease = %s AND j.job = given.job "
+                "WHERE j.job IS NULL"
+            ),
+            (lease, *values, lease),
+        )
+
+    async def record(self, term: Term, batch: Batch) -> None:
+        """See `LedgerStore.record`."""
+        await self._fenced(term, self._recording(term, batch))
+
+    def _recording(self, term: Term, batch: Batch) -> Iterator[Statement]:
+        for change, jobs in _alike(batch.changes):
+            yield from self._changing(term, change, jobs)
+        for claims in _cut(batch.claims):
+            yield self._claiming(term, claims)
+        by_tick = defaultdict(list)
+        for job, tick in batch.high_ticks.items():
+            by_tick[tick].append(job)
+        for tick, jobs in by_tick.items():
+            for some in _cut(jobs):
+                yield (
+                    (
+                        f"UPDATE {self._job_table} SET high_tick = %s WHERE lease = %s AND job IN ({_places(some)}) "
+                        "AND (high_tick IS NULL OR high_tick < %s) AND paused_at IS NULL "
+                        f"AND %s <= UTC_TIMESTAMP(6) + INTERVAL {AHEAD} SECOND"
+                    ),
+                    (_naive(tick), term.name, *some, _naive(tick), _naive(tick)),
+                )
+                yield check(len(some)), ()
+        for job, tick in batch.requests.items():
+            yield (
+                f"UPDATE {self._job_table} SET requested_at = NULL WHERE lease = %s AND job = %s AND requested_at = %s",
+                (term.name, job, _naive(tick)),
+            )
+            yield check(1), ()
+
+    def _changing(self, term: Term, change: Change, jobs: Sequence[str]) -> Iterator[Statement]:
+        settings = "status = %s, attempt = %s, error = %s"
+        values: list[object] = [change.status, change.attempt, change.error and change.error[:MAX_ERROR]]
+        if change.status == "running":
+            settings += ", started_at = UTC_TIMESTAMP(6)"
+        elif change.status == "queued":
+            settings += ", started_at = NULL, finished_at = NULL"
+        else:
+            settings += ", finished_at = UTC_TIMESTAMP(6)"
+        if change.adopt:
+            settings += ", token = %s, holder = %s"
+            values += [term.token, term.holder]
+        key = change.key
+        for some in _cut(jobs):
+            yield (
+                (
+                    f"UPDATE {self._run_table} SET {settings} WHERE lease = %s AND job IN ({_places(some)}) "
+                    "AND tick = %s AND status = %s AND token = %s AND attempt = %s"
+                ),
+                (*values, term.name, *some, _naive(key.tick), change.was, key.token, key.attempt),
+            )
+            if change.required:
+                yield check(len(some)), ()
+
+    def _claiming(self, term: Term, claims: Sequence[RunRecord]) -> Statement:
+        moments = {"running": "UTC_TIMESTAMP(6), NULL", "skipped": "NULL, UTC_TIMESTAMP(6)"}
+        rows, values = [], []
+        for run in claims:
+            rows.append(f"(%s, %s, %s, %s, %s, %s, %s, {moments.get(run.status, 'NULL, NULL')}, %s, %s, %s)")
+            values += [term.name, run.job, _naive(run.tick), run.attempt, term.token, term.holder, run.status]
+            values += [run.error and run.error[:MAX_ERROR], run.tick_from and _naive(run.tick_from), run.count]
+        return (
+            (
+                f"INSERT INTO {self._run_table} (lease, job, tick, attempt, token, holder, status, started_at, "
+                f"finished_at, error, tick_from, `count`) VALUES {', '.join(rows)}"
+            ),
+            tuple(values),
+        )
+
+    async def _fenced(self, term: Term, statements: Iterable[Statement]) -> None:
+        packet = [("START TRANSACTION", ()), self._fence.statements(term), *statements, ("COMMIT", ())]
+        results: list[Rows] = []
+        try:
+            await self._other_session.run(
+                "; ".join(sql for sql, _ in packet), [value for _, values in packet for value in values], results
+            )
+        except AioleaseError as error:
+            number = error_number(error.__cause__) if error.__cause__ else None
+            if number == CHECK_FAILED:
+                raise (FenceBroken if len(results) < _FENCE_RESULTS else Refused) from error
+            if number == _DUPLICATE:
+                raise Refused from error
+            raise
+
+    async def prune(self, name: str, jobs: Sequence[str], keep: int) -> None:
+        """See `LedgerStore.prune`."""
+        finished = "lease = %s AND job = %s AND status NOT IN ('queued', 'running')"
+        sql = (
+            f"DELETE r FROM {self._run_table} AS r JOIN (SELECT tick FROM {self._run_table} WHERE {finished} "
+            f"ORDER BY tick DESC LIMIT 1 OFFSET %s) AS kept ON r.tick <= kept.tick WHERE {finished}"
+        )
+        for some in _cut(jobs, 50):
+            values = [value for job in some for value in (name, job, keep, name, job)]
+            await self._other_session.run("; ".join([sql] * len(some)), values)
+
+    # -- what people ask
+
+    async def history(self, name: str, job: str) -> list[RunRecord]:
+        """See `LedgerStore.history`."""
+        sql = f"{self._runs_sql} WHERE lease = %s AND job = %s ORDER BY tick"
+        return [_run(row) for row in (await self._ask(sql, (name, job)))[0]]
+
+    async def trigger(self, name: str, job: str) -> datetime:
+        """See `LedgerStore.trigger`."""
+        sql = f"UPDATE {self._job_table} SET requested_at = COALESCE(requested_at, UTC_TIMESTAMP(6))"
+        requested_at: datetime = await self._ask_job(sql, "requested_at", name, job)
+        return _utc(requested_at)
+
+    async def pause(self, name: str, job: str) -> None:
+        """See `LedgerStore.pause`."""
+        sql = f"UPDATE {self._job_table} SET paused_at = COALESCE(paused_at, UTC_TIMESTAMP(6))"
+        await self._ask_job(sql, "paused_at", name, job)
+
+    async def resume(self, name: str, job: str) -> None:
+        """See `LedgerStore.resume`."""
+        resumed_at = "IF(paused_at IS NULL, resumed_at, UTC_TIMESTAMP(6))"  # first: assigned from left to right
+        sql = f"UPDATE {self._job_table} SET resumed_at = {resumed_at}, paused_at = NULL"
+        await self._ask_job(sql, "resumed_at", name, job)
+
+    async def _ask_job(self, sql: str, column: str, name: str, job: str) -> Any:
+        of_job = "WHERE lease = %s AND job = %s"
+        sql = f"{sql} {of_job}; SELECT {column} FROM {self._job_table} {of_job}"
+        rows = (await self._ask(sql, (name, job, name, job)))[1]
+        if not rows:
+            raise InvalidJob(job, f"no leader of {name!r} ever had such a job")
+        return rows[0][0]
+
+    async def _ask(self, sql: str, values: Sequence[object]) -> list[Rows]:
+        return await bounded(_ASK_LIMIT, self.description, self._other_session.run(sql, values))
+
+    @property
+    def _runs_sql(self) -> str:
+        return (
+            "SELECT job, tick, attempt, token, holder, status, started_at, finished_at, error, tick_from, `count` "
+            f"FROM {self._run_table}"
+        )
+
+
+def _job(row: tuple[Any, ...]) -> JobRecord:
+    return JobRecord(
+        job=row[0],
+        schedule=row[1],
+        timezone=row[2],
+        known_since=_utc(row[3]),
+        schedule_since=_utc(row[4]),
+        resumed_at=_utc_or_none(row[5]),
+        paused_at=_utc_or_none(row[6]),
+        high_tick=_utc_or_none(row[7]),
+        requested_at=_utc_or_none(row[8]),
+    )
+
+
+def _run(row: tuple[Any, ...]) -> RunRecord:
+    return RunRecord(
+        job=row[0],
+        tick=_utc(row[1]),
+        attempt=int(row[2]),
+        token=int(row[3]),
+        holder=row[4],
+        status=row[5],
+        started_at=_utc_or_none(row[6]),
+        finished_at=_utc_or_none(row[7]),
+        error=row[8],
+        tick_from=_utc_or_none(row[9]),
+        count=None if row[10] is None else int(row[10]),
+    )
+
+
+def _alike(changes: Iterable[Change]) -> Iterator[tuple[Change, list[str]]]:
+    """Changes that differ by their job only, together."""
+    found: defaultdict[tuple[object, ...], list[Change]] = defaultdict(list)
+    for change in changes:
+        key = change.key
+        found[
+            key.tick, key.attempt, key.token, change.was, change.status, change.attempt, change.adopt, change.error,
+            change.required,
+        ].append(change)  # fmt: skip
+    for group in found.values():
+        yield group[0], [change.key.job for change in group]
+
+
+def _cut(rows: Sequence[Any], size: int = _AT_ONCE) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _places(values: Sequence[object]) -> str:
+    return ", ".join(["%s"] * len(values))
+
+
+def _naive(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC)
+
+
+def _utc_or_none(moment: datetime | None) -> datetime | None:
+    return moment and _utc(moment)

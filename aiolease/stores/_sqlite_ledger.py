@@ -1,0 +1,277 @@
+"""The ledger on a SQLite file: the part of its store that keeps jobs and runs."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+from aiolease._fence import FenceBroken, Refused, Term
+from aiolease._records import AHEAD, MAX_ERROR, Batch, Change, Enrolment, JobRecord, RunRecord, Stock
+from aiolease.errors import InvalidJob
+from aiolease.stores._sqlite_transactions import microseconds, moment, transaction
+
+T = TypeVar("T")
+
+_JOB = "job, schedule, timezone, known_since, schedule_since, resumed_at, paused_at, high_tick, requested_at"
+_RUN = "job, tick, attempt, token, holder, status, started_at, finished_at, error, tick_from, count"
+_UNFINISHED = "('queued', 'running')"
+
+
+class SQLiteLedger:
+    """What makes a store on SQLite a `LedgerStore`. Each method is one function in the store's thread."""
+
+    _now: Callable[[], int]
+    _count_fence_sql: str
+
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        raise NotImplementedError
+
+    def _make_ledger_statements(self, prefix: str) -> None:
+        job, run = f'"{prefix}job"', f'"{prefix}run"'
+        this_job = "lease = :lease AND job = :job"
+        this_run = f"{this_job} AND tick = :tick AND attempt = :attempt AND token = :token"
+        self._ledger_tables_sql = (
+            (
+                f"CREATE TABLE IF NOT EXISTS {job} (lease TEXT NOT NULL, job TEXT NOT NULL, schedule TEXT NOT NULL, "
+                "timezone TEXT NOT NULL, known_since INTEGER NOT NULL, schedule_since INTEGER NOT NULL, "
+                "resumed_at INTEGER, paused_at INTEGER, high_tick INTEGER, requested_at INTEGER, "
+                "PRIMARY KEY (lease, job)) WITHOUT ROWID"
+            ),
+            (
+                f"CREATE TABLE IF NOT EXISTS {run} (lease TEXT NOT NULL, job TEXT NOT NULL, tick INTEGER NOT NULL, "
+                "attempt INTEGER NOT NULL, token INTEGER NOT NULL, holder TEXT NOT NULL, status TEXT NOT NULL, "
+                "started_at INTEGER, finished_at INTEGER, error TEXT, tick_from INTEGER, count INTEGER, "
+                "PRIMARY KEY (lease, job, tick)) WITHOUT ROWID"
+            ),
+            f'CREATE INDEX IF NOT EXISTS "{prefix}run_status" ON {run} (lease, status)',
+        )
+        self._jobs_sql = f"SELECT {_JOB} FROM {job} WHERE lease = :lease ORDER BY job"
+        self._attention_sql = (
+            f"SELECT {_JOB} FROM {job} WHERE lease = :lease "
+            "AND (requested_at IS NOT NULL OR paused_at IS NOT NULL OR resumed_at IS NOT NULL) ORDER BY job"
+        )
+        self._unfinished_sql = (
+            f"SELECT {_RUN} FROM {run} WHERE lease = :lease AND status IN {_UNFINISHED} ORDER BY tick, job"
+        )
+        self._history_sql = f"SELECT {_RUN} FROM {run} WHERE {this_job} ORDER BY tick"
+        self._enroll_sql = (
+            f"INSERT INTO {job} (lease, job, schedule, timezone, known_since, schedule_since) "
+            "VALUES (:lease, :job, :schedule, :timezone, :now, :now) ON CONFLICT (lease, job) DO UPDATE "
+            "SET schedule = excluded.schedule, timezone = excluded.timezone, schedule_since = excluded.schedule_since "
+            "WHERE schedule <> excluded.schedule OR timezone <> excluded.timezone"
+        )
+        self._change_sql = (
+            f"UPDATE {run} SET status = :status, attempt = :new_attempt, error = :error, "
+            "token = CASE WHEN :adopt THEN :new_token ELSE token END, "
+            "holder = CASE WHEN :adopt THEN :new_holder ELSE holder END, "
+            "started_at = CASE :status WHEN 'running' THEN :now WHEN 'queued' THEN NULL ELSE started_at END, "
+            f"finished_at = CASE WHEN :status IN {_UNFINISHED} THEN NULL ELSE :now END "
+            f"WHERE {this_run} AND status = :was"
+        )
+        self._claim_run_sql = (
+            f"INSERT INTO {run} (lease, {_RUN}) VALUES (:lease, :job, :tick, :attempt, :token, :holder, :status, "
+            "CASE :status WHEN 'running' THEN :now END, CASE :status WHEN 'skipped' THEN :now END, "
+            ":error, :tick_from, :count) ON CONFLICT (lease, job, tick) DO NOTHING"
+        )
+        self._raise_sql = (
+            f"UPDATE {job} SET high_tick = :tick WHERE {this_job} AND paused_at IS NULL "
+            "AND (high_tick IS NULL OR high_tick < :tick) AND :tick <= :limit"
+        )
+        self._seen_sql = f"UPDATE {job} SET requested_at = NULL WHERE {this_job} AND requested_at = :requested_at"
+        finished = f"{this_job} AND status NOT IN {_UNFINISHED}"
+        self._prune_sql = (
+            f"DELETE FROM {run} WHERE {finished} "
+            f"AND tick <= (SELECT tick FROM {run} WHERE {finished} ORDER BY tick DESC LIMIT 1 OFFSET :keep)"
+        )
+        self._job_sql = f"SELECT {_JOB} FROM {job} WHERE {this_job}"
+        self._trigger_sql = f"UPDATE {job} SET requested_at = COALESCE(requested_at, :now) WHERE {this_job}"
+        self._pause_sql = f"UPDATE {job} SET paused_at = COALESCE(paused_at, :now) WHERE {this_job}"
+        self._resume_sql = (
+            f"UPDATE {job} SET resumed_at = :now, paused_at = NULL WHERE {this_job} AND paused_at IS NOT NULL"
+        )
+        self._final_sql = (
+            f"UPDATE {run} SET status = 'succeeded', finished_at = :now, error = NULL "
+            f"WHERE {this_run} AND status = 'running'"
+        )
+
+    # -- the protocol
+
+    async def take_stock(self, name: str, *, attention: bool = False) -> Stock:
+        """See `LedgerStore.take_stock`."""
+
+        def work(connection: sqlite3.Connection) -> Stock:
+            values = {"lease": name}
+            with transaction(connection, "DEFERRED"):  # both readings are of one moment
+                jobs = connection.execute(self._attention_sql if attention else self._jobs_sql, values).fetchall()
+                runs = [] if attention else connection.execute(self._unfinished_sql, values).fetchall()
+                now = moment(self._now())
+            return Stock(
+                jobs={row[0]: _job_record(row) for row in jobs}, unfinished=[_run_record(row) for row in runs], now=now
+            )
+
+        return await self._run(work)
+
+    async def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
+        """See `LedgerStore.enroll`."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            with transaction(connection):
+                self._count_fence(connection, term)
+                common = {"lease": term.name, "now": self._now()}
+                rows = [{"job": job.job, "schedule": job.schedule, "timezone": job.timezone} for job in jobs]
+                connection.executemany(self._enroll_sql, [common | row for row in rows])
+
+        await self._run(work)
+
+    async def record(self, term: Term, batch: Batch) -> None:
+        """See `LedgerStore.record`."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            with transaction(connection):
+                self._count_fence(connection, term)
+                now = self._now()
+                for change in batch.changes:
+                    changed = connection.execute(self._change_sql, _change_values(term, change, now)).rowcount
+                    if change.required and not changed:
+                        raise Refused
+                _all(connection, self._claim_run_sql, [_claim_values(term, run, now) for run in batch.claims])
+                limit = now + AHEAD * 1_000_000
+                high = [(job, {"tick": microseconds(tick), "limit": limit}) for job, tick in batch.high_ticks.items()]
+                seen = [(job, {"requested_at": microseconds(at)}) for job, at in batch.requests.items()]
+                for sql, rows in ((self._raise_sql, high), (self._seen_sql, seen)):
+                    _all(connection, sql, [{"lease": term.name, "job": job} | values for job, values in rows])
+
+        await self._run(work)
+
+    async def prune(self, name: str, jobs: Sequence[str], keep: int) -> None:
+        """See `LedgerStore.prune`."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            with transaction(connection):
+                connection.executemany(self._prune_sql, [{"lease": name, "job": job, "keep": keep} for job in jobs])
+
+        await self._run(work)
+
+    async def history(self, name: str, job: str) -> list[RunRecord]:
+        """See `LedgerStore.history`."""
+        values = {"lease": name, "job": job}
+        return await self._run(
+            lambda connection: [_run_record(row) for row in connection.execute(self._history_sql, values)]
+        )
+
+    async def trigger(self, name: str, job: str) -> datetime:
+        """See `LedgerStore.trigger`."""
+        requested_at = (await self._update(name, job, self._trigger_sql)).requested_at
+        assert requested_at is not None
+        return requested_at
+
+    async def pause(self, name: str, job: str) -> None:
+        """See `LedgerStore.pause`."""
+        await self._update(name, job, self._pause_sql)
+
+    async def resume(self, name: str, job: str) -> None:
+        """See `LedgerStore.resume`."""
+        await self._update(name, job, self._resume_sql)
+
+    # -- the thread
+
+    def _count_fence(self, connection: sqlite3.Connection, term: Term) -> None:
+        values = {"name": term.name, "holder": term.holder, "token": term.token}
+        if connection.execute(self._count_fence_sql, values).rowcount != 1:
+            raise FenceBroken
+
+    async def _update(self, name: str, job: str, sql: str) -> JobRecord:
+        """Changes one job, and returns it afterwards."""
+
+        def work(connection: sqlite3.Connection) -> JobRecord:
+            values = {"lease": name, "job": job}
+            with transaction(connection):
+                connection.execute(sql, values | {"now": self._now()})
+                row = connection.execute(self._job_sql, values).fetchone()
+            if row is None:
+                raise InvalidJob(job, f"no leader of lease {name!r} ever had such a job")
+            return _job_record(row)
+
+        return await self._run(work)
+
+
+def _all(connection: sqlite3.Connection, sql: str, rows: list[dict[str, Any]]) -> None:
+    """Executes a statement that must write one row each time."""
+    if rows and connection.executemany(sql, rows).rowcount != len(rows):
+        raise Refused
+
+
+def _change_values(term: Term, change: Change, now: int) -> dict[str, Any]:
+    key = change.key
+    return {
+        "lease": term.name,
+        "job": key.job,
+        "tick": microseconds(key.tick),
+        "attempt": key.attempt,
+        "token": key.token,
+        "was": change.was,
+        "status": change.status,
+        "new_attempt": change.attempt,
+        "adopt": change.adopt,
+        "new_token": term.token,
+        "new_holder": term.holder,
+        "error": _cut(change.error),
+        "now": now,
+    }
+
+
+def _claim_values(term: Term, run: RunRecord, now: int) -> dict[str, Any]:
+    return {
+        "lease": term.name,
+        "job": run.job,
+        "tick": microseconds(run.tick),
+        "attempt": run.attempt,
+        "token": term.token,
+        "holder": term.holder,
+        "status": run.status,
+        "error": _cut(run.error),
+        "tick_from": run.tick_from and microseconds(run.tick_from),
+        "count": run.count,
+        "now": now,
+    }
+
+
+def _cut(error: str | None) -> str | None:
+    # What cannot be encoded, half of a surrogate pair, must not keep a failure from being recorded.
+    return error and error[:MAX_ERROR].encode(errors="replace").decode()
+
+
+def _job_record(row: tuple[Any, ...]) -> JobRecord:
+    return JobRecord(
+        job=row[0],
+        schedule=row[1],
+        timezone=row[2],
+        known_since=moment(row[3]),
+        schedule_since=moment(row[4]),
+        resumed_at=_moment(row[5]),
+        paused_at=_moment(row[6]),
+        high_tick=_moment(row[7]),
+        requested_at=_moment(row[8]),
+    )
+
+
+def _run_record(row: tuple[Any, ...]) -> RunRecord:
+    return RunRecord(
+        job=row[0],
+        tick=moment(row[1]),
+        attempt=row[2],
+        token=row[3],
+        holder=row[4],
+        status=row[5],
+        started_at=_moment(row[6]),
+        finished_at=_moment(row[7]),
+        error=row[8],
+        tick_from=_moment(row[9]),
+        count=row[10],
+    )
+
+
+def _moment(value: int | None) -> datetime | None:
+    return None if value is None else moment(value)
