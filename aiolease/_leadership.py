@@ -206,9 +206,10 @@ class Leadership:
         """Fences a transaction that the caller commits next: the last statement before its COMMIT.
 
         For a SQLAlchemy ``AsyncSession`` or ``AsyncConnection``, or a driver's connection, on the lease's database.
-        An older term cannot commit behind it. But prefer `transaction`: between this and the COMMIT lies a round trip
-        that only the caller bounds, not the server. A process that is frozen there keeps its lock on the fence, and
-        holds up the next claim until it is thawed or its session ends.
+        An older term cannot commit behind it. But prefer `transaction`: between this and the COMMIT lies a round trip,
+        and a process that is frozen there keeps its lock on the fence, and holds up the next claim. MariaDB is told to
+        end its session after the renew deadline (``idle_write_transaction_timeout``, which the session keeps if it had
+        none); MySQL knows no such limit, and holds the claim up until the process is thawed or its session ends.
 
         Raises:
             LeadershipLost: The term is over; roll back.
@@ -219,7 +220,8 @@ class Leadership:
     async def _fence(self, connection: Any, final: RunKey | None = None) -> None:
         """See `fence`; records a run as succeeded in the same transaction."""
         self.check()
-        await self._fenced(self._store.fence(connection, self._term, final), unknown=False, final=final)
+        call = self._store.fence(connection, self._term, final, within=self._timings.renew_deadline)
+        await self._fenced(call, unknown=False, final=final)
 
     @property
     def _term(self) -> Term:

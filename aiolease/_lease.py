@@ -180,8 +180,15 @@ class LeaseStore(Protocol):
     async def begin(self) -> Transaction:
         """Begins a transaction on a connection of the user's pool; may wait for one as long as it is let."""
 
-    async def fence(self, connection: Any, term: Term, final: RunKey | None = None) -> None:
-        """Fences a transaction of the user's own on `connection`, who commits next; `final` as in `Transaction.commit`.
+    async def fence(self, connection: Any, term: Term, final: RunKey | None = None, *, within: float) -> None:
+        """Fences a transaction of the user's own on `connection`, who commits next.
+
+        Args:
+            connection: The user's.
+            term: The term.
+            final: See `Transaction.commit`.
+            within: Seconds after which the server is to end the session of a process that was frozen before its
+                COMMIT, where it can.
 
         Raises:
             FenceBroken: The term is over.

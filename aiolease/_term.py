@@ -93,6 +93,7 @@ class TermOfJobs:
         self._wake = asyncio.Event()
         # What is due
         self._heap: list[tuple[datetime, str]] = []
+        self._lined_up: set[str] = set()  # the jobs on the heap
         self._settled_until: dict[str, datetime] = {}
         self._paused: set[str] = set()
         self._held: set[str] = set()  # ticks that wait until the job's earlier ones have been run
@@ -220,9 +221,11 @@ class TermOfJobs:
         for name, record in stock.jobs.items():
             if name in self._jobs:
                 self._settled_until[name] = record.settled_until
-        self._held.clear()
         self._see_requests(stock)
-        self._plan_all()
+        self._held.clear()
+        self._heap.clear()
+        self._lined_up.clear()
+        self._line_up_ticks(self._jobs)
         self._sort_out(stock)
         self._stock_wanted = False
         self._look_at = self._loop.time() + self.lead._timings.heartbeat_interval
@@ -235,12 +238,13 @@ class TermOfJobs:
         self._see_requests(stock)
         for name in before - self._paused:
             self._settled_until[name] = max(self._settled_until[name], stock.jobs[name].settled_until)
-        if before != self._paused:
-            self._plan_all()
+        self._line_up_ticks(before - self._paused)
         self._look_at = self._loop.time() + self.lead._timings.heartbeat_interval
 
     def _saw(self, stock: Stock) -> None:
-        self.lead._saw_database_time(stock.now)
+        # Only if the clock has stepped: a renewal is a shorter exchange, and measures better.
+        if abs((stock.now - self.lead.database_now()).total_seconds()) > 1:
+            self.lead._saw_database_time(stock.now)
 
     def _see_requests(self, stock: Stock) -> None:
         known = {name: record for name, record in stock.jobs.items() if name in self._jobs}
@@ -249,14 +253,14 @@ class TermOfJobs:
             name: record.requested_at for name, record in known.items() if record.requested_at is not None
         }
 
-    def _plan_all(self) -> None:
-        self._heap = []
-        for name in self._jobs:
-            if name not in self._paused and name not in self._held:
+    def _line_up_ticks(self, names: Iterable[str]) -> None:
+        """Puts the next tick of jobs on the heap, but for those that are there or wait for something."""
+        for name in names:
+            if name not in self._lined_up and name not in self._held and name not in self._paused:
                 tick = self._jobs[name].schedule.next_after(self._settled_until[name])
                 if tick is not None:
-                    self._heap.append((tick, name))
-        heapq.heapify(self._heap)
+                    self._lined_up.add(name)
+                    heapq.heappush(self._heap, (tick, name))
 
     def _tell_of_unknown(self, stock: Stock) -> None:
         unknown = sorted(set(stock.jobs) - set(self._jobs) - self._told)
@@ -355,7 +359,10 @@ class TermOfJobs:
         triggered = {job.name for job, run in plan.claims if run.status != "skipped"}
         while self._heap and self._heap[0][0] <= now and len(plan.claims) < _MOST:
             _, name = heapq.heappop(self._heap)
+            self._lined_up.discard(name)
             job = self._jobs[name]
+            if name in self._paused:
+                continue
             if job.missed == "all" and self._waiting_of[name]:
                 self._held.add(name)
                 continue
@@ -405,7 +412,7 @@ class TermOfJobs:
         try:
             task.result()
         except BaseException:
-            self._put_back(plan.batch.high_ticks)
+            self._line_up_ticks(plan.batch.high_ticks)
             raise
         for execution in self._written(plan):
             self._start(execution)
@@ -430,16 +437,10 @@ class TermOfJobs:
         for name in plan.batch.requests:
             self._requests.pop(name, None)
         self._settled_until.update(plan.batch.high_ticks)
-        self._put_back(plan.batch.high_ticks)
+        self._line_up_ticks(plan.batch.high_ticks)
         for job, skip in plan.skips:
             self._skipped(job.name, skip)
         return starting
-
-    def _put_back(self, names: Iterable[str]) -> None:
-        for name in names:
-            tick = self._jobs[name].schedule.next_after(self._settled_until[name])
-            if tick is not None:
-                heapq.heappush(self._heap, (tick, name))
 
     def _skipped(self, job: str, skip: Skip) -> None:
         event = TickSkipped(**self._facts(), job=job, since=skip.first, count=skip.count, reason=skip.reason)
@@ -466,7 +467,7 @@ class TermOfJobs:
         self._going_on[job.name] -= 1
         if job.name in self._held and not self._going_on[job.name]:
             self._held.discard(job.name)
-            self._put_back([job.name])
+            self._line_up_ticks([job.name])
         self._wake.set()
         if task.cancelled():  # before it began
             outcome = Outcome("lost", 0.0)

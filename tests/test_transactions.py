@@ -34,8 +34,10 @@ from aiolease import (
     StoreUnavailable,
     TransactionEnded,
     leadership,
+    open_store,
 )
 from aiolease._clock import boot_clock
+from aiolease._fence import Term
 from aiolease.events import Lost, Renewed, RenewFailed
 from aiolease.testing import MemoryStore, virtual_time
 from tests.campaigns import LIMIT, ROOT, Recorder, apart, database_of, through, until
@@ -990,6 +992,29 @@ async def test_fence_is_bounded(mysql_url: str, work: Work) -> None:
             await other.rollback()
         lead.check()
         assert work.rows() == []
+
+
+@one_server
+async def test_the_server_ends_a_session_that_stays_behind_its_fence(mysql_url: str, work: Work) -> None:
+    """MariaDB ends the session of a process that was frozen between `fence` and its COMMIT: others may lead then."""
+    async with (
+        lent("asyncmy", mysql_url, size=1) as frozen,
+        frozen.target.acquire() as connection,
+        open_store(apart(mysql_url)) as store,
+    ):
+        seen = await store.claim("default", "old", 30.0, seen=None, force=False)
+        assert seen is not None
+        await frozen.run(connection, insert("old"))
+        await store.fence(connection, Term("default", "old", seen.token), within=1.0)
+        claimed = None
+        async with asyncio.timeout(LIMIT):
+            while claimed is None:  # a claim waits for the fence, for two seconds at a time
+                with contextlib.suppress(StoreUnavailable):
+                    claimed = await store.claim("default", "new", 30.0, seen=seen, force=True)
+        assert claimed.holder == "new"
+        with pytest.raises(asyncmy.errors.OperationalError):
+            await frozen.run(connection, "COMMIT")
+    assert work.rows() == []
 
 
 @one_server

@@ -9,6 +9,7 @@ what stands behind an error in a packet.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from datetime import UTC
 from typing import Any, Protocol
@@ -55,6 +56,8 @@ class FenceSQL:
     def __init__(self, prefix: str) -> None:
         self.without_snapshot = False
         """Whether the server can be asked to update rows that have changed since a transaction's snapshot."""
+        self.limits_idle = False
+        """Whether the server can end a session that is idle in a transaction which has written."""
         self.database = ""
         """The database of the fence: the user's session may have gone to another with USE."""
         self._prefix = prefix
@@ -73,6 +76,12 @@ class FenceSQL:
             tick = final.tick.astimezone(UTC).replace(tzinfo=None)
             values += (term.name, final.job, tick, final.attempt, final.token)
         return sql, values
+
+    def limit_idle(self, seconds: float) -> str:
+        """Has the server end this session if it is idle in a transaction that has written; nothing if it cannot."""
+        variable = "@@SESSION.idle_write_transaction_timeout"
+        limit = f"SET {variable} = IF({variable} = 0, {math.ceil(seconds)}, {variable}); "
+        return limit if self.limits_idle else ""
 
     def _updating(self, table: str, change: str) -> str:
         database = self.database.replace("`", "``").replace("%", "%%")
@@ -161,7 +170,7 @@ class MySQLTransaction:
 
 
 async def fence_connection(  # noqa: PLR0917
-    store: str, connection: Any, cursor: type, fence: FenceSQL, term: Term, final: RunKey | None = None
+    store: str, connection: Any, cursor: type, fence: FenceSQL, term: Term, final: RunKey | None, within: float
 ) -> None:
     """Fences a transaction that the user commits: a driver's connection, or SQLAlchemy's connection or session.
 
@@ -183,10 +192,11 @@ async def fence_connection(  # noqa: PLR0917
             connection = (await connection.get_raw_connection()).driver_connection
         if connection.get_autocommit() and not connection.get_transaction_status():
             raise TransactionEnded(store)  # the fence would be committed by itself, and guard nothing
-        await execute(connection, plain_cursor(connection) or cursor, *fence.statements(term, final), results)
+        limit, (sql, values) = fence.limit_idle(within), fence.statements(term, final)
+        await execute(connection, plain_cursor(connection) or cursor, limit + sql, values, results)
     except Exception as error:
         if error_number(error) == CHECK_FAILED:
-            raise (FenceBroken if len(results) < _FENCE_RESULTS else Refused) from error
+            raise (FenceBroken if len(results) < _FENCE_RESULTS + bool(limit) else Refused) from error
         raise translate(store, error) from error
 
 

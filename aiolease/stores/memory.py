@@ -360,7 +360,7 @@ class MemoryStore:
         """See `LeaseStore.begin`."""
         return await self.exchange("begin", lambda: MemoryTransaction(self))
 
-    async def fence(self, connection: object, term: Term, final: RunKey | None = None) -> None:
+    async def fence(self, connection: object, term: Term, final: RunKey | None = None, *, within: float) -> None:
         """See `LeaseStore.fence`."""
         await self.exchange("fence", lambda: self.server.fence(term, final))
 

@@ -159,7 +159,8 @@ class MySQLStore(MySQLLedger):
             "SET SESSION autocommit = 1, sql_mode = 'TRADITIONAL', innodb_lock_wait_timeout = %s, "
             "lock_wait_timeout = %s, wait_timeout = %s; "
             "SELECT DATABASE(), VERSION(); "
-            "SHOW VARIABLES WHERE Variable_name IN ('wsrep_on', 'innodb_snapshot_isolation')",
+            "SHOW VARIABLES WHERE Variable_name IN "
+            "('wsrep_on', 'innodb_snapshot_isolation', 'idle_write_transaction_timeout')",
             (_LOCK_WAIT, _LOCK_WAIT, idle),
         )
         (self._database, version), found = results[1][0], results[2]
@@ -167,6 +168,7 @@ class MySQLStore(MySQLLedger):
         variables: dict[str, str] = {str(name): str(value) for name, value in found}
         self._fence.database = self._database
         self._fence.without_snapshot = "innodb_snapshot_isolation" in variables
+        self._fence.limits_idle = "idle_write_transaction_timeout" in variables
         if variables.get("wsrep_on") == "ON":
             self._hints = False  # GET_LOCK is of one node only
         if not self._ready:
@@ -324,9 +326,9 @@ class MySQLStore(MySQLLedger):
         """See `LeaseStore.begin`."""
         return await MySQLTransaction.begin(self.description, self._lender, self._driver.cursor, self._fence)
 
-    async def fence(self, connection: Any, term: Term, final: RunKey | None = None) -> None:
+    async def fence(self, connection: Any, term: Term, final: RunKey | None = None, *, within: float) -> None:
         """See `LeaseStore.fence`."""
-        await fence_connection(self.description, connection, self._driver.cursor, self._fence, term, final)
+        await fence_connection(self.description, connection, self._driver.cursor, self._fence, term, final, within)
 
     def forget(self, name: str) -> None:
         """See `LeaseStore.forget`."""

@@ -206,7 +206,7 @@ class SQLiteStore(SQLiteLedger):
         """See `LeaseStore.begin`."""
         return await SQLiteTransaction.begin(self.description, self._path, self._fence_statements())
 
-    async def fence(self, connection: Any, term: Term, final: RunKey | None = None) -> None:
+    async def fence(self, connection: Any, term: Term, final: RunKey | None = None, *, within: float) -> None:
         """See `LeaseStore.fence`."""
         await fence_connection(self.description, connection, term, final, self._fence_statements())
 
