@@ -113,6 +113,12 @@ def _start_of_last(schedule: Schedule, after: datetime, now: datetime) -> dateti
     return low
 
 
+def overdue(tick: datetime, max_age: float | None, now: datetime) -> str | None:
+    """Why a tick is too old to be begun; ``None`` if it is not."""
+    late = max_age is not None and (now - tick).total_seconds() > max_age
+    return f"more than {max_age:g} s late" if late else None
+
+
 def inherited(run: RunRecord, *, rerun_lost: bool, max_age: float | None, now: datetime) -> Change:
     """What a new term makes of a run that an earlier one left behind, queued or running.
 
@@ -120,11 +126,9 @@ def inherited(run: RunRecord, *, rerun_lost: bool, max_age: float | None, now: d
     came; if it may be run again it waits its turn, too, as a further attempt.
     """
     key = RunKey(run.job, run.tick, run.attempt, run.token)
-    late = max_age is not None and (now - run.tick).total_seconds() > max_age
+    late = overdue(run.tick, max_age, now)
     if run.status == "queued" and late:
-        return Change(
-            key=key, was="queued", status="skipped", attempt=run.attempt, error=f"more than {max_age:g} s late"
-        )
+        return Change(key=key, was="queued", status="skipped", attempt=run.attempt, error=late)
     if run.status == "queued":
         return Change(key=key, was="queued", status="queued", attempt=run.attempt, adopt=True)
     return lost(key, rerun=rerun_lost and not late, adopt=True)

@@ -23,6 +23,11 @@ AHEAD = 5
 """Seconds by which a tick may be ahead of the database's clock when it is claimed (DESIGN rule 23)."""
 
 
+def kept(error: str | None) -> str | None:
+    """What the ledger keeps of an error. What cannot be encoded must not keep a failure from being recorded."""
+    return error and error[:MAX_ERROR].encode(errors="replace").decode()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
     """What the database knows of a job. Every moment is aware UTC by the database's clock.

@@ -100,7 +100,8 @@ class JobRun:
         Args:
             final: Commits what the block wrote and that this run has succeeded together, if this attempt is still the
                 running one: the last thing that a job does. With ``rerun_lost`` its effect is there exactly once. After
-                that nothing changes the ledger's word on the run, whatever becomes of the job.
+                that nothing changes the ledger's word on the run, whatever becomes of the job. If the commit fails or
+                its answer is lost, the run is lost too, and with ``rerun_lost`` begun again if nothing was committed.
 
         Raises:
             RunEnded: This attempt is not the running one any more: it was committed before. Nothing was committed now.
@@ -262,6 +263,8 @@ class Execution:
         else:
             if limit.expired():  # it swallowed the cancellation
                 status, error = "failed", TimeoutError(f"it took longer than {job.timeout:g} s")
+        if run._doubt is not None and not run._committed and status == "succeeded":
+            status, error = "lost", run._doubt  # swallowed: its effect may not be there
         if error is not None:
             # From the job's own frame on: loguru prints the variables of all others too, a URL with its password say.
             error = error.with_traceback(_of_the_job(error.__traceback__))

@@ -17,7 +17,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, TypeVar, cast
 
 import anyio
@@ -25,8 +25,8 @@ import anyio
 from aiolease._candidate import TROUBLE
 from aiolease._fence import FenceBroken, Refused, RunKey, Term
 from aiolease._leadership import Leadership, is_within, leading
-from aiolease._ledger import Skip, due, inherited, lost
-from aiolease._records import Batch, Change, Enrolment, LedgerStore, RunRecord, Stock
+from aiolease._ledger import Skip, due, inherited, lost, overdue
+from aiolease._records import Batch, Change, Enrolment, LedgerStore, RunRecord, RunStatus, Stock
 from aiolease._runs import Execution, Job, JobRun, Outcome, Threads
 from aiolease._settle import bounded, given_up, settled
 from aiolease.errors import LeadershipLost
@@ -36,6 +36,8 @@ R = TypeVar("R")
 
 _SLICE = 5.0
 """The longest sleep between two looks at the database's clock, in seconds: it may be found to have stepped."""
+
+_MOMENT = timedelta(microseconds=1)
 
 _MOST = 1000
 """How many ticks are claimed in one transaction."""
@@ -49,21 +51,29 @@ _QUIETEST = 60.0
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """A run that is claimed and waits its turn: queued in the ledger."""
+    """A run that is claimed and waits its turn: queued in the ledger, or running there if its answer was lost."""
 
     job: Job
     tick: datetime
     attempt: int
+    status: RunStatus = "queued"
 
 
 @dataclass(slots=True)
 class _Plan:
     """A batch, and what follows once it is written."""
 
-    batch: Batch = field(default_factory=Batch)
+    batch: Batch
+    pending: int  # how many of its changes were to be written anyhow
     waiting: list[_Waiting] = field(default_factory=list)  # that start
+    overdue: list[_Waiting] = field(default_factory=list)  # that are too old to start
     claims: list[tuple[Job, RunRecord]] = field(default_factory=list)
     skips: list[tuple[Job, Skip]] = field(default_factory=list)
+
+    def starting(self, token: int) -> list[RunKey]:
+        """The runs that start once it is written."""
+        waiting = [RunKey(run.job.name, run.tick, run.attempt, token) for run in self.waiting]
+        return waiting + [RunKey(run.job, run.tick, 1, token) for _, run in self.claims if run.status == "running"]
 
 
 class TermOfJobs:
@@ -98,20 +108,22 @@ class TermOfJobs:
         self._paused: set[str] = set()
         self._held: set[str] = set()  # ticks that wait until the job's earlier ones have been run
         self._requests: dict[str, datetime] = {}
+        self._refused: Counter[str] = Counter()  # how often a batch with the job's request was
         # What runs
         self._running: dict[asyncio.Task[Outcome], Execution] = {}
         self._waiting: deque[_Waiting] = deque()
         self._going_on: Counter[str] = Counter()  # runs of each job, running or waiting
-        self._waiting_of: Counter[str] = Counter()
+        self._backlog: set[str] = set()  # jobs some run of which has waited, until none goes on any more
         self._calls: set[asyncio.Task[Any]] = set()
         # What the ledger does not know yet
         self._changes: list[Change] = []
         self._in_doubt: dict[tuple[str, datetime], Execution] = {}
         self._stock_wanted = True
         self._look_at = 0.0
-        self._failures = 0
+        self._failures = 0  # exchanges in a row, but for readings, that went wrong
         self._warned_at = -math.inf
         self._under_way: tuple[asyncio.Task[None], _Plan] | None = None
+        self._unanswered: list[RunKey] = []  # runs that were to start: the ledger may call them running
         self._grown: dict[str, float] = {}  # finished rows since the last pruning
         self.ended = False
         self.open = True
@@ -159,6 +171,7 @@ class TermOfJobs:
         elif plan := self._plan(claim=claim):
             pause = min(pause, await self._attempt(self._carry_out(plan)))
         else:
+            self._failures = 0  # not after a reading alone: what was to be written may fail each time
             await self._prune()
             if claim:
                 pause = min(pause, self._look_at - self._loop.time(), self._until_next())
@@ -183,7 +196,6 @@ class TermOfJobs:
         except TROUBLE as error:
             self._stock_wanted = True
             return self._failed(str(error))
-        self._failures = 0
         return 0.0
 
     def _failed(self, why: str) -> float:
@@ -217,6 +229,8 @@ class TermOfJobs:
             await self._bounded(self._store.enroll(self._term, new))
             stock = await self._bounded(self._store.take_stock(self.lead.name))
             self._saw(stock)
+        if not self._jobs.keys() <= stock.jobs.keys():
+            raise Refused  # another node has not heard of them yet
         self._tell_of_unknown(stock)
         for name, record in stock.jobs.items():
             if name in self._jobs:
@@ -236,7 +250,7 @@ class TermOfJobs:
         self._saw(stock)
         before = self._paused
         self._see_requests(stock)
-        for name in before - self._paused:
+        for name in (before - self._paused) & stock.jobs.keys():
             self._settled_until[name] = max(self._settled_until[name], stock.jobs[name].settled_until)
         self._line_up_ticks(before - self._paused)
         self._look_at = self._loop.time() + self.lead._timings.heartbeat_interval
@@ -271,11 +285,15 @@ class TermOfJobs:
 
     def _sort_out(self, stock: Stock) -> None:
         """Takes over the runs of earlier terms, and finds those of this term whose answer was lost."""
+        self._unanswered.clear()
         running = {(execution.job.name, execution.run.tick) for execution in self._running.values()}
         pending = {(change.key.job, change.key.tick) for change in self._changes}
         self._waiting.clear()
-        self._waiting_of.clear()
         self._going_on = Counter(name for name, _ in running)
+        for change in self._changes:
+            if change.status == "queued":  # it counts at once; the reading that follows the writing lines it up
+                self._going_on[change.key.job] += 1
+                self._backlog.add(change.key.job)
         for run in stock.unfinished:
             place, job = (run.job, run.tick), self._jobs.get(run.job)
             if place in pending or place in running:
@@ -283,9 +301,9 @@ class TermOfJobs:
             if run.token != self.lead.token:
                 self._inherit(run, job, stock.now)
             elif job is not None:
-                if run.status == "running":  # it was to be started, and has not been
-                    self._changes.append(_handed_back(_key(run)))
-                self._line_up(job, run.tick, run.attempt)
+                # One that is running was to be started, and has not been. It is not written back: the server may
+                # execute such a change later than it should, when it is true again.
+                self._line_up(job, run.tick, run.attempt, run.status)
         # The unanswered commit of a run that is not to be run again has worked.
         left = {(run.job, run.tick) for run in stock.unfinished}
         for place in [place for place in self._in_doubt if place not in pending]:
@@ -306,46 +324,61 @@ class TermOfJobs:
             self._emit(RunFinished(**facts, job=run.job, tick=run.tick, status="lost", took=took))
         elif change.status == "skipped":
             self._skipped(run.job, Skip(run.tick, run.tick, 1, change.error or ""))
+        if change.status == "queued":
+            self._going_on[run.job] += 1
+            self._backlog.add(run.job)
 
-    def _line_up(self, job: Job, tick: datetime, attempt: int) -> None:
+    def _line_up(self, job: Job, tick: datetime, attempt: int, status: RunStatus = "queued") -> None:
         self._going_on[job.name] += 1
-        self._waiting_of[job.name] += 1
-        self._waiting.append(_Waiting(job, tick, attempt))
+        self._backlog.add(job.name)
+        self._waiting.append(_Waiting(job, tick, attempt, status))
 
     # -- what is to be done
 
     def _plan(self, *, claim: bool) -> _Plan | None:
-        plan = _Plan()
-        plan.batch.changes += self._changes
+        plan = _Plan(Batch(changes=list(self._changes)), len(self._changes))
         if claim:
             free = self._max_running - len(self._running)
             free -= self._plan_waiting(plan, free)
             free -= self._plan_requests(plan, free)
             self._plan_due(plan, free)
-        return plan if plan.batch else None
+        return plan if plan.batch or plan.waiting else None
 
     def _plan_waiting(self, plan: _Plan, free: float) -> int:
         """Starts runs that wait their turn, while there are places."""
         busy = {execution.job.name for execution in self._running.values()} if self._waiting else set()
+        now = self.lead.database_now()
         for waiting in self._waiting:
             job = waiting.job
             if len(plan.waiting) >= min(free, _MOST):
                 break
+            key = RunKey(job.name, waiting.tick, waiting.attempt, self.lead.token)
+            if waiting.status == "queued" and waiting.attempt == 1 and (why := overdue(waiting.tick, job.max_age, now)):
+                plan.overdue.append(waiting)
+                change = Change(key=key, was="queued", status="skipped", attempt=1, error=why, required=True)
+                plan.batch.changes.append(change)
+                plan.skips.append((job, Skip(waiting.tick, waiting.tick, 1, why)))
+                continue
             if (job.overlap == "skip" or job.missed == "all") and (job.name in busy or self._in_thread(job)):
                 continue
             busy.add(job.name)
             plan.waiting.append(waiting)
-            key = RunKey(job.name, waiting.tick, waiting.attempt, self.lead.token)
-            plan.batch.changes.append(
-                Change(key=key, was="queued", status="running", attempt=waiting.attempt, required=True)
-            )
+            if waiting.status == "queued":
+                plan.batch.changes.append(
+                    Change(key=key, was="queued", status="running", attempt=waiting.attempt, required=True)
+                )
         return len(plan.waiting)
 
     def _plan_requests(self, plan: _Plan, free: float) -> int:
         started = 0
-        for name, tick in self._requests.items():
+        for name, requested_at in self._requests.items():
             job = self._jobs[name]
-            plan.batch.requests[name] = tick
+            plan.batch.requests[name] = requested_at
+            of_schedule = job.schedule.latest_between(requested_at - _MOMENT, requested_at) is not None
+            if of_schedule and (name not in self._paused or self._settled_until[name] >= requested_at):
+                continue  # it is run, or was, as a tick of the schedule
+            # A clock that was set back may show one moment twice; but a refusal may have had another cause.
+            tick = requested_at + max(self._refused[name] - 1, 0) * _MOMENT
             if job.overlap == "skip" and self._goes_on(job):
                 self._plan_skip(plan, job, Skip(tick, tick, 1, "triggered while its last run had not ended"))
             else:
@@ -363,12 +396,15 @@ class TermOfJobs:
             job = self._jobs[name]
             if name in self._paused:
                 continue
-            if job.missed == "all" and self._waiting_of[name]:
+            if job.missed == "all" and name in self._backlog and self._going_on[name]:
                 self._held.add(name)
                 continue
             after = self._settled_until[name]
             young = 2 * self.lead._timings.lease_duration
             found = due(job.schedule, after, now, missed=job.missed, max_age=job.max_age, young=young)
+            if not found.run and not found.skipped:  # settled since it was lined up: paused, and resumed
+                self._line_up_ticks([name])
+                continue
             if job.overlap == "skip" and found.run and (self._goes_on(job) or name in triggered):
                 count = job.schedule.count_between(after, found.run[-1])
                 first = found.skipped[0].first if found.skipped else found.run[0]
@@ -405,28 +441,38 @@ class TermOfJobs:
 
     async def _carry_out(self, plan: _Plan) -> None:
         """Writes a plan, in a task of its own: cancelled here, it is seen to by `_end`."""
-        task = asyncio.create_task(self._bounded(self._store.record(self._term, plan.batch)))
-        self._under_way = (task, plan)
-        await asyncio.wait([task])
-        self._under_way = None
-        try:
-            task.result()
-        except BaseException:
-            self._line_up_ticks(plan.batch.high_ticks)
-            raise
-        for execution in self._written(plan):
-            self._start(execution)
+        if plan.batch:
+            task = asyncio.create_task(self._bounded(self._store.record(self._term, plan.batch)))
+            self._under_way = (task, plan)
+            await asyncio.wait([task])
+            self._under_way = None
+            try:
+                task.result()
+            except BaseException as error:
+                self._line_up_ticks(plan.batch.high_ticks)
+                self._unanswered += plan.starting(self.lead.token)
+                if isinstance(error, Refused):
+                    self._refused.update(plan.batch.requests.keys())
+                raise
+        starting = self._written(plan)
+        if self.lead.is_leader:
+            for execution in starting:
+                self._start(execution)
+        else:  # the answer was read too late: the process stood still
+            self._unanswered += plan.starting(self.lead.token)
 
     def _written(self, plan: _Plan) -> list[Execution]:
         """Notes that a plan was written; returns what is to be started."""
-        written = len(plan.batch.changes) - len(plan.waiting)
-        if any(change.status == "queued" for change in self._changes[:written]):
+        self._failures = 0
+        if any(change.status == "queued" for change in self._changes[: plan.pending]):
             self._stock_wanted = True  # to see whether they had an effect: if so, the runs wait their turn
-        del self._changes[:written]
+        del self._changes[: plan.pending]
         starting = []
+        for waiting in plan.overdue:
+            self._waiting.remove(waiting)
+            self._went_on(waiting.job)
         for waiting in plan.waiting:
             self._waiting.remove(waiting)
-            self._waiting_of[waiting.job.name] -= 1
             starting.append(self._execution(waiting.job, waiting.tick, waiting.attempt))
         for job, record in plan.claims:
             if record.status == "running":
@@ -436,6 +482,7 @@ class TermOfJobs:
                 self._line_up(job, record.tick, 1)
         for name in plan.batch.requests:
             self._requests.pop(name, None)
+            self._refused.pop(name, None)
         self._settled_until.update(plan.batch.high_ticks)
         self._line_up_ticks(plan.batch.high_ticks)
         for job, skip in plan.skips:
@@ -464,12 +511,12 @@ class TermOfJobs:
     def _finished(self, task: asyncio.Task[Outcome]) -> None:
         execution = self._running.pop(task)
         job, run = execution.job, execution.run
-        self._going_on[job.name] -= 1
-        if job.name in self._held and not self._going_on[job.name]:
-            self._held.discard(job.name)
-            self._line_up_ticks([job.name])
+        self._went_on(job)
         self._wake.set()
-        if task.cancelled():  # before it began
+        if task.cancelled() and self.ended:  # before it began
+            self._changes.append(_handed_back(run._key))
+            return
+        if task.cancelled():
             outcome = Outcome("lost", 0.0)
         elif task.exception() is not None:  # the process ends by it
             return
@@ -489,6 +536,16 @@ class TermOfJobs:
             self._in_doubt[job.name, run.tick] = execution  # a commit that went unanswered may have worked
         else:
             self._tell(execution, outcome)
+
+    def _went_on(self, job: Job) -> None:
+        """A run of the job is over."""
+        self._going_on[job.name] -= 1
+        if not self._going_on[job.name]:
+            if job.name in self._held:
+                self._held.discard(job.name)
+                self._line_up_ticks([job.name])
+            else:
+                self._backlog.discard(job.name)
 
     def _tell(self, execution: Execution, outcome: Outcome) -> None:
         run = execution.run
@@ -581,8 +638,13 @@ class TermOfJobs:
             else:
                 await asyncio.wait([task])
             if not task.cancelled() and task.exception() is None:
-                for execution in self._written(plan):  # and not begun: another leader is to run them
-                    self._changes.append(_handed_back(execution.run._key))
+                self._written(plan)
+            self._unanswered += plan.starting(self.lead.token)
+        for waiting in self._waiting:
+            if waiting.status == "running":
+                self._unanswered.append(RunKey(waiting.job.name, waiting.tick, waiting.attempt, self.lead.token))
+        # Claimed, or perhaps claimed, and not begun: another leader is to run them.
+        self._changes += map(_handed_back, self._unanswered)
         if self.lead._ended == "taken" or not self._changes:
             return
         if lost:  # the database does not answer: this is no time to wait for it
@@ -603,10 +665,6 @@ class TermOfJobs:
 
     def _emit(self, event: Event) -> None:
         emit(event, self.lead._observer)
-
-
-def _key(run: RunRecord) -> RunKey:
-    return RunKey(run.job, run.tick, run.attempt, run.token)
 
 
 def _handed_back(key: RunKey) -> Change:

@@ -11,13 +11,14 @@ however many jobs there are.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from aiolease._fence import FenceBroken, Refused, Term
-from aiolease._records import AHEAD, MAX_ERROR, Batch, Change, Enrolment, JobRecord, RunRecord, Stock
+from aiolease._records import AHEAD, Batch, Change, Enrolment, JobRecord, RunRecord, Stock, kept
 from aiolease._settle import bounded
 from aiolease.errors import AioleaseError, InvalidJob
 from aiolease.stores._drivers import Rows, Session, error_number
@@ -68,10 +69,12 @@ class MySQLLedger:
 
     async def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
         """See `LedgerStore.enroll`."""
-        for start in range(0, len(jobs), _AT_ONCE):
+        for start in range(0, max(len(jobs), 1), _AT_ONCE):
             await self._fenced(term, self._enrolling(term.name, jobs[start : start + _AT_ONCE]))
 
     def _enrolling(self, lease: str, jobs: Sequence[Enrolment]) -> Iterator[Statement]:
+        if not jobs:
+            return
         # A table of our own making, since neither VALUES() nor a row alias is taken by both servers without a warning.
         given = " UNION ALL SELECT ".join(
             ["%s AS job, %s AS schedule, %s AS timezone"] + ["%s, %s, %s"] * (len(jobs) - 1)
@@ -132,7 +135,7 @@ class MySQLLedger:
 
     def _changing(self, term: Term, change: Change, jobs: Sequence[str]) -> Iterator[Statement]:
         settings = "status = %s, attempt = %s, error = %s"
-        values: list[object] = [change.status, change.attempt, change.error and change.error[:MAX_ERROR]]
+        values: list[object] = [change.status, change.attempt, kept(change.error)]
         if change.status == "running":
             settings += ", started_at = UTC_TIMESTAMP(6)"
         elif change.status == "queued":
@@ -160,7 +163,7 @@ class MySQLLedger:
         for run in claims:
             rows.append(f"(%s, %s, %s, %s, %s, %s, %s, {moments.get(run.status, 'NULL, NULL')}, %s, %s, %s)")
             values += [term.name, run.job, _naive(run.tick), run.attempt, term.token, term.holder, run.status]
-            values += [run.error and run.error[:MAX_ERROR], run.tick_from and _naive(run.tick_from), run.count]
+            values += [kept(run.error), run.tick_from and _naive(run.tick_from), run.count]
         return (
             (
                 f"INSERT INTO {self._run_table} (lease, job, tick, attempt, token, holder, status, started_at, "
@@ -199,6 +202,8 @@ class MySQLLedger:
 
     async def history(self, name: str, job: str) -> list[RunRecord]:
         """See `LedgerStore.history`."""
+        if not _is_name(job):
+            return []
         sql = f"{self._runs_sql} WHERE lease = %s AND job = %s ORDER BY tick"
         return [_run(row) for row in (await self._ask(sql, (name, job)))[0]]
 
@@ -222,7 +227,7 @@ class MySQLLedger:
     async def _ask_job(self, sql: str, column: str, name: str, job: str) -> Any:
         of_job = "WHERE lease = %s AND job = %s"
         sql = f"{sql} {of_job}; SELECT {column} FROM {self._job_table} {of_job}"
-        rows = (await self._ask(sql, (name, job, name, job)))[1]
+        rows = (await self._ask(sql, (name, job, name, job)))[1] if _is_name(job) else None
         if not rows:
             raise InvalidJob(job, f"no leader of {name!r} ever had such a job")
         return rows[0][0]
@@ -236,6 +241,11 @@ class MySQLLedger:
             "SELECT job, tick, attempt, token, holder, status, started_at, finished_at, error, tick_from, `count` "
             f"FROM {self._run_table}"
         )
+
+
+def _is_name(job: str) -> bool:
+    """Whether a job can have this name: the server would compare others by rules of its own, or not at all."""
+    return bool(re.fullmatch(r"[!-~]{1,100}", job))
 
 
 def _job(row: tuple[Any, ...]) -> JobRecord:

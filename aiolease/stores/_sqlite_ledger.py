@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from aiolease._fence import FenceBroken, Refused, Term
-from aiolease._records import AHEAD, MAX_ERROR, Batch, Change, Enrolment, JobRecord, RunRecord, Stock
+from aiolease._records import AHEAD, Batch, Change, Enrolment, JobRecord, RunRecord, Stock, kept
 from aiolease.errors import InvalidJob
 from aiolease.stores._sqlite_transactions import microseconds, moment, transaction
 
@@ -45,7 +45,11 @@ class SQLiteLedger:
                 "started_at INTEGER, finished_at INTEGER, error TEXT, tick_from INTEGER, count INTEGER, "
                 "PRIMARY KEY (lease, job, tick)) WITHOUT ROWID"
             ),
-            f'CREATE INDEX IF NOT EXISTS "{prefix}run_status" ON {run} (lease, status)',
+            # SQLite takes the primary key, and so reads all runs of a lease, where it has an index on (lease, status).
+            (
+                f'CREATE INDEX IF NOT EXISTS "{prefix}run_unfinished" ON {run} (lease, tick, job) '
+                f"WHERE status IN {_UNFINISHED}"
+            ),
         )
         self._jobs_sql = f"SELECT {_JOB} FROM {job} WHERE lease = :lease ORDER BY job"
         self._attention_sql = (
@@ -217,7 +221,7 @@ def _change_values(term: Term, change: Change, now: int) -> dict[str, Any]:
         "adopt": change.adopt,
         "new_token": term.token,
         "new_holder": term.holder,
-        "error": _cut(change.error),
+        "error": kept(change.error),
         "now": now,
     }
 
@@ -231,16 +235,11 @@ def _claim_values(term: Term, run: RunRecord, now: int) -> dict[str, Any]:
         "token": term.token,
         "holder": term.holder,
         "status": run.status,
-        "error": _cut(run.error),
+        "error": kept(run.error),
         "tick_from": run.tick_from and microseconds(run.tick_from),
         "count": run.count,
         "now": now,
     }
-
-
-def _cut(error: str | None) -> str | None:
-    # What cannot be encoded, half of a surrogate pair, must not keep a failure from being recorded.
-    return error and error[:MAX_ERROR].encode(errors="replace").decode()
 
 
 def _job_record(row: tuple[Any, ...]) -> JobRecord:

@@ -16,13 +16,13 @@ from aiolease._fence import FenceBroken, Refused, RunKey, Term
 from aiolease._lease import Lease
 from aiolease._records import (
     AHEAD,
-    MAX_ERROR,
     Batch,
     Change,
     Enrolment,
     JobRecord,
     RunRecord,
     Stock,
+    kept,
 )
 from aiolease.errors import InvalidJob
 
@@ -85,7 +85,7 @@ class Ledger:
                 run,
                 token=term.token,
                 holder=term.holder,
-                error=run.error and run.error[:MAX_ERROR],
+                error=kept(run.error),
                 started_at=now if run.status == "running" else None,
                 finished_at=now if run.status == "skipped" else None,
             )
@@ -150,7 +150,7 @@ def _change(runs: dict[tuple[str, datetime], RunRecord], term: Term, change: Cha
         attempt=change.attempt,
         token=term.token if change.adopt else run.token,
         holder=term.holder if change.adopt else run.holder,
-        error=change.error and change.error[:MAX_ERROR],
+        error=kept(change.error),
         started_at=now if change.status == "running" else None if change.status == "queued" else run.started_at,
         finished_at=now if ended else None if change.status == "queued" else run.finished_at,
     )
