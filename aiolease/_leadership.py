@@ -334,6 +334,8 @@ class _Tenure:
         self._host = host
         self._cancelling = host.cancelling()
         self._cancels = 0
+        self._leftover = 0
+        self._message = f"the term of {claim.lease.name!r} is over"  # known again by its identity
         self._reason: LossReason | None = None
         self._ended_at = 0.0
         self._body_ended = False
@@ -355,6 +357,7 @@ class _Tenure:
         self._reason = self.lead._ended = reason
         self.lead._over.set()
         self._ended_at = self._clock()
+        self._leftover = self._host.cancelling() - self._cancelling
         # Not if the loss is on its way to the body, or if somebody cancels everything: that would tear its clean-up.
         unwinding = raised and asyncio.current_task() is self._host
         if not unwinding and not (reason == "error" and self._host.cancelling() > self._cancelling):
@@ -367,7 +370,7 @@ class _Tenure:
 
     def _cancel_body(self) -> None:
         # As by Task.cancel(): once, so that the clean-up of the body may await.
-        if not self._body_ended and self._host.cancel():
+        if not self._body_ended and self._host.cancel(self._message):
             self._cancels += 1
 
     def body_has_ended(self) -> None:
@@ -375,6 +378,7 @@ class _Tenure:
         late = self._reason is None and self._clock() >= self.lead._deadline
         if late:  # the loop was blocked past the deadline, or the body found out by itself
             self._reason, self._ended_at = "expired", self._clock()
+            self._leftover = self._host.cancelling() - self._cancelling
         self._body_ended = True
         self.lead._ended = self._reason or "resigned"
         self.lead._over.set()
@@ -557,7 +561,7 @@ class _Tenure:
         for _ in range(self._cancels):
             if self._host.cancelling() > self._cancelling:
                 self._host.uncancel()
-        outside = self._host.cancelling() > self._cancelling and asyncio.current_task() is self._host
+        outside = asyncio.current_task() is self._host and self._cancelled_from_outside(error)
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
             raise error
         if cancelled is not None and asyncio.current_task() is not self._host:
@@ -583,6 +587,22 @@ class _Tenure:
         # A cancellation may carry what it replaced: a COMMIT whose answer was lost.
         cause = error.__cause__ if isinstance(error, asyncio.CancelledError) else error
         raise LeadershipLost(lead.name, lead.holder, lead.token, reason) from cause
+
+    def _cancelled_from_outside(self, error: BaseException | None) -> bool:
+        """Whether somebody else cancelled the host too.
+
+        Its count alone does not tell: before Python 3.13 a task group whose child fails leaves one behind. What was
+        counted when the term ended is not believed if the body was left by our own cancellation, and by no other.
+        """
+        counted = self._host.cancelling() - self._cancelling
+        if not isinstance(error, asyncio.CancelledError) or counted != self._leftover:
+            return counted > 0
+        chain: BaseException | None = error
+        while chain is not None:
+            if isinstance(chain, asyncio.CancelledError) and not any(part is self._message for part in chain.args):
+                return counted > 0
+            chain = chain.__context__
+        return False
 
     def facts(self) -> _Facts:
         """What every event of this term carries."""

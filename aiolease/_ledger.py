@@ -78,6 +78,15 @@ def due(
             found.skipped.append(Skip(first, last, schedule.count_between(after, until), reason))
             after = last
 
+    first = schedule.next_after(after)
+    if first is None or first > now:
+        return found
+    following = schedule.next_after(first)
+    if following is None or following > now:  # the one tick of a leader that is in time: no need to count
+        age = (now - first).total_seconds()
+        if (max_age is None or age <= max_age) and (missed != "skip" or age < young):
+            found.run = [first]
+            return found
     newest = schedule.latest_between(after, now)
     if newest is None:
         return found

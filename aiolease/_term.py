@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
+import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
@@ -44,6 +45,9 @@ _MOST = 1000
 
 _PRUNED_AT_ONCE = 50
 """For how many jobs old rows are deleted between two looks at what is due."""
+
+_BUSY_FOR = 1.0
+"""Seconds without an idle moment after which old rows are deleted all the same."""
 
 _QUIETEST = 60.0
 """Seconds between two warnings about a ledger that cannot be written."""
@@ -124,6 +128,7 @@ class TermOfJobs:
         self._warned_at = -math.inf
         self._under_way: tuple[asyncio.Task[None], _Plan] | None = None
         self._unanswered: list[RunKey] = []  # runs that were to start: the ledger may call them running
+        self._pruned_at = -math.inf
         self._grown: dict[str, float] = {}  # finished rows since the last pruning
         self.ended = False
         self.open = True
@@ -170,6 +175,8 @@ class TermOfJobs:
             pause = min(pause, await self._attempt(self._look()))
         elif plan := self._plan(claim=claim):
             pause = min(pause, await self._attempt(self._carry_out(plan)))
+            if self._loop.time() - self._pruned_at > _BUSY_FOR:
+                await self._prune()
         else:
             self._failures = 0  # not after a reading alone: what was to be written may fail each time
             await self._prune()
@@ -390,7 +397,7 @@ class TermOfJobs:
         """Claims all that is due now; what is popped from the heap is put back when it is known what was written."""
         now = self.lead.database_now()
         triggered = {job.name for job, run in plan.claims if run.status != "skipped"}
-        while self._heap and self._heap[0][0] <= now and len(plan.claims) < _MOST:
+        while self._heap and self._heap[0][0] <= now and len(plan.claims) - len(plan.skips) < _MOST:
             _, name = heapq.heappop(self._heap)
             self._lined_up.discard(name)
             job = self._jobs[name]
@@ -559,13 +566,15 @@ class TermOfJobs:
             self._emit(Notice(**facts, severity="ERROR", text=text))
 
     def _grew(self, job: str) -> None:
-        """Counts a row that is, or will be, finished. The first one of a term has the rows of earlier terms pruned."""
-        self._grown[job] = self._grown.get(job, math.inf) + 1
+        """Counts a row that is, or will be, finished. Not from 0, since nobody knows how many there were."""
+        if self._history is not None:
+            self._grown[job] = self._grown.get(job, random.uniform(0, self._history / 10)) + 1
 
     async def _prune(self) -> None:
         """Deletes old rows of some jobs: those that have grown by a tenth of what is kept."""
         if self._history is None:
             return
+        self._pruned_at = self._loop.time()
         full = [job for job, grown in self._grown.items() if grown > self._history / 10][:_PRUNED_AT_ONCE]
         if full:
             try:

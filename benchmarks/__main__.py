@@ -13,8 +13,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from loguru import logger
+
 from aiolease import AioleaseError
-from benchmarks import footprint, handover, load, machine, renewal, takeover
+from benchmarks import footprint, handover, jobs, load, machine, renewal, takeover, ticks, transactions
 from benchmarks.candidates import BenchmarkFailed
 from benchmarks.databases import KINDS, Database, Kind, open_databases
 from benchmarks.report import Table
@@ -23,6 +25,9 @@ TOPICS: Final[dict[str, Callable[..., Awaitable[Table]]]] = {
     "handover": handover.measure,
     "takeover": takeover.measure,
     "renewal": renewal.measure,
+    "transactions": transactions.measure,
+    "ticks": ticks.measure,
+    "jobs": jobs.measure,
     "load": load.measure,
     "footprint": footprint.measure,
 }
@@ -67,6 +72,8 @@ def main() -> int:
     unknown = sorted(set(arguments.topics) - set(TOPICS))
     if unknown:
         parser.error(f"unknown topic {', '.join(unknown)}; use some of {', '.join(TOPICS)}")
+    logger.remove()
+    logger.add(sys.stderr, level="WARNING")
     # As Ctrl-C: what was started is ended in good order.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with open_databases(arguments.servers) as (databases, missing):

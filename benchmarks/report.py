@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
-Unit = Literal["ms", "x", "/s", "MB", ""]
+Unit = Literal["ms", "x", "/s", "MB", "KB", "%", ""]
 
 
 @final
@@ -36,12 +36,12 @@ class Figure:
 def _number(value: float, unit: Unit) -> str:
     if unit == "":
         return f"{value:g}"
-    text = f"{value:.1f}" if unit == "MB" or abs(value) >= 20 else f"{value:.2f}"
+    text = f"{value:.1f}" if unit in {"MB", "KB", "%"} or abs(value) >= 20 else f"{value:.2f}"
     return "0.00" if text == "-0.00" else text
 
 
 def _with_unit(value: float, unit: Unit) -> str:
-    return f"{_number(value, unit)}{'' if unit in {'', '/s', 'x'} else ' '}{unit}"
+    return f"{_number(value, unit)}{'' if unit in {'', '/s', 'x', '%'} else ' '}{unit}"
 
 
 def milliseconds(seconds: float, aim: float | None = None) -> Figure:

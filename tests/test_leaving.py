@@ -1061,3 +1061,61 @@ def test_release_follows_the_end_of_the_body_in_real_time() -> None:
     for loop_factory in (asyncio.new_event_loop, uvloop.new_event_loop):
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(main())
+
+
+# -- a count of cancellations that somebody left behind
+
+
+async def _fail() -> None:
+    await asyncio.sleep(0.01)
+    raise ValueError
+
+
+async def _leave_a_cancellation_behind() -> None:
+    """A task group whose child fails while it waits: before Python 3.13 its parent counts as cancelled for ever."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_fail())
+    except* ValueError:
+        pass
+
+
+@virtual_time
+async def test_a_resignation_after_a_failed_child_is_no_cancellation() -> None:
+    """What a task group has left behind is not taken for a cancellation from outside: `resign` ends well."""
+    async with leadership(MemoryStore()) as lead:
+        await _leave_a_cancellation_behind()
+        lead.resign()
+        await asyncio.sleep(60)
+
+
+@virtual_time
+async def test_a_loss_after_a_failed_child_is_a_loss() -> None:
+    """Nor does it hide a loss: else `run_as_leader` would leave the election for good."""
+    store = MemoryStore()
+    with losing():
+        async with leadership(store):
+            await _leave_a_cancellation_behind()
+            store.down = True
+            await asyncio.sleep(60)
+
+
+@virtual_time
+async def test_a_cancellation_that_is_under_way_goes_before_a_loss() -> None:
+    """One from outside still does, also if the term is lost while the body unwinds from it."""
+    store = MemoryStore()
+
+    async def lead() -> None:
+        async with leadership(store):
+            await _leave_a_cancellation_behind()
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                store.down = True
+                await asyncio.sleep(60)
+
+    task = asyncio.create_task(lead())
+    await asyncio.sleep(5)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()

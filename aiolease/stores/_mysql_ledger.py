@@ -196,7 +196,7 @@ class MySQLLedger:
         )
         for some in _cut(jobs, 50):
             values = [value for job in some for value in (name, job, keep, name, job)]
-            await self._other_session.run("; ".join([sql] * len(some)), values)
+            await self._other_session.run("; ".join(["START TRANSACTION", *[sql] * len(some), "COMMIT"]), values)
 
     # -- what people ask
 

@@ -195,7 +195,7 @@ class SQLiteLedger:
                 connection.execute(sql, values | {"now": self._now()})
                 row = connection.execute(self._job_sql, values).fetchone()
             if row is None:
-                raise InvalidJob(job, f"no leader of lease {name!r} ever had such a job")
+                raise InvalidJob(job, f"no leader of {name!r} ever had such a job")
             return _job_record(row)
 
         return await self._run(work)

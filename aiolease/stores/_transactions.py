@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC
 from typing import Any, Protocol
 
@@ -244,9 +245,16 @@ class EngineLender:
 
     async def give_back(self, connection: Any, *, broken: bool) -> None:
         """See `Lender.give_back`."""
-        if broken:
+        # It rolls back, and the session may be gone: what became of the transaction is known already.
+        with suppress(Exception):
+            if not broken:
+                async with asyncio.timeout(_ROLLBACK_LIMIT):
+                    await connection.close()
+                return
+        with suppress(Exception):
             await connection.invalidate()
-        await connection.close()
+        with suppress(Exception):
+            await connection.close()
 
 
 class DriverLender:

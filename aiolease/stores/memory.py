@@ -6,8 +6,8 @@ One `MemoryServer` is the database; each `MemoryStore` on it stands for one proc
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import ChainMap, defaultdict
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -74,8 +74,8 @@ class Ledger:
                 )
 
     def record(self, term: Term, batch: Batch, now: datetime) -> None:
-        """See `LedgerStore.record`: works on copies, so that a batch which is refused leaves nothing behind."""
-        jobs, runs = dict(self.jobs), dict(self.runs)
+        """See `LedgerStore.record`: writes beside the rows first, so that a batch which is refused leaves nothing."""
+        jobs, runs = ChainMap({}, self.jobs), ChainMap({}, self.runs)
         for change in batch.changes:
             _change(runs, term, change, now)
         for run in batch.claims:
@@ -101,14 +101,19 @@ class Ledger:
             if job is None or job.requested_at != requested_at:
                 raise Refused
             jobs[name] = replace(job, requested_at=None)
-        self.jobs, self.runs = jobs, runs
+        self.jobs.update(jobs.maps[0])
+        self.runs.update(runs.maps[0])
 
     def prune(self, jobs: Sequence[str], keep: int) -> None:
         """See `LedgerStore.prune`."""
+        finished = defaultdict(list)
+        for run in self.runs.values():
+            if run.status not in {"queued", "running"}:
+                finished[run.job].append(run.tick)
         for job in jobs:
-            finished = [run for run in self.history(job) if run.status not in {"queued", "running"}]
-            for run in finished[: max(len(finished) - keep, 0)]:
-                del self.runs[run.job, run.tick]
+            ticks = sorted(finished[job])
+            for tick in ticks[: max(len(ticks) - keep, 0)]:
+                del self.runs[job, tick]
 
     def history(self, job: str) -> list[RunRecord]:
         """See `LedgerStore.history`."""
@@ -136,7 +141,7 @@ class Ledger:
         return self.jobs[job]
 
 
-def _change(runs: dict[tuple[str, datetime], RunRecord], term: Term, change: Change, now: datetime) -> None:
+def _change(runs: MutableMapping[tuple[str, datetime], RunRecord], term: Term, change: Change, now: datetime) -> None:
     key = change.key
     run = runs.get((key.job, key.tick))
     if run is None or (run.status, run.token, run.attempt) != (change.was, key.token, key.attempt):
@@ -249,13 +254,11 @@ class MemoryServer:
             FenceBroken: The term is not the latest.
             Refused: The run is not the running one.
         """
-        row = self.fences.get(term.name)
-        if row is None or (row.holder, row.token) != (term.holder, term.token):
-            raise FenceBroken
+        batch = Batch()
         if final is not None:
             change = Change(key=final, was="running", status="succeeded", attempt=final.attempt, required=True)
-            self.ledgers[term.name].record(term, Batch(changes=[change]), self.now())
-        row.fence += 1
+            batch.changes.append(change)
+        self.record(term, batch)
 
     def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
         """See `LedgerStore.enroll`."""
@@ -264,8 +267,11 @@ class MemoryServer:
 
     def record(self, term: Term, batch: Batch) -> None:
         """See `LedgerStore.record`."""
-        self.fence(term)
+        row = self.fences.get(term.name)
+        if row is None or (row.holder, row.token) != (term.holder, term.token):
+            raise FenceBroken
         self.ledgers[term.name].record(term, batch, self.now())
+        row.fence += 1
 
     def wake(self) -> None:
         """Wakes every watching candidate."""

@@ -1,0 +1,120 @@
+"""A fenced transaction, and one that ends its run, beside a plain one: BEGIN, one INSERT, COMMIT."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import asyncmy
+
+from aiolease import JobRun, Leadership, leadership, open_store
+from aiolease._fence import Term
+from aiolease._records import Batch, RunRecord
+from benchmarks.databases import Database, ServerDatabase
+from benchmarks.report import Figure, Table, milliseconds
+from benchmarks.samples import median, percentile
+
+AIMS = {"mariadb": 1.3}
+WARM = 20
+Call = Callable[[], Awaitable[None]]
+Connect = Callable[[], AbstractAsyncContextManager[Any]]
+
+
+async def measure(databases: Sequence[Database], *, quick: bool) -> Table:
+    times = 200 if quick else 600
+    table = Table(
+        topic="transactions",
+        title=f"transactions: with one INSERT, fenced beside plain, by turns, {times} of each",
+        notes=[
+            "plain is BEGIN, INSERT and COMMIT on a connection of the same asyncmy pool (autocommit); on SQLite one of",
+            "aiosqlite, opened for each as aiolease does it, or kept open; 'final' also records the run's success",
+            "all end in one commit: what the fence adds does not depend on the disk, but the ratio does",
+        ],
+    )
+    for database in databases:
+        if isinstance(database, ServerDatabase):
+            table.rows[database.kind] = await _on_server(database, times)
+        else:
+            url = database.fresh("transactions")
+            connect = partial(aiosqlite.connect, Path(url.removeprefix("sqlite:///")), isolation_level=None)
+            table.rows["sqlite"] = await _of(url, connect, times)
+            async with connect() as kept:
+                table.rows["sqlite, kept open"] = await _of(url, partial(nullcontext, kept), times)
+    return table
+
+
+async def _on_server(database: ServerDatabase, times: int) -> dict[str, Figure]:
+    database.fresh("transactions")
+    server = database.server
+    async with asyncmy.create_pool(
+        host=server.host, port=server.port, user=server.user, db="transactions", autocommit=True
+    ) as pool:
+        return await _of(pool, pool.acquire, times, AIMS.get(database.kind))
+
+
+async def _of(target: Any, connect: Connect, times: int, aim: float | None = None) -> dict[str, Figure]:
+    async with open_store(target) as store, leadership(store) as lead:
+        first = lead.elected_at - timedelta(days=1)
+        ticks = [first + timedelta(seconds=number) for number in range(times + WARM)]
+        runs = [
+            RunRecord(job="bench", tick=tick, token=lead.token, holder=lead.holder, status="running") for tick in ticks
+        ]
+        for start in range(0, len(runs), 1000):
+            await store.record(Term(lead.name, lead.holder, lead.token), Batch(claims=runs[start : start + 1000]))
+        async with connect() as connection:
+            await run(connection, "CREATE TABLE IF NOT EXISTS bench (id INTEGER NOT NULL, note VARCHAR(100))")
+        calls = _calls(lead, connect, ticks)
+        durations: dict[str, list[float]] = {name: [] for name in calls}
+        order = list(calls)
+        for number in range(times + WARM):
+            for name in (*order[number % 3 :], *order[: number % 3]):
+                started = time.perf_counter()
+                await calls[name]()
+                if number >= WARM:
+                    durations[name].append(time.perf_counter() - started)
+    p50 = {name: median(values) for name, values in durations.items()}
+    return {
+        "plain p50": milliseconds(p50["plain"]),
+        "fenced p50": milliseconds(p50["fenced"]),
+        "ratio of p50": Figure(value=p50["fenced"] / p50["plain"], unit="x", aim=aim),
+        "final p50": milliseconds(p50["final"]),
+        "its ratio": Figure(value=p50["final"] / p50["plain"], unit="x"),
+        **{f"{name} p99": milliseconds(percentile(values, 99)) for name, values in durations.items()},
+    }
+
+
+async def run(connection: Any, sql: str) -> None:
+    """One statement: the drivers differ in their cursors."""
+    if isinstance(connection, aiosqlite.Connection):
+        await (await connection.execute(sql)).close()
+    else:
+        async with connection.cursor() as cursor:
+            await cursor.execute(sql)
+
+
+def _calls(lead: Leadership, connect: Connect, ticks: Sequence[datetime]) -> dict[str, Call]:
+    insert = "INSERT INTO bench (id, note) VALUES (1, 'what a job writes')"
+    left = iter(ticks)
+
+    async def plain() -> None:
+        async with connect() as connection:
+            await run(connection, "BEGIN")
+            await run(connection, insert)
+            await run(connection, "COMMIT")
+
+    async def fenced() -> None:
+        async with lead.transaction() as connection:
+            await run(connection, insert)
+
+    async def final() -> None:
+        job = JobRun(job="bench", tick=next(left), leadership=lead)
+        async with job.transaction(final=True) as connection:
+            await run(connection, insert)
+
+    return {"plain": plain, "fenced": fenced, "final": final}
