@@ -1,4 +1,4 @@
-"""Tools for tests, of aiolease and of its users: virtual time, and a store with faults.
+"""Tools for tests, of aiolease and of its users: virtual time, a store with faults, and a run to call a job with.
 
 In virtual time a loop's clock jumps to its next timer as soon as nothing is left to do, so that an hour takes a
 millisecond, and every run is the same::
@@ -11,7 +11,8 @@ millisecond, and every run is the same::
                 store.down = True
                 await asyncio.sleep(3600)
 
-It knows no threads and no sockets: a ``def`` job or a real database does not run in it.
+It knows no threads and no sockets: a ``def`` job or a real database does not run in it. ``examples/test_worker.py``
+shows how an application is tested with it, and pytest-asyncio.
 """
 
 from __future__ import annotations
@@ -21,13 +22,21 @@ import functools
 import selectors
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from aiolease.errors import StoreUnavailable
-from aiolease.stores.memory import MemoryServer
+from aiolease._candidate import Claim
+from aiolease._clock import boot_clock, current_clock, replaced
+from aiolease._leadership import Leadership
+from aiolease._lease import Lease
+from aiolease._records import RunRecord
+from aiolease._runs import JobRun
+from aiolease._settings import Timings
+from aiolease.errors import LossReason, StoreUnavailable
+from aiolease.stores.memory import Fence, MemoryServer
 from aiolease.stores.memory import MemoryStore as _PlainStore
 
-__all__ = ["MemoryServer", "MemoryStore", "VirtualLoop", "run_virtual", "virtual_time"]
+__all__ = ["MemoryServer", "MemoryStore", "VirtualLoop", "job_run", "run_virtual", "virtual_time"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -165,3 +174,43 @@ class MemoryStore(_PlainStore):
         answer = await faults.popleft()(statement) if faults else statement()
         await asyncio.sleep(self.latency / 2)
         return answer
+
+
+def job_run(job: str = "job", *, tick: datetime | None = None, attempt: int = 1, context: Any = None) -> JobRun:
+    """A run to call a job's function with, outside of any registry; also where no loop runs, for a ``def`` job.
+
+    Its term lasts for hours of the clock, and ends when ``run.leadership.resign()`` is called: `JobRun.check` raises
+    then. Its transactions are those of a `MemoryStore`: the connection is a list of calls, made when it commits.
+
+    Args:
+        job: The job's name.
+        tick: The moment at which it fell due, aware; now by default.
+        attempt: The number of the attempt.
+        context: What the job finds as ``run.context``.
+    """
+    now = datetime.now(UTC)
+    tick = now if tick is None else tick.astimezone(UTC)
+    try:
+        clock = current_clock()
+    except RuntimeError:  # no loop runs
+        clock = boot_clock
+    store, day = MemoryStore(), timedelta(days=1)
+    lease = Lease(
+        name="default", holder="test", token=1, beat=1, elected_at=now, renewed_at=now, expires_at=now + day,
+        resign_token=None, now=now,
+    )  # fmt: skip
+    store.server.leases[lease.name] = lease
+    store.server.fences[lease.name] = Fence("test", 1)
+    record = RunRecord(job=job, tick=tick, attempt=attempt, token=1, holder="test", status="running", started_at=now)
+    store.server.ledgers[lease.name].runs[job, tick] = record
+
+    def end(reason: LossReason, **_: bool) -> None:
+        lead._ended = lead._ended or reason
+
+    undo = replaced.set(clock)
+    try:
+        timings = Timings.make(lease_duration=day.total_seconds())
+        lead = Leadership(store, Claim(lease, clock(), clock()), timings, end)
+    finally:
+        replaced.reset(undo)
+    return JobRun(job=job, tick=tick, attempt=attempt, leadership=lead, context=context)

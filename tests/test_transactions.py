@@ -1432,7 +1432,7 @@ async def test_a_commit_in_memory_whose_answer_is_lost_is_unknown() -> None:
     """In memory, too, a lost answer is `CommitUnknown`, by what the term has left; the term goes on."""
     store, made = MemoryStore(), []
     async with leadership(store) as lead:
-        store.lose_reply("commit")  # type: ignore[arg-type]
+        store.lose_reply("commit")
         left, began = lead.remaining, asyncio.get_running_loop().time()
         with pytest.raises(CommitUnknown):
             async with lead.transaction() as calls:

@@ -226,8 +226,9 @@ class MySQLLedger:
 
     async def _ask_job(self, sql: str, column: str, name: str, job: str) -> Any:
         of_job = "WHERE lease = %s AND job = %s"
-        sql = f"{sql} {of_job}; SELECT {column} FROM {self._job_table} {of_job}"
-        rows = (await self._ask(sql, (name, job, name, job)))[1] if _is_name(job) else None
+        # In one transaction, so that the leader cannot see to it between the two.
+        sql = f"START TRANSACTION; {sql} {of_job}; SELECT {column} FROM {self._job_table} {of_job}; COMMIT"
+        rows = (await self._ask(sql, (name, job, name, job)))[2] if _is_name(job) else None
         if not rows:
             raise InvalidJob(job, f"no leader of {name!r} ever had such a job")
         return rows[0][0]

@@ -273,6 +273,16 @@ class MemoryServer:
         self.ledgers[term.name].record(term, batch, self.now())
         row.fence += 1
 
+    def take(self, name: str, holder: str = "another", duration: float = 30.0) -> Lease:
+        """Gives a lease to another holder, whoever has it now: a newer term begins at once, and nobody is told."""
+        lease = self.claim(name, holder, duration, self.read(name), force=True)
+        assert lease is not None
+        return lease
+
+    def step_clock(self, seconds: float) -> None:
+        """Sets the server's clock forward, or back."""
+        self.clock_offset += timedelta(seconds=seconds)
+
     def wake(self) -> None:
         """Wakes every watching candidate."""
         self._released.set()
