@@ -221,11 +221,14 @@ class JobRegistry:
 
         Raises:
             LeadershipLost: The term has ended already.
+            ConfigurationError: These jobs run in this term already.
         """
         await self._run(lead, asyncio.Event(), context=context, drain_timeout=drain_timeout)
 
     async def _run(self, lead: Leadership, stopping: asyncio.Event, *, context: Any, drain_timeout: float) -> None:
         lead.check()
+        if any(term.lead is lead for term in self._terms):
+            raise ConfigurationError("lead", lead.token, "these jobs run in this term already: run them once")
         term = TermOfJobs(
             lead,
             self._jobs.values(),

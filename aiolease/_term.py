@@ -127,7 +127,7 @@ class TermOfJobs:
         self._failures = 0  # exchanges in a row, but for readings, that went wrong
         self._warned_at = -math.inf
         self._under_way: tuple[asyncio.Task[None], _Plan] | None = None
-        self._unanswered: list[RunKey] = []  # runs that were to start: the ledger may call them running
+        self._unanswered: set[RunKey] = set()  # runs that were to start: the ledger may call them running
         self._pruned_at = -math.inf
         self._grown: dict[str, float] = {}  # finished rows since the last pruning
         self.ended = False
@@ -292,7 +292,6 @@ class TermOfJobs:
 
     def _sort_out(self, stock: Stock) -> None:
         """Takes over the runs of earlier terms, and finds those of this term whose answer was lost."""
-        self._unanswered.clear()
         running = {(execution.job.name, execution.run.tick) for execution in self._running.values()}
         pending = {(change.key.job, change.key.tick) for change in self._changes}
         self._waiting.clear()
@@ -305,7 +304,9 @@ class TermOfJobs:
             place, job = (run.job, run.tick), self._jobs.get(run.job)
             if place in pending or place in running:
                 continue
-            if run.token != self.lead.token:
+            key = RunKey(run.job, run.tick, run.attempt, run.token)
+            mine = run.token == self.lead.token and (run.status == "queued" or key in self._unanswered)
+            if not mine:
                 self._inherit(run, job, stock.now)
             elif job is not None:
                 # One that is running was to be started, and has not been. It is not written back: the server may
@@ -343,7 +344,8 @@ class TermOfJobs:
     # -- what is to be done
 
     def _plan(self, *, claim: bool) -> _Plan | None:
-        plan = _Plan(Batch(changes=list(self._changes)), len(self._changes))
+        pending = self._changes[:_MOST]
+        plan = _Plan(Batch(changes=pending), len(pending))
         if claim:
             free = self._max_running - len(self._running)
             free -= self._plan_waiting(plan, free)
@@ -457,7 +459,7 @@ class TermOfJobs:
                 task.result()
             except BaseException as error:
                 self._line_up_ticks(plan.batch.high_ticks)
-                self._unanswered += plan.starting(self.lead.token)
+                self._unanswered.update(plan.starting(self.lead.token))
                 if isinstance(error, Refused):
                     self._refused.update(plan.batch.requests.keys())
                 raise
@@ -466,7 +468,7 @@ class TermOfJobs:
             for execution in starting:
                 self._start(execution)
         else:  # the answer was read too late: the process stood still
-            self._unanswered += plan.starting(self.lead.token)
+            self._unanswered.update(plan.starting(self.lead.token))
 
     def _written(self, plan: _Plan) -> list[Execution]:
         """Notes that a plan was written; returns what is to be started."""
@@ -509,6 +511,7 @@ class TermOfJobs:
 
     def _start(self, execution: Execution) -> None:
         run = execution.run
+        self._unanswered.discard(run._key)
         late = (self.lead.database_now() - run.tick).total_seconds()
         self._emit(RunStarted(**self._facts(), job=run.job, tick=run.tick, late=late))
         task = asyncio.create_task(execution.go(), name=f"aiolease job {run.job}")
@@ -541,6 +544,8 @@ class TermOfJobs:
         self._changes.append(change)
         if run._doubt is not None and change.status == "queued" and not self.ended:
             self._in_doubt[job.name, run.tick] = execution  # a commit that went unanswered may have worked
+            text = f"{job.name!r} is begun again if its final transaction was not committed: {describe(run._doubt)}"
+            self._emit(Notice(**self._facts(), severity="WARNING", text=text))
         else:
             self._tell(execution, outcome)
 
@@ -648,26 +653,27 @@ class TermOfJobs:
                 await asyncio.wait([task])
             if not task.cancelled() and task.exception() is None:
                 self._written(plan)
-            self._unanswered += plan.starting(self.lead.token)
-        for waiting in self._waiting:
-            if waiting.status == "running":
-                self._unanswered.append(RunKey(waiting.job.name, waiting.tick, waiting.attempt, self.lead.token))
+            self._unanswered.update(plan.starting(self.lead.token))
         # Claimed, or perhaps claimed, and not begun: another leader is to run them.
         self._changes += map(_handed_back, self._unanswered)
         if self.lead._ended == "taken" or not self._changes:
             return
         if lost:  # the database does not answer: this is no time to wait for it
             limit = min(limit, self.lead._timings.unwind / 5)
-        batch = Batch(changes=self._changes)
         try:
-            await bounded(limit, self.lead._store.description, self._store.record(self._term, batch))
+            async with asyncio.timeout(limit):
+                for start in range(0, len(self._changes), _MOST):
+                    await self._store.record(self._term, Batch(changes=self._changes[start : start + _MOST]))
+        except TimeoutError:
+            self._not_closed("no answer in time")
         except (FenceBroken, Refused):
             pass
         except TROUBLE as error:
-            text = (
-                f"could not write how the last runs of {self.lead.name!r} ended, the next term calls them lost: {error}"
-            )
-            self._emit(Notice(**self._facts(), severity="WARNING", text=text))
+            self._not_closed(str(error))
+
+    def _not_closed(self, why: str) -> None:
+        text = f"could not write how the last runs of {self.lead.name!r} ended, the next term calls them lost: {why}"
+        self._emit(Notice(**self._facts(), severity="WARNING", text=text))
 
     def _facts(self) -> dict[str, Any]:
         return {"lease": self.lead.name, "holder": self.lead.holder, "token": self.lead.token}

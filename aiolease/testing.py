@@ -144,7 +144,12 @@ class MemoryStore(_PlainStore):
             answer: asyncio.Future[Any] = loop.create_future()
 
             def act() -> None:
-                result = statement()
+                try:
+                    result = statement()
+                except Exception as error:  # noqa: BLE001 - it is the answer
+                    if not answer.done():
+                        answer.set_exception(error)
+                    return
                 if not answer.done():
                     answer.set_result(result)
 
