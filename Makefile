@@ -66,7 +66,7 @@ clean:
 # The developers' set holds the user's, so either stamp serves the demo.
 .venv/installed: pyproject.toml | .venv/bin/python
 	@if [ .venv/installed-dev -nt pyproject.toml ]; then :; else \
-		echo "installing aiolease into .venv"; $(PIP) install -e . ; fi
+		echo "installing aiolease into .venv"; $(PIP) install -e '.[aiosqlite]'; fi
 	@touch $@
 
 .venv/installed-dev: pyproject.toml | .venv/bin/python

@@ -11,7 +11,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import anyio
 
@@ -128,6 +128,7 @@ class Candidate:
         self._clock = current_clock()
         self._lease: Lease | None = None
         self._sighting: Sighting | None = None
+        self._database_time: tuple[datetime, float] | None = None  # at the latest reading, and the local clock then
         self._unknown: dict[str, float] = {}  # the holders of claims whose answer was lost, and when they were sent
         self._pause = 0.0
         self._hint = True
@@ -218,7 +219,13 @@ class Candidate:
         self._contact.saw(lease)
         if lease is not None:
             # A released row is free as it stands; only of a held one is it told how long it has not changed.
-            self._sighting = None if lease.holder is None else Sighting.of(lease, received, self._sighting)
+            stepped = 0.0
+            if self._database_time is not None:
+                then, at = self._database_time
+                stepped = (lease.now - then) / timedelta(seconds=1) - (received - at)
+            self._database_time = (lease.now, received)
+            sighting = Sighting.of(lease, received, self._sighting, stepped=stepped)
+            self._sighting = None if lease.holder is None else sighting
         self._lease = lease
         if self._stay_out and lease and lease.token > self._stay_out.token:
             self._stay_out = None
@@ -295,7 +302,12 @@ class Candidate:
         del self._unknown[holder]
         received = self._clock()
         if result is not None and result.holder == holder:
-            return Claim(result, sent_at, received)
+            if received < sent_at + self._timings.renew_deadline:
+                return Claim(result, sent_at, received)
+            # The process stood still between the two. Nobody led by this claim, so nobody has to wait for its expiry.
+            await self._give_back(result)
+            self._pause = 0.0
+            return None
         self._saw(result, received)
         self._may_claim(result, received, trusting=False)
         return None

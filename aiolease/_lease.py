@@ -104,13 +104,21 @@ class Sighting:
     duration: float
 
     @classmethod
-    def of(cls, lease: Lease, received: float, earlier: Self | None = None) -> Self:
-        """The sighting of `lease`: `earlier` if the row has not changed since, else a new one."""
+    def of(cls, lease: Lease, received: float, earlier: Self | None = None, *, stepped: float = 0.0) -> Self:
+        """The sighting of `lease`: `earlier` if the row has not changed since, else a new one.
+
+        Args:
+            lease: The row.
+            received: The local clock when it had been read.
+            earlier: The sighting before.
+            stepped: Seconds by which the database's clock has gone ahead of the candidate's own since the candidate's
+                reading before this one. So much may be missing from what is left by the database's clock.
+        """
         if earlier is not None and (earlier.token, earlier.beat) == (lease.token, lease.beat):
             return earlier
         duration = max((lease.expires_at - lease.renewed_at) / timedelta(seconds=1), 0.0)
         left = (lease.expires_at - lease.now) / timedelta(seconds=1)
-        wait = left if 0 < left <= duration else duration
+        wait = min(left + max(stepped, 0.0), duration) if 0 < left <= duration else duration
         return cls(token=lease.token, beat=lease.beat, seen_at=received, wait=wait, duration=duration)
 
     def outlasted(self, clock: float) -> bool:

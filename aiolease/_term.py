@@ -121,6 +121,7 @@ class TermOfJobs:
         self._calls: set[asyncio.Task[Any]] = set()
         # What the ledger does not know yet
         self._changes: list[Change] = []
+        self._committed: set[RunKey] = set()  # runs that their final transactions ended since the latest reading
         self._in_doubt: dict[tuple[str, datetime], Execution] = {}
         self._stock_wanted = True
         self._look_at = 0.0
@@ -224,6 +225,7 @@ class TermOfJobs:
 
     async def _take_stock(self) -> None:
         """Reads the ledger: at the start of the term, and when it is not known what it says."""
+        self._committed.clear()
         stock = await self._bounded(self._store.take_stock(self.lead.name))
         self._saw(stock)
         new = [
@@ -305,6 +307,8 @@ class TermOfJobs:
             if place in pending or place in running:
                 continue
             key = RunKey(run.job, run.tick, run.attempt, run.token)
+            if key in self._committed:
+                continue
             mine = run.token == self.lead.token and (run.status == "queued" or key in self._unanswered)
             if not mine:
                 self._inherit(run, job, stock.now)
@@ -534,6 +538,7 @@ class TermOfJobs:
             outcome = task.result()
         self._grew(job.name)
         if outcome.committed:
+            self._committed.add(run._key)
             self._tell(execution, outcome)
             return
         if outcome.status == "lost":

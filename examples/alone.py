@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from loguru import logger
 
 from journal import Journal, log_to_stderr, open_journal
-from shop import ShopError, open_shop
+from shop import Shop, ShopError, open_shop
 
 
 async def timer(seconds: int, job: Callable[[], Awaitable[object]], name: str, journal: Journal) -> None:
@@ -37,6 +37,10 @@ async def timer(seconds: int, job: Callable[[], Awaitable[object]], name: str, j
         journal.write("RunFinished", **facts, status=status)
 
 
+async def send_notifications(shop: Shop) -> None:
+    await shop.post(await shop.write_letters())
+
+
 async def main(url: str, *, journal: str | None, pause: float) -> None:
     this = asyncio.current_task()
     assert this is not None
@@ -51,7 +55,7 @@ async def main(url: str, *, journal: str | None, pause: float) -> None:
         ):
             timers.create_task(timer(2, shop.close_stale_sessions, "close_stale_sessions", events))
             timers.create_task(timer(5, shop.purge_sessions, "purge_sessions", events))
-            timers.create_task(timer(3, shop.send_notifications, "send_notifications", events))
+            timers.create_task(timer(3, lambda: send_notifications(shop), "send_notifications", events))
             timers.create_task(timer(5, lambda: shop.debt_aging(datetime.now(UTC).date()), "debt_aging", events))
             timers.create_task(timer(4, shop.price_alerts, "price_alerts", events))
 

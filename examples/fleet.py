@@ -136,9 +136,11 @@ def summary(fleet: Fleet, lease: float) -> Iterator[str]:
     if handovers:
         times = f"median {statistics.median(handovers) * 1000:.1f} ms, worst {max(handovers) * 1000:.1f} ms"
         yield f"from a release to the next term: {times}"
-    again = sum(1 for runs in fleet.ran.values() if runs > 1)
+    ran, again = (sum(1 for runs in fleet.ran.values() if runs >= count) for count in (1, 2))
     failed = f", {many(fleet.failed_runs, 'run')} failed" if fleet.failed_runs else ""
-    yield f"jobs: {many(len(fleet.ran), 'tick')} run, {again or 'none'} of them more than once{failed}"
+    yield f"jobs: {many(ran, 'tick')} run, {again or 'none'} of them more than once{failed}"
+    lost, skipped = many(fleet.lost_runs, "run"), many(fleet.skipped_ticks, "tick")
+    yield f"in the ledger as well: {lost} lost with a killed leader, {skipped} skipped for newer ones"
 
 
 def without_password(url: str) -> str:

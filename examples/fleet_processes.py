@@ -86,7 +86,10 @@ class Fleet:
     Attributes:
         copies: The processes; one that is killed is replaced, in its place, a moment later.
         takeovers: All terms but the first.
-        ran: How often each tick of each job was run.
+        ran: How often each tick of each job was run; a run that was lost with its process is not counted once more
+            when it is begun again.
+        lost_runs: How many runs ended with their process or its term.
+        skipped_ticks: How many ticks were not run: most fell due while nobody led, and so did a newer one.
         failed_runs: How many runs raised an error.
     """
 
@@ -106,6 +109,8 @@ class Fleet:
         self.copies: list[Copy] = []
         self.takeovers: list[Takeover] = []
         self.ran: Counter[tuple[str, str]] = Counter()
+        self.lost_runs = 0
+        self.skipped_ticks = 0
         self.failed_runs = 0
 
     @asynccontextmanager
@@ -225,6 +230,12 @@ class Fleet:
             case "RunFinished":
                 copy.runs += 1
                 self.failed_runs += entry["status"] == "failed"
+                if entry["status"] == "lost":
+                    self.lost_runs += 1
+                    tick = entry["job"], entry["tick"]
+                    self.ran[tick] = max(self.ran[tick] - 1, 0)  # it may have been killed before it told of the start
+            case "TickSkipped":
+                self.skipped_ticks += entry["count"]
             case "Cost":
                 copy.cost = {key: entry[key] for key in ("at", "statements", "connections")}
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Final
+from typing import Any, Final
 
 from loguru import logger
 
@@ -22,7 +22,7 @@ import shop_seed
 from shop_database import Database, ShopError, ShopUnreachable, Transaction, as_text, insert, open_database
 from shop_opening import open_doors
 
-__all__ = ["Shop", "ShopError", "ShopUnreachable", "many", "open_shop"]
+__all__ = ["Letter", "Shop", "ShopError", "ShopUnreachable", "many", "open_shop"]
 
 AGED: Final = """CASE WHEN due_on >= :today THEN 'not due' WHEN due_on >= :month THEN '0-30'
     WHEN due_on >= :two_months THEN '31-60' WHEN due_on >= :three_months THEN '61-90' ELSE '90+' END"""
@@ -32,8 +32,30 @@ KINDS: Final = {
     "price": "Product no. {} is as cheap as you wanted",
     "reminder": "Invoice no. {} has fallen due",
 }
-BATCH: Final = 100
+BATCH: Final = 500
 ATTEMPTS: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Letter:
+    """What a notification says, and to whom.
+
+    Attributes:
+        notification: The notification's number.
+        attempts: How often it was tried to deliver it.
+        email: To whom it goes.
+        subject: What it says.
+    """
+
+    notification: int
+    attempts: int
+    email: str
+    subject: str
+
+    @property
+    def arrives(self) -> bool:
+        """Whether it is accepted: not at an address that is gone, and not always at the first attempt."""
+        return not self.email.endswith("@gone.example") and (self.notification + self.attempts) % 23 != 0
 
 
 @asynccontextmanager
@@ -104,19 +126,56 @@ class Shop:
         logger.info("purged {}", many(purged.count, "ended session"))
         return purged.count
 
-    async def send_notifications(self) -> int:
-        """Sends what is due in the queue, in batches; what cannot be delivered is tried again, later and later.
+    async def write_letters(self) -> list[Letter]:
+        """Writes letters for the notifications that are due, for a few hundred at most. Changes nothing."""
+        async with self._transaction() as do:
+            due = await do.execute(
+                """SELECT notification.id, attempts, email, kind, about FROM shop_notification notification
+                JOIN shop_customer customer ON customer.id = customer_id
+                WHERE state = 'queued' AND due_at <= :now ORDER BY due_at, notification.id LIMIT :batch""",
+                {"now": as_text(await do.now()), "batch": BATCH},
+            )
+        await asyncio.sleep(0.02)  # it takes a while to write them
+        return [
+            Letter(notification=number, attempts=attempts, email=email, subject=KINDS[kind].format(about))
+            for number, attempts, email, kind, about in due.rows
+        ]
 
-        A batch is posted first and marked afterwards: a crash in between sends it twice rather than never.
+    async def post(self, letters: Sequence[Letter], connection: Any = None) -> int:
+        """Posts letters and marks their notifications; what does not arrive is tried again, later and later.
+
+        Args:
+            letters: What is posted.
+            connection: One of the database's driver, in a transaction that the caller commits; by default one of the
+                shop's own.
         """
-        started = time.perf_counter()
         done = Counter[str]()
-        while batch := await self._send_batch():
-            done += batch
-        took = time.perf_counter() - started
+        async with self._transaction(connection) as do:
+            now = await do.now()
+            outbox, marks = [], []
+            for letter in letters:
+                state = "sent" if letter.arrives else "queued" if letter.attempts + 1 < ATTEMPTS else "failed"
+                done[state] += 1
+                due = now + timedelta(seconds=5 * 2**letter.attempts) if state == "queued" else now
+                sent = as_text(now) if state == "sent" else None
+                marks.append({"id": letter.notification, "state": state, "due": as_text(due), "sent": sent})
+                if sent is not None:
+                    outbox.append(
+                        {"id": letter.notification, "email": letter.email, "subject": letter.subject, "now": sent}
+                    )
+            await do.execute_many(
+                """INSERT INTO shop_outbox (notification_id, email, subject, posted_at)
+                VALUES (:id, :email, :subject, :now)""",
+                outbox,
+            )
+            await do.execute_many(
+                """UPDATE shop_notification SET state = :state, attempts = attempts + 1, due_at = :due, sent_at = :sent
+                WHERE id = :id AND state = 'queued'""",
+                marks,
+            )
         logger.info(
-            "sent {} in {:.2f} s ({:.0f}/s), {} to be tried again, {} given up",
-            *(many(done["sent"], "notification"), took, done["sent"] / took, done["queued"], done["failed"]),
+            "posting {}, {} to be tried again, {} given up",
+            *(many(done["sent"], "letter"), done["queued"], done["failed"]),
         )
         return done["sent"]
 
@@ -195,46 +254,6 @@ class Shop:
             [[letters]] = (await do.execute("SELECT COUNT(*) - COUNT(DISTINCT notification_id) FROM shop_outbox")).rows
         return int(letters)
 
-    async def _send_batch(self) -> Counter[str]:
-        async with self._transaction() as do:
-            now = await do.now()
-            batch = (
-                await do.execute(
-                    """SELECT notification.id, kind, about, attempts, email FROM shop_notification notification
-                    JOIN shop_customer customer ON customer.id = customer_id
-                    WHERE state = 'queued' AND due_at <= :now ORDER BY due_at, notification.id LIMIT :batch""",
-                    {"now": as_text(now), "batch": BATCH},
-                )
-            ).rows
-        if not batch:
-            return Counter()
-        posted = {number for number, _, _, attempts, email in batch if _arrives(number, attempts, email)}
-        letters = [
-            {"id": number, "email": email, "subject": KINDS[kind].format(about), "now": as_text(now)}
-            for number, kind, about, _, email in batch
-            if number in posted
-        ]
-        async with self._transaction() as do:
-            await do.execute_many(
-                """INSERT INTO shop_outbox (notification_id, email, subject, posted_at)
-                VALUES (:id, :email, :subject, :now)""",
-                letters,
-            )
-        await asyncio.sleep(0.02)  # the way to the letter box
-        marks = []
-        for number, _, _, attempts, _ in batch:
-            state = "sent" if number in posted else "queued" if attempts + 1 < ATTEMPTS else "failed"
-            due = now + timedelta(seconds=5 * 2**attempts) if state == "queued" else now
-            sent = as_text(now) if state == "sent" else None
-            marks.append({"id": number, "state": state, "due": as_text(due), "sent": sent})
-        async with self._transaction() as do:
-            await do.execute_many(
-                """UPDATE shop_notification SET state = :state, attempts = attempts + 1, due_at = :due, sent_at = :sent
-                WHERE id = :id AND state = 'queued'""",
-                marks,
-            )
-        return Counter(str(mark["state"]) for mark in marks)
-
     async def _receive(self, pause: float) -> None:
         dice = random.Random()
         sessions: list[int] = []
@@ -282,7 +301,10 @@ class Shop:
             await do.execute(*insert("shop_price_alert", shop_seed.alert(dice, product, price)))
 
     @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[Transaction]:
+    async def _transaction(self, connection: Any = None) -> AsyncIterator[Transaction]:
+        if connection is not None:
+            yield self._database.joined(connection)
+            return
         async with self._opening:
             if not self._whole:
                 await open_doors(self._database, self._seed)
@@ -294,8 +316,3 @@ class Shop:
 def many(count: int, thing: str) -> str:
     """A number of things, in words."""
     return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
-
-
-def _arrives(number: int, attempts: int, email: str) -> bool:
-    """Whether a letter is accepted: not at an address that is gone, and not always at the first attempt."""
-    return not email.endswith("@gone.example") and (number + attempts) % 23 != 0

@@ -13,8 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    import aiosqlite
 
 T = TypeVar("T")
 Parameters = Mapping[str, object]
@@ -79,6 +82,13 @@ class Database(Protocol):
 
         Raises:
             ShopUnreachable: There is no connection to be had.
+        """
+
+    def joined(self, connection: Any) -> Transaction:
+        """The transaction that somebody else has begun on `connection`, and will commit.
+
+        Args:
+            connection: One of aiosqlite for SQLite, one of asyncmy for MySQL and MariaDB.
         """
 
 
@@ -151,6 +161,9 @@ class _SQLite:
                 await self._call(self._connection.rollback)
                 raise
 
+    def joined(self, connection: Any) -> Transaction:
+        return _JoinedSQLite(connection)
+
     async def execute(self, sql: str, parameters: Parameters | None = None) -> Outcome:
         return await self._call(self._execute, sql, parameters)
 
@@ -159,8 +172,7 @@ class _SQLite:
         await self._call(self._connection.executemany, sql, parameters)
 
     async def now(self) -> datetime:
-        [[moment]] = (await self.execute("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')")).rows
-        return datetime.fromisoformat(moment).replace(tzinfo=UTC)
+        return await _sqlite_now(self)
 
     async def close(self) -> None:
         if self._connection is not None:
@@ -180,3 +192,32 @@ class _SQLite:
             return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
         except sqlite3.Error as error:
             raise StatementFailed(f"SQLite: {error}") from error
+
+
+class _JoinedSQLite:
+    """A transaction on a connection of aiosqlite, which has a thread of its own as well."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        self._connection = connection
+
+    async def execute(self, sql: str, parameters: Parameters | None = None) -> Outcome:
+        try:
+            async with self._connection.execute(sql, parameters or {}) as cursor:
+                rows = [tuple(row) for row in await cursor.fetchall()]
+                return Outcome(rows=rows, count=cursor.rowcount, id=cursor.lastrowid or 0)
+        except sqlite3.Error as error:
+            raise StatementFailed(f"SQLite: {error}") from error
+
+    async def execute_many(self, sql: str, parameters: Sequence[Parameters]) -> None:
+        try:
+            await self._connection.executemany(sql, parameters)
+        except sqlite3.Error as error:
+            raise StatementFailed(f"SQLite: {error}") from error
+
+    async def now(self) -> datetime:
+        return await _sqlite_now(self)
+
+
+async def _sqlite_now(transaction: Transaction) -> datetime:
+    [[moment]] = (await transaction.execute("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')")).rows
+    return datetime.fromisoformat(moment).replace(tzinfo=UTC)

@@ -63,6 +63,9 @@ class _MySQL:
             # Still in its transaction, it is closed rather than given to the next one, and the server rolls back.
             self._pool.release(connection)
 
+    def joined(self, connection: Any) -> Transaction:
+        return _MySQLTransaction(connection)
+
 
 class _MySQLTransaction:
     def __init__(self, connection: Any) -> None:

@@ -3,6 +3,7 @@
     python examples/worker.py                                                # on a SQLite file, shop.db
     AIOLEASE_URL=mysql://user:password@host/shop python examples/worker.py   # on MySQL or MariaDB
 
+On SQLite it needs aiosqlite: ``pip install 'aiolease[aiosqlite]'``.
 Ctrl-C lets the running jobs finish and hands over at once; after a ``kill -9`` another copy leads when the lease has
 expired. ``--fast`` runs every job every few seconds.
 """
@@ -35,17 +36,25 @@ async def purge_sessions(run: JobRun) -> None:
     await shop_of(run).purge_sessions()
 
 
-@jobs.cron("* * * * *")
+# Exactly once. One commit has the letters in the outbox, their notifications marked, and this run succeeded; if this
+# process dies, or freezes, before it, nothing of that is there, and the next leader runs the same tick again.
+@jobs.cron("* * * * *", rerun_lost=True)
 async def send_notifications(run: JobRun) -> None:
-    await shop_of(run).send_notifications()
+    shop = shop_of(run)
+    letters = await shop.write_letters()  # what takes long comes first: a transaction holds locks
+    async with run.transaction(final=True) as connection:
+        await shop.post(letters, connection)
 
 
-@jobs.cron("0 9 * * *", timezone=HOME.key)
+# At least once, which is enough: the day is that of the tick, however late it runs, and a second run changes nothing.
+# missed="once" is the default: if nobody led at nine, the next leader runs it; of several missed days, only the last.
+@jobs.cron("0 9 * * *", timezone=HOME.key, missed="once", rerun_lost=True)
 async def debt_aging(run: JobRun) -> None:
     await shop_of(run).debt_aging(run.tick.astimezone(HOME).date())
 
 
-@jobs.cron("0 * * * *")
+# Nobody wants to hear at 10:59 of the prices of ten o'clock: what is half an hour late is left to the next hour.
+@jobs.cron("0 * * * *", max_age=1800)
 async def price_alerts(run: JobRun) -> None:
     await shop_of(run).price_alerts()
 
@@ -61,9 +70,9 @@ def in_a_hurry() -> JobRegistry:
     fast = JobRegistry()
     fast.every(2)(close_stale_sessions)
     fast.every(5)(purge_sessions)
-    fast.every(3)(send_notifications)
-    fast.every(5)(debt_aging)
-    fast.every(4)(price_alerts)
+    fast.every(3, rerun_lost=True)(send_notifications)
+    fast.every(5, rerun_lost=True)(debt_aging)
+    fast.every(4, max_age=30)(price_alerts)
     return fast
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from shop_database import open_database
 from tests.servers import MariaDBServer, free_port
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -25,11 +30,29 @@ def environment(**variables: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(EXAMPLES.parent)} | variables
 
 
+@pytest.fixture(params=["sqlite", "mariadb"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of each kind in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/shop.db"
+    server = request.getfixturevalue("mariadb")
+    assert isinstance(server, MariaDBServer)
+    return server.url(request.getfixturevalue("own_database"))
+
+
+def worker(folder: Path, *arguments: str, **variables: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    return python(folder, str(EXAMPLES / "worker.py"), *arguments, **variables)
+
+
 @contextmanager
-def worker(folder: Path, *arguments: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, str(EXAMPLES / "worker.py"), *arguments]
+def python(folder: Path, *arguments: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        command, cwd=folder, env=environment(**variables), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment(**variables),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
     )
     try:
         yield process
@@ -51,16 +74,8 @@ def says(process: subprocess.Popen[str], pattern: str) -> str:
     raise AssertionError("".join(seen))
 
 
-@pytest.mark.parametrize("database", ["sqlite", "mariadb"])
-def test_one_worker_leads_and_the_other_follows_it(
-    database: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_one_worker_leads_and_the_other_follows_it(url: str, tmp_path: Path) -> None:
     """A worker runs its jobs at once; when Ctrl-C ends it the other leads; after a kill a third leads in time."""
-    url = "sqlite:///shop.db"
-    if database == "mariadb":
-        server = request.getfixturevalue("mariadb")
-        assert isinstance(server, MariaDBServer)
-        url = server.url(request.getfixturevalue("own_database"))
     options = {"AIOLEASE_URL": url, "AIOLEASE_LEASE_DURATION": "3"}
     with worker(tmp_path, "--fast", **options) as first, worker(tmp_path, "--fast", **options) as second:
         leader, other = first, second
@@ -80,6 +95,106 @@ def test_one_worker_leads_and_the_other_follows_it(
             other.kill()
             says(third, r"acquired leadership of 'default' \(term 3\)")
             says(third, r"ran '\w+' in")
+
+
+DYING: dict[str, str] = {
+    "written": "await shop.Shop.write_letters(run.context)",
+    "posted": """
+        letters = await shop.Shop.write_letters(run.context)
+        assert letters
+        async with run.transaction(final=True) as connection:
+            await shop.Shop.post(run.context, letters, connection)
+            os.kill(os.getpid(), signal.SIGKILL)""",
+    "committed": "await send_notifications(run)",
+}
+"""What a worker does of `send_notifications` before it is killed."""
+
+
+def rows(url: str, sql: str) -> list[tuple[Any, ...]]:
+    async def ask() -> list[tuple[Any, ...]]:
+        async with open_database(url) as database, database.transaction() as do:
+            return [*(await do.execute(sql)).rows]
+
+    return asyncio.run(ask())
+
+
+def history(url: str) -> list[dict[str, Any]]:
+    """What the ledger says of `send_notifications`."""
+    command = [sys.executable, "-m", "aiolease", "history", "send_notifications", "--json", "-n", "1000"]
+    result = subprocess.run(
+        command, env=environment(AIOLEASE_URL=url), capture_output=True, text=True, timeout=LIMIT, check=True
+    )
+    found = json.loads(result.stdout)
+    assert isinstance(found, list)
+    return found
+
+
+def assert_each_was_sent_once(url: str) -> None:
+    """Whatever is marked as sent left the house once, and nothing else did."""
+    sent = rows(url, "SELECT id FROM shop_notification WHERE state = 'sent' AND sent_at IS NOT NULL ORDER BY id")
+    posted = rows(url, "SELECT notification_id FROM shop_outbox ORDER BY notification_id")
+    assert len(posted) > 200  # of a new shop's 300 most are due, and most arrive
+    assert posted == sent
+
+
+@pytest.mark.parametrize("moment", DYING)
+def test_a_notification_is_sent_once_wherever_its_worker_dies(moment: str, url: str, tmp_path: Path) -> None:
+    """Killed in `send_notifications`, a worker's run is another's to repeat, unless it had committed: exactly once."""
+    program = f"""if True:
+    import functools, os, signal, sys
+    import shop, worker
+    send_notifications = worker.send_notifications
+
+    @functools.wraps(send_notifications)
+    async def dying(run):
+        {DYING[moment]}
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    worker.send_notifications = dying
+    sys.exit(worker.start())
+    """
+    paths = f"{EXAMPLES.parent}{os.pathsep}{EXAMPLES}"
+    options = {"AIOLEASE_URL": url, "AIOLEASE_LEASE_DURATION": "2"}
+    with python(tmp_path, "-c", program, "--fast", PYTHONPATH=paths, **options) as first:
+        assert first.wait(LIMIT) == -signal.SIGKILL
+    [killed] = history(url)
+    posted = rows(url, "SELECT id FROM shop_outbox")
+    if moment == "committed":
+        assert killed["status"] == "succeeded"
+        assert_each_was_sent_once(url)
+    else:
+        assert (killed["status"], killed["attempt"], posted) == ("running", 1, [])
+    with worker(tmp_path, "--fast", "--pause", "60", **options) as second:
+        for _ in range(1 if moment == "committed" else 2):  # the repeated one, and one that finds what that left
+            says(second, "ran 'send_notifications' in")
+        second.send_signal(signal.SIGINT)
+        assert second.wait(LIMIT) == 0
+    assert_each_was_sent_once(url)
+    run = history(url)[0]
+    assert (run["tick"], run["status"]) == (killed["tick"], "succeeded")
+    assert run["attempt"] == (1 if moment == "committed" else 2)
+    if moment == "committed":
+        assert run == killed
+
+
+def test_a_notification_is_sent_once_whenever_its_workers_die(url: str, tmp_path: Path) -> None:
+    """Leaders that are killed at any moment of `send_notifications`, one after another, send nothing twice."""
+    options = {"AIOLEASE_URL": url, "AIOLEASE_LEASE_DURATION": "1", "LOGURU_LEVEL": "DEBUG"}
+    dice = random.Random(1)
+    for _ in range(4):
+        with worker(tmp_path, "--fast", "--pause", "0.1", **options) as process:
+            says(process, "started 'send_notifications'")
+            time.sleep(dice.uniform(0, 0.06))
+            process.kill()
+    with worker(tmp_path, "--fast", "--pause", "60", **options) as last:
+        for _ in range(2):
+            says(last, "ran 'send_notifications' in")
+        last.send_signal(signal.SIGINT)
+        assert last.wait(LIMIT) == 0
+    assert_each_was_sent_once(url)
+    told = history(url)
+    assert {run["status"] for run in told} <= {"succeeded", "skipped", "lost"}
+    assert all(run["attempt"] == 5 for run in told if run["status"] == "lost")
 
 
 @pytest.mark.parametrize(
@@ -128,3 +243,4 @@ def test_a_fleet_shows_its_takeovers(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"term \d+: .* after SIG", result.stdout)
     assert "none of them more than once" in result.stdout
+    assert re.search(r"in the ledger as well: \d+ runs? lost .*, \d+ ticks? skipped", result.stdout)

@@ -1054,10 +1054,10 @@ def stop(here):
 
 execute = _transactions.execute
 async def watched(connection, cursor, sql, parameters=(), results=None):
-    if sql.endswith("COMMIT"):
+    if "; COMMIT; " in sql:
         stop("before the packet")
     answer = await execute(connection, cursor, sql, parameters, *([] if results is None else [results]))
-    if sql.endswith("COMMIT"):
+    if "; COMMIT; " in sql:
         stop("after the answer")
     return answer
 _transactions.execute = watched

@@ -27,8 +27,11 @@ from aiolease.stores._transactions import CHECK_FAILED, FenceSQL, check
 Statement = tuple[str, tuple[object, ...]]
 
 _DUPLICATE = 1062
-_FENCE_RESULTS = 3
-"""START TRANSACTION, the fence's UPDATE, and its check: with fewer results, it was the fence that failed."""
+_FENCE_RESULTS = 4
+"""SET, START TRANSACTION, the fence's UPDATE, and its check: with fewer results, it was the fence that failed."""
+
+IDLE = 60
+"""``wait_timeout`` of a session that leads nothing, in seconds."""
 
 _AT_ONCE = 1000
 """How many rows one statement names."""
@@ -173,7 +176,9 @@ class MySQLLedger:
         )
 
     async def _fenced(self, term: Term, statements: Iterable[Statement]) -> None:
-        packet = [("START TRANSACTION", ()), self._fence.statements(term), *statements, ("COMMIT", ())]
+        # Refused, it leaves its locks until the connection is closed: if we are frozen then, the server ends it.
+        packet = [("SET @@SESSION.wait_timeout = 1; START TRANSACTION", ()), self._fence.statements(term), *statements]
+        packet.append((f"COMMIT; SET @@SESSION.wait_timeout = {IDLE}", ()))
         results: list[Rows] = []
         try:
             await self._other_session.run(

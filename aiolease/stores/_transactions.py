@@ -25,6 +25,10 @@ CHECK_FAILED = 1242
 """What a check raises: a subquery that returns more than one row."""
 
 _CONFLICTS = frozenset({1020, 1205, 1213})  # record changed since the snapshot, lock wait time-out, deadlock
+# A fence that is refused leaves the transaction open, and the fence's row locked, until the client has rolled back. One
+# that is frozen just then holds up every takeover; so the server ends its session.
+_IMPATIENT = "SET @aiolease_patience = @@SESSION.wait_timeout, @@SESSION.wait_timeout = 1"
+_PATIENT = "SET @@SESSION.wait_timeout = @aiolease_patience"
 _FENCE_RESULTS = 2  # of its UPDATE and its check
 _CLIENT_SIDE = range(2000, 3000)
 _INTERRUPTED = frozenset({1053, 1180, 1317, 1927})  # a COMMIT that was interrupted: shutdown, killed, lost its cluster
@@ -130,7 +134,7 @@ class MySQLTransaction:
     async def commit(self, term: Term, final: RunKey | None = None) -> None:
         """See `Transaction.commit`: fence and COMMIT in one packet."""
         fence, parameters = self._fence.statements(term, final)
-        sql = f"RELEASE SAVEPOINT {_SAVEPOINT}; {fence}; COMMIT"
+        sql = f"{_IMPATIENT}; RELEASE SAVEPOINT {_SAVEPOINT}; {fence}; COMMIT; {_PATIENT}"
         results: list[Rows] = []
         broken = True
         try:
@@ -140,12 +144,12 @@ class MySQLTransaction:
             number = error_number(error)
             if number is None or number in _CLIENT_SIDE or number in _INTERRUPTED:
                 raise CommitUnknown(self._store, str(translate(self._store, error))) from error
-            if number == _NO_SUCH_SAVEPOINT and not results:
+            if number == _NO_SUCH_SAVEPOINT and len(results) == 1:
                 # Closed: the block may have locked tables, or changed autocommit.
                 raise TransactionEnded(self._store) from error
-            broken = not await self._roll_back()
+            await self._roll_back()
             if number == CHECK_FAILED:
-                raise (FenceBroken if len(results) < 1 + _FENCE_RESULTS else Refused) from error
+                raise (FenceBroken if len(results) < 2 + _FENCE_RESULTS else Refused) from error
             if number in _CONFLICTS:
                 text = f"{error.args[1]} ({number}); nothing was committed, try the transaction again"
                 raise StoreUnavailable(self._store, text) from error

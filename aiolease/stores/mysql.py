@@ -31,7 +31,7 @@ from aiolease._lease import Lease
 from aiolease._settle import bounded
 from aiolease.errors import ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.stores._drivers import NO_SUCH_TABLE, TABLE_EXISTS, Driver, Execute, Rows, Session, denied, error_number
-from aiolease.stores._mysql_ledger import MySQLLedger
+from aiolease.stores._mysql_ledger import IDLE, MySQLLedger
 from aiolease.stores._transactions import DriverLender, FenceSQL, Lender, MySQLTransaction, fence_connection
 
 SCHEMA_VERSION = 2
@@ -52,9 +52,6 @@ _ASK_LIMIT = 10.0
 
 _GONE = 30.0
 """Seconds after which a candidate that did not come back is not counted any more."""
-
-_IDLE = 60
-"""``wait_timeout`` of a session that leads nothing, in seconds."""
 
 
 def schema() -> str:
@@ -148,12 +145,12 @@ class MySQLStore(MySQLLedger):
 
     async def _prepare_for_leases(self, execute: Execute) -> None:
         """As `_prepare`. The server ends the session of a leader that vanished without a word, and with it its lock."""
-        idle = max((math.ceil(duration) for duration in self._leading.values()), default=_IDLE)
+        idle = max((math.ceil(duration) for duration in self._leading.values()), default=IDLE)
         await self._prepare(execute, idle)
         self._lease_session.fresh_for = idle / 2
         self._locked = None
 
-    async def _prepare(self, execute: Execute, idle: int = _IDLE) -> None:
+    async def _prepare(self, execute: Execute, idle: int = IDLE) -> None:
         """Settles all that a server, a pool or a user may have set otherwise, and looks for the tables once."""
         results = await execute(
             "SET SESSION autocommit = 1, sql_mode = 'TRADITIONAL', innodb_lock_wait_timeout = %s, "
