@@ -102,7 +102,8 @@ class JobRegistry:
             name: The job's name, ``__name__`` by default: the ledger's key. Keep it for years.
             missed: What becomes of ticks that fell due while nobody led: ``"once"`` runs the newest of them, ``"all"``
                 every one, one after another, at most the last 1000, ``"skip"`` none. A tick younger than two leases is
-                due and not missed, and is run whatever this says.
+                due and not missed, and is run whatever this says. With ``"all"``, ticks that fall due while the missed
+                ones are run follow them, and are not skipped.
             max_age: Seconds after which a tick is skipped that has not been begun.
             overlap: What becomes of a tick while the job's last run goes on: ``"skip"`` it, or ``"allow"`` both.
             timeout: Seconds after which a run is cancelled, and has failed.
@@ -221,14 +222,14 @@ class JobRegistry:
 
         Raises:
             LeadershipLost: The term has ended already.
-            ConfigurationError: These jobs run in this term already.
+            ConfigurationError: Jobs of these names run in this term already.
         """
         await self._run(lead, asyncio.Event(), context=context, drain_timeout=drain_timeout)
 
     async def _run(self, lead: Leadership, stopping: asyncio.Event, *, context: Any, drain_timeout: float) -> None:
         lead.check()
-        if any(term.lead is lead for term in self._terms):
-            raise ConfigurationError("lead", lead.token, "these jobs run in this term already: run them once")
+        if twice := sorted(lead._jobs & self._jobs.keys()):
+            raise ConfigurationError("lead", lead.token, f"jobs of these names run in this term already: {twice}")
         term = TermOfJobs(
             lead,
             self._jobs.values(),
@@ -239,10 +240,13 @@ class JobRegistry:
             told=self._told.setdefault(lead.name, set()),
         )
         self._terms.append(term)
+        names = set(self._jobs)
+        lead._jobs |= names
         try:
             await term.run(stopping, drain_timeout)
         finally:
             self._terms.remove(term)
+            lead._jobs -= names
 
     def _campaign(self, target: Target, name: str, context: Any, drain_timeout: float, options: Options) -> Campaign:
         if not (isinstance(drain_timeout, int | float) and 0 <= drain_timeout < math.inf):

@@ -97,6 +97,7 @@ class Leadership:
         self._observer = observer
         self._clock = current_clock()
         self._pid = os.getpid()
+        self._jobs: set[str] = set()  # the names of those that run in this term
         self._deadline = claim.sent_at + timings.renew_deadline
         self._ended: LossReason | None = None
         self._over = asyncio.Event()
@@ -169,8 +170,10 @@ class Leadership:
         return self._transaction()
 
     @asynccontextmanager
-    async def _transaction(self, final: RunKey | None = None) -> AsyncIterator[Any]:
-        """See `transaction`; records a run as succeeded in the same commit."""
+    async def _transaction(
+        self, final: RunKey | None = None, committed: Callable[[], None] | None = None
+    ) -> AsyncIterator[Any]:
+        """See `transaction`; records a run as succeeded in the same commit, and tells whoever asked of it."""
         self.check()
         # In tasks of their own: cancelled on the way, a connection would be lost to its pool, or a COMMIT torn.
         opening = asyncio.create_task(self._store.begin())
@@ -200,7 +203,7 @@ class Leadership:
             if cancelled is not None:
                 raise cancelled from None
             raise
-        await self._fenced(transaction.commit(self._term, final), unknown=True, final=final)
+        await self._fenced(transaction.commit(self._term, final), unknown=True, final=final, done=committed)
 
     async def fence(self, connection: Any) -> None:
         """Fences a transaction that the caller commits next: the last statement before its COMMIT.
@@ -227,7 +230,14 @@ class Leadership:
     def _term(self) -> Term:
         return Term(self.name, self._holder, self.token)
 
-    async def _fenced(self, call: Coroutine[Any, Any, None], *, unknown: bool, final: RunKey | None) -> None:
+    async def _fenced(
+        self,
+        call: Coroutine[Any, Any, None],
+        *,
+        unknown: bool,
+        final: RunKey | None,
+        done: Callable[[], None] | None = None,
+    ) -> None:
         """Sees an exchange with a fence to its end, and what it says of the term."""
         exchange = asyncio.create_task(call)
         cancelled = await settled(exchange, max(self.remaining, _LEAST_EXCHANGE))
@@ -239,6 +249,8 @@ class Leadership:
         try:
             exchange.result()
             trouble = None
+            if done is not None:
+                done()
         except FenceBroken as error:
             self._end("taken", raised=True)
             lost = LeadershipLost(self.name, self._holder, self.token, self._ended or "taken")

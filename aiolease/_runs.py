@@ -22,7 +22,7 @@ from aiolease._fence import RunKey
 from aiolease._leadership import Leadership
 from aiolease._ledger import Missed
 from aiolease._schedule import Schedule
-from aiolease.errors import CommitUnknown, InvalidJob, LeadershipLost, StoreUnavailable
+from aiolease.errors import CommitUnknown, InvalidJob, LeadershipLost, RunEnded, StoreUnavailable
 from aiolease.events import Notice, emit
 
 _CALLERS = frozenset({"aiolease", "asyncio"})
@@ -112,11 +112,17 @@ class JobRun:
                 yield connection
             return
         try:
-            async with self.leadership._transaction(self._key) as connection:
+            async with self.leadership._transaction(self._key, self._was_committed) as connection:
                 yield connection
         except (CommitUnknown, StoreUnavailable) as error:
             self._doubt = error
             raise
+        except RunEnded:
+            if self._doubt is not None:  # the one before, whose answer was lost
+                self._committed = True
+            raise
+
+    def _was_committed(self) -> None:
         self._committed = True
 
     async def fence(self, connection: Any, final: bool = False) -> None:
@@ -256,9 +262,9 @@ class Execution:
             status, error = "failed", raised
             if limit.expired() and isinstance(raised, TimeoutError):
                 error = TimeoutError(f"it took longer than {job.timeout:g} s")
-            elif isinstance(raised, LeadershipLost) and (self.given_up or raised.token == run.token):
+            elif _is_loss(raised, run.token):
                 status, error = "lost", None
-            elif raised is run._doubt:  # of the final commit: it is not the job that failed
+            elif self.given_up or raised is run._doubt:  # in its clean-up, or of its final commit: the job did not fail
                 status, error = "lost", raised
         else:
             if limit.expired():  # it swallowed the cancellation
@@ -311,6 +317,13 @@ class Execution:
         text = f"the thread of {name!r} does not end, and is left behind; the job does not start again beside it"
         facts: Any = {"lease": lead.name, "holder": lead.holder, "token": lead.token}
         emit(Notice(**facts, severity="CRITICAL", text=text), lead._observer)
+
+
+def _is_loss(error: BaseException, token: int) -> bool:
+    """Whether an exception, or all of a group, says that the term is over."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_loss(part, token) for part in error.exceptions)
+    return isinstance(error, LeadershipLost) and error.token == token
 
 
 def _being_cancelled() -> bool:

@@ -17,7 +17,7 @@ import math
 import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeVar, cast
 
@@ -26,7 +26,7 @@ import anyio
 from aiolease._candidate import TROUBLE
 from aiolease._fence import FenceBroken, Refused, RunKey, Term
 from aiolease._leadership import Leadership, is_within, leading
-from aiolease._ledger import Skip, due, inherited, lost, overdue
+from aiolease._ledger import MOST_MISSED, Skip, due, inherited, lost, overdue
 from aiolease._records import Batch, Change, Enrolment, LedgerStore, RunRecord, RunStatus, Stock
 from aiolease._runs import Execution, Job, JobRun, Outcome, Threads
 from aiolease._settle import bounded, given_up, settled
@@ -126,6 +126,7 @@ class TermOfJobs:
         self._stock_wanted = True
         self._look_at = 0.0
         self._failures = 0  # exchanges in a row, but for readings, that went wrong
+        self._most = _MOST
         self._warned_at = -math.inf
         self._under_way: tuple[asyncio.Task[None], _Plan] | None = None
         self._unanswered: set[RunKey] = set()  # runs that were to start: the ledger may call them running
@@ -324,11 +325,9 @@ class TermOfJobs:
                 self._tell(execution, Outcome("succeeded", 0.0))
 
     def _inherit(self, run: RunRecord, job: Job | None, now: datetime) -> None:
-        if job is None and run.status == "queued":
+        if job is None:
             return  # for a leader that has the job
-        change = inherited(
-            run, rerun_lost=job is not None and job.rerun_lost, max_age=job.max_age if job else None, now=now
-        )
+        change = inherited(run, rerun_lost=job.rerun_lost, max_age=job.max_age, now=now)
         self._changes.append(change)
         if run.status == "running":
             took = (now - run.started_at).total_seconds() if run.started_at else 0.0
@@ -348,9 +347,11 @@ class TermOfJobs:
     # -- what is to be done
 
     def _plan(self, *, claim: bool) -> _Plan | None:
-        pending = self._changes[:_MOST]
+        pending = self._changes[: self._most]
+        if self._failures > 3:  # perhaps it is the text of an error that cannot be written
+            pending = [replace(change, error=change.error and ascii(change.error)) for change in pending]
         plan = _Plan(Batch(changes=pending), len(pending))
-        if claim:
+        if claim and len(pending) < self._most:
             free = self._max_running - len(self._running)
             free -= self._plan_waiting(plan, free)
             free -= self._plan_requests(plan, free)
@@ -363,7 +364,7 @@ class TermOfJobs:
         now = self.lead.database_now()
         for waiting in self._waiting:
             job = waiting.job
-            if len(plan.waiting) >= min(free, _MOST):
+            if len(plan.waiting) >= free or len(plan.batch.changes) >= 2 * self._most:
                 break
             key = RunKey(job.name, waiting.tick, waiting.attempt, self.lead.token)
             if waiting.status == "queued" and waiting.attempt == 1 and (why := overdue(waiting.tick, job.max_age, now)):
@@ -385,6 +386,8 @@ class TermOfJobs:
     def _plan_requests(self, plan: _Plan, free: float) -> int:
         started = 0
         for name, requested_at in self._requests.items():
+            if len(plan.claims) >= self._most:
+                break
             job = self._jobs[name]
             plan.batch.requests[name] = requested_at
             of_schedule = job.schedule.latest_between(requested_at - _MOMENT, requested_at) is not None
@@ -403,7 +406,9 @@ class TermOfJobs:
         """Claims all that is due now; what is popped from the heap is put back when it is known what was written."""
         now = self.lead.database_now()
         triggered = {job.name for job, run in plan.claims if run.status != "skipped"}
-        while self._heap and self._heap[0][0] <= now and len(plan.claims) - len(plan.skips) < _MOST:
+        while self._heap and self._heap[0][0] <= now and len(plan.claims) < 2 * self._most:
+            if len(plan.claims) - len(plan.skips) >= self._most:
+                break
             _, name = heapq.heappop(self._heap)
             self._lined_up.discard(name)
             job = self._jobs[name]
@@ -418,15 +423,22 @@ class TermOfJobs:
             if not found.run and not found.skipped:  # settled since it was lined up: paused, and resumed
                 self._line_up_ticks([name])
                 continue
-            if job.overlap == "skip" and found.run and (self._goes_on(job) or name in triggered):
+            busy = self._goes_on(job) or name in triggered
+            backlog = job.missed == "all" and (name in triggered or len(found.run) > 1)
+            why = None
+            if self._going_on[name] >= MOST_MISSED:
+                why = f"{MOST_MISSED} of its runs wait"
+            elif job.overlap == "skip" and busy and not backlog:
+                why = "its last run has not ended"
+            if found.run and why is not None:
                 count = job.schedule.count_between(after, found.run[-1])
                 first = found.skipped[0].first if found.skipped else found.run[0]
-                found.skipped = [Skip(first, found.run[-1], count, "its last run has not ended")]
+                found.skipped = [Skip(first, found.run[-1], count, why)]
                 found.run = []
             for skip in found.skipped:
                 self._plan_skip(plan, job, skip)
             for number, tick in enumerate(found.run):
-                start = free > 0 and number == 0 and (len(found.run) == 1 or not self._goes_on(job))
+                start = free > 0 and number == 0 and not (busy and backlog)
                 self._plan_run(plan, job, tick, start=start)
                 free -= start
             plan.batch.high_ticks[name] = (found.run or [found.skipped[-1].last])[-1]
@@ -464,6 +476,7 @@ class TermOfJobs:
             except BaseException as error:
                 self._line_up_ticks(plan.batch.high_ticks)
                 self._unanswered.update(plan.starting(self.lead.token))
+                self._most = max(self._most // 2, 10)  # it may have been too much for the server, or for the time
                 if isinstance(error, Refused):
                     self._refused.update(plan.batch.requests.keys())
                 raise
@@ -477,6 +490,7 @@ class TermOfJobs:
     def _written(self, plan: _Plan) -> list[Execution]:
         """Notes that a plan was written; returns what is to be started."""
         self._failures = 0
+        self._most = min(self._most * 2, _MOST)
         if any(change.status == "queued" for change in self._changes[: plan.pending]):
             self._stock_wanted = True  # to see whether they had an effect: if so, the runs wait their turn
         del self._changes[: plan.pending]
@@ -571,8 +585,9 @@ class TermOfJobs:
         self._emit(
             RunFinished(**facts, job=run.job, tick=run.tick, status=outcome.status, took=outcome.took, error=error)
         )
-        if outcome.committed and outcome.error is not None:
-            text = f"{run.job!r} raised after its final transaction, which counts: {describe(outcome.error)}"
+        if outcome.status != "failed" and outcome.error is not None and execution.run._doubt is not outcome.error:
+            when = "after its final transaction, which counts" if outcome.committed else "while it was cancelled"
+            text = f"{run.job!r} raised {when}: {describe(outcome.error)}"
             self._emit(Notice(**facts, severity="ERROR", text=text))
 
     def _grew(self, job: str) -> None:

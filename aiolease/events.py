@@ -326,7 +326,11 @@ def describe(error: BaseException | None) -> str:
     """An error as people read it: its type, and its text if it has one."""
     if error is None:
         return "nothing was raised"
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - an error that cannot be told is one all the same
+        text = "its text cannot be had"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def level_of(event: Event) -> Level:

@@ -1549,3 +1549,87 @@ async def test_jobs_run_once_in_a_term() -> None:
                 async with asyncio.timeout(25):
                     await jobs.run(lead)
     assert len(work.ticks) == len(set(work.ticks)) >= 2
+
+
+# -- what a hostile reader found
+
+
+@virtual
+async def test_a_clean_up_that_raises_does_not_make_a_lost_run_a_failed_one() -> None:
+    """A session that is closed under a query raises in the clean-up; the run is lost all the same, and begun again."""
+    async with world() as here:
+        begun: list[int] = []
+        jobs = JobRegistry()
+
+        @jobs.every(100, name="job", rerun_lost=True)
+        async def job(run: JobRun) -> None:
+            begun.append(run.attempt)
+            try:
+                await asyncio.sleep(60 if run.attempt == 1 else 0)
+            finally:
+                if run.attempt == 1:
+                    raise OSError("lost connection")
+
+        first = here.start(jobs)
+        await here.until(110)
+        await first.end()
+        here.start(jobs)
+        await here.until(180)
+        assert begun == [1, 2]
+        assert here.rows() == ["100 succeeded #2"]
+
+
+@virtual
+async def test_an_error_that_cannot_be_told_is_a_failure_all_the_same() -> None:
+    """An exception whose text raises ends its run as failed, and hurts nobody."""
+
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    async with world() as here:
+        jobs = JobRegistry()
+
+        @jobs.every(100, name="job")
+        async def job() -> None:
+            raise Mute
+
+        here.start(jobs)
+        await here.until(210)
+        assert here.rows() == ["100 failed", "200 failed"]
+
+
+@virtual
+async def test_a_trigger_in_an_outage_costs_no_tick_of_a_backlog() -> None:
+    """With `missed="all"` every tick of an outage is run, although somebody triggered the job meanwhile."""
+    async with world() as here:
+        jobs, work = JobRegistry(), Work()
+        jobs.every(100, name="job", missed="all")(work)
+        first = here.start(jobs)
+        await here.until(110)
+        await first.end()
+        await here.until(555)
+        await here.someone().trigger("default", "job")
+        here.start(jobs)
+        await here.until(650)
+        assert sorted(work.ticks) == pytest.approx([100, 200, 300, 400, 500, 555, 600], abs=0.1)
+
+
+@virtual
+async def test_what_another_registry_runs_is_left_to_it() -> None:
+    """A leader without a job leaves its runs alone: the next one that has it begins them again, or calls them lost."""
+    async with world() as here:
+        jobs, other, work = JobRegistry(), JobRegistry(), Work(50)
+        jobs.every(100, name="job", rerun_lost=True)(work)
+        other.every(100, name="other")(Work())
+        first = here.start(jobs)
+        await here.until(110)
+        await first.kill()
+        second = here.start(other)
+        await here.until(190)
+        assert here.rows("job") == ["100 running"]
+        await second.end()
+        work.takes = 0
+        here.start(jobs)
+        await here.until(195)
+        assert work.begun == [(100, 1), (100, 2)]

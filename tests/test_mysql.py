@@ -23,6 +23,7 @@ from sqlalchemy.pool import NullPool
 from aiolease import (
     AioleaseError,
     ConfigurationError,
+    JobRegistry,
     LeaseHeld,
     SchemaMissing,
     StoreRejected,
@@ -465,6 +466,28 @@ async def test_tables_of_another_version_are_refused(mysql_server: Server, mysql
     with pytest.raises(AioleaseError):  # half a schema
         async with leadership(apart(mysql_url), timeout=1.0):
             pass
+
+
+@pytest.mark.parametrize("kind", ["asyncmy", "aiomysql", "engine"])
+@pytest.mark.parametrize("charset", ["utf8", "latin1"])
+async def test_an_error_may_have_any_character(mysql_server: Server, mysql_url: str, kind: str, charset: str) -> None:
+    """The ledger speaks utf8mb4, whatever the pool does: an error that cannot be written would hold up every job."""
+    jobs = JobRegistry()
+
+    @jobs.every(0.2)
+    async def fails() -> None:
+        raise ValueError("no 😀, no 漢字, no \\ nor '")
+
+    drivers = {"asyncmy": asyncmy, "aiomysql": aiomysql}
+    make = (
+        own_engine("asyncmy", mysql_server, mysql_url, connect_args={"charset": charset})
+        if kind == "engine"
+        else own_pool(drivers[kind], mysql_server, mysql_url, charset=charset)
+    )
+    async with make as target, open_store(target) as store, jobs.background(store), asyncio.timeout(LIMIT):
+        while not (failed := [run for run in await store.history("default", "fails") if run.status == "failed"]):
+            await asyncio.sleep(0.05)
+    assert failed[0].error == "ValueError: no 😀, no 漢字, no \\ nor '"
 
 
 async def test_tables_without_a_ledger_are_extended(mysql_server: Server, mysql_url: str) -> None:

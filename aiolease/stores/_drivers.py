@@ -70,6 +70,7 @@ def asyncmy_driver(parameters: Mapping[str, Any]) -> Driver:
         "autocommit": True,
         "cursor_cls": Cursor,
         "echo": False,
+        "charset": "utf8mb4",  # whatever the pool's: an error may have any character
         "stmt_cache_size": 0,
         "connect_timeout": min(parameters.get("connect_timeout") or CONNECT_LIMIT, CONNECT_LIMIT),
     }
@@ -95,6 +96,7 @@ def aiomysql_driver(parameters: Mapping[str, Any]) -> Driver:
         "autocommit": True,
         "cursorclass": Cursor,
         "echo": False,
+        "charset": "utf8mb4",
         "connect_timeout": min(parameters.get("connect_timeout") or CONNECT_LIMIT, CONNECT_LIMIT),
     }
     kept = {key: value for key, value in parameters.items() if key not in {"conv", "loop"}}
@@ -139,6 +141,7 @@ def engine_driver(engine: Any) -> Driver:
             lent.detach()
             if hasattr(connection, "_read_timeout"):  # asyncmy's, from connect_args: a wait for a lock may be longer
                 connection._read_timeout = None
+            await connection.set_charset("utf8mb4")
         finally:
             await own.dispose()
         return connection
