@@ -196,7 +196,7 @@ class LedgerStore(Protocol):
         """
 
     async def prune(self, name: str, jobs: Sequence[str], keep: int) -> None:
-        """Deletes the finished rows of jobs but for the newest `keep`, by their ticks."""
+        """Deletes the finished rows of jobs but for the newest `keep`, by their ticks; perhaps not all at once."""
 
     async def history(self, name: str, job: str) -> list[RunRecord]:
         """All rows of a job, in the order of their ticks."""

@@ -599,13 +599,17 @@ class TermOfJobs:
         """Deletes old rows of some jobs: those that have grown by a tenth of what is kept."""
         if self._history is None:
             return
-        self._pruned_at = self._loop.time()
+        now = self._loop.time()
+        if now < self._pruned_at:
+            return
+        self._pruned_at = now
         full = [job for job, grown in self._grown.items() if grown > self._history / 10][:_PRUNED_AT_ONCE]
         if full:
             try:
                 await self._bounded(self._store.prune(self.lead.name, full, self._history))
             except TROUBLE:
-                return  # another time: it is only tidying up
+                self._pruned_at = now + _QUIETEST  # another time: it is only tidying up
+                return
             self._grown.update(dict.fromkeys(full, 0))
             self._wake.set()
 

@@ -37,9 +37,6 @@ _REJECTED = frozenset({
     4151,  # the account is locked (MariaDB)
 })  # fmt: skip
 NO_SUCH_TABLE, UNKNOWN_COLUMN, TABLE_EXISTS = 1146, 1054, 1050
-_STUCK = 0.2
-"""Seconds of waiting for another exchange after which a caller that gives up takes the connection down with it."""
-
 _DEADLOCK = 1213
 _DEADLOCKS = 5
 """How often in a row a statement may be chosen to end a deadlock: claims of a row that is being made meet."""
@@ -141,7 +138,8 @@ def engine_driver(engine: Any) -> Driver:
             lent.detach()
             if hasattr(connection, "_read_timeout"):  # asyncmy's, from connect_args: a wait for a lock may be longer
                 connection._read_timeout = None
-            await connection.set_charset("utf8mb4")
+            await execute(connection, cursor, "SET NAMES utf8mb4")  # set_charset of asyncmy 0.2.18 raises
+            connection._charset, connection._encoding = "utf8mb4", "utf8"
         finally:
             await own.dispose()
         return connection
@@ -291,7 +289,9 @@ async def execute(
 class Session:
     """One connection, made when it is needed and discarded at the first trouble; one exchange at a time."""
 
-    def __init__(self, driver: Driver, prepare: Callable[[Execute], Awaitable[None]]) -> None:
+    def __init__(self, driver: Driver, prepare: Callable[[Execute], Awaitable[None]], stuck: float) -> None:
+        self.stuck = stuck
+        """Seconds of waiting for another exchange after which a caller that gives up takes the connection down."""
         self._driver = driver
         self._prepare = prepare
         self._lock = asyncio.Lock()
@@ -320,7 +320,7 @@ class Session:
             await self._lock.acquire()
         except BaseException:
             # Another exchange does not end, and its caller may have more time than this one: its answer was lost.
-            if asyncio.get_running_loop().time() - waited_since > _STUCK:
+            if asyncio.get_running_loop().time() - waited_since > self.stuck:
                 self.discard()
             raise
         try:

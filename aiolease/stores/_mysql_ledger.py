@@ -195,9 +195,11 @@ class MySQLLedger:
     async def prune(self, name: str, jobs: Sequence[str], keep: int) -> None:
         """See `LedgerStore.prune`."""
         finished = "lease = %s AND job = %s AND status NOT IN ('queued', 'running')"
+        # Not too many at once: the claims of ticks wait for it.
+        newest = f"SELECT tick FROM {self._run_table} WHERE {finished} ORDER BY tick DESC LIMIT 1 OFFSET %s"
         sql = (
-            f"DELETE r FROM {self._run_table} AS r JOIN (SELECT tick FROM {self._run_table} WHERE {finished} "
-            f"ORDER BY tick DESC LIMIT 1 OFFSET %s) AS kept ON r.tick <= kept.tick WHERE {finished}"
+            f"DELETE FROM {self._run_table} WHERE tick <= (SELECT tick FROM ({newest}) AS kept) AND {finished} "
+            f"ORDER BY tick LIMIT {_AT_ONCE}"
         )
         for some in _cut(jobs, 50):
             values = [value for job in some for value in (name, job, keep, name, job)]

@@ -96,8 +96,8 @@ class MySQLStore(MySQLLedger):
         self._database = ""
         self._rounds_waits = True
         self._leading: dict[str, float] = {}  # the leases that this process holds, and how long each lasts
-        self._lease_session = Session(driver, self._prepare_for_leases)
-        self._other_session = Session(driver, self._prepare)
+        self._lease_session = Session(driver, self._prepare_for_leases, stuck=0.2)
+        self._other_session = Session(driver, self._prepare, stuck=_ASK_LIMIT)
         self._lock_wait: asyncio.Task[Lease | None] | None = None
         self._locked: str | None = None  # the lease whose lock this session got while waiting
         self._asking: set[asyncio.Task[None]] = set()
