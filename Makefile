@@ -11,7 +11,7 @@ else
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench servers clean
+.PHONY: help demo test check bench soak servers clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
@@ -23,6 +23,7 @@ help:
 	@echo "make demo    start the example worker on a SQLite file (start it in several terminals)"
 	@echo "make test    run the tests; ARGS='-k lease' hands pytest its arguments"
 	@echo "make check   check format, style, types and the arrows between modules"
+	@echo "make soak    simulate 100,000 seeds, then break real servers for an hour; SEEDS= and SECONDS= say how much"
 	@echo "make bench   measure hand-over, takeover, renewal, load and memory; ARGS hands on its arguments"
 	@echo "make clean   remove the virtual environment, caches and the demo's database"
 
@@ -32,7 +33,7 @@ demo: .venv/installed
 	@AIOLEASE_URL="$${AIOLEASE_URL:-sqlite:///.demo/shop.db}" exec $(BIN)/python examples/worker.py --fast $(ARGS)
 
 test: .venv/installed-dev servers
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(or $(ARGS),-n 2 --dist worksteal)
 
 # Every check runs, so that one run shows all there is to mend.
 check: .venv/installed-dev
@@ -43,6 +44,14 @@ check: .venv/installed-dev
 	arrows=$$($(BIN)/lint-imports 2>&1) || { echo "$$arrows"; failed="$$failed imports"; }; \
 	if [ -n "$$failed" ]; then echo "make check failed:$$failed" >&2; exit 1; fi; \
 	echo "format, style, types and imports are in order"
+
+SEEDS := 100000
+SECONDS := 720
+soak: .venv/installed-dev servers
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --processes 2
+	@for server in mariadb mysql sqlite galera faketime; do \
+		$(BIN)/python -m tests.faults --server $$server --seconds $(SECONDS) || exit 1; \
+	done
 
 bench: .venv/installed-dev servers
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -101,9 +101,10 @@ class JobRegistry:
             interval: From 1 ms.
             name: The job's name, ``__name__`` by default: the ledger's key. Keep it for years.
             missed: What becomes of ticks that fell due while nobody led: ``"once"`` runs the newest of them, ``"all"``
-                every one, one after another, at most the last 1000, ``"skip"`` none. A tick younger than two leases is
-                due and not missed, and is run whatever this says. With ``"all"``, ticks that fall due while the missed
-                ones are run follow them, and are not skipped.
+                every one, one after another, at most the last 1000, ``"skip"`` none. Ticks younger than two leases are
+                due and not missed: the newest of them is run whatever this says. With ``"all"``, ticks that fall due
+                while the missed ones are run follow them, and are not skipped: a job that takes longer than its
+                interval falls behind then.
             max_age: Seconds after which a tick is skipped that has not been begun.
             overlap: What becomes of a tick while the job's last run goes on: ``"skip"`` it, or ``"allow"`` both.
             timeout: Seconds after which a run is cancelled, and has failed.

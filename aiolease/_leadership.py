@@ -182,7 +182,8 @@ class Leadership:
             await asyncio.wait([opening], timeout=max(self.remaining, _LEAST_EXCHANGE))
         except asyncio.CancelledError as error:
             cancelled = error  # not waited out: a pool may have no connection for long
-        cancelled = await given_up(opening) or cancelled
+        another = await given_up(opening)
+        cancelled = cancelled or another
         try:
             transaction = opening.result()
         except asyncio.CancelledError:
@@ -243,8 +244,10 @@ class Leadership:
         cancelled = await settled(exchange, max(self.remaining, _LEAST_EXCHANGE))
         if not exchange.done():
             # A process that was frozen finds the answer and the end of its time at once: the answer counts.
-            cancelled = await settled(exchange, _ANSWERED) or cancelled
-            cancelled = await given_up(exchange) or cancelled
+            another = await settled(exchange, _ANSWERED)
+            cancelled = cancelled or another
+            another = await given_up(exchange)
+            cancelled = cancelled or another
         trouble: Exception | None
         try:
             exchange.result()
@@ -369,7 +372,7 @@ class _Tenure:
         self._reason = self.lead._ended = reason
         self.lead._over.set()
         self._ended_at = self._clock()
-        self._leftover = self._host.cancelling() - self._cancelling
+        self._count_leftover()
         # Not if the loss is on its way to the body, or if somebody cancels everything: that would tear its clean-up.
         unwinding = raised and asyncio.current_task() is self._host
         if not unwinding and not (reason == "error" and self._host.cancelling() > self._cancelling):
@@ -390,7 +393,7 @@ class _Tenure:
         late = self._reason is None and self._clock() >= self.lead._deadline
         if late:  # the loop was blocked past the deadline, or the body found out by itself
             self._reason, self._ended_at = "expired", self._clock()
-            self._leftover = self._host.cancelling() - self._cancelling
+            self._count_leftover()
         self._body_ended = True
         self.lead._ended = self._reason or "resigned"
         self.lead._over.set()
@@ -600,6 +603,13 @@ class _Tenure:
         cause = error.__cause__ if isinstance(error, asyncio.CancelledError) else error
         raise LeadershipLost(lead.name, lead.holder, lead.token, reason) from cause
 
+    def _count_leftover(self) -> None:
+        """Notes how often the host was cancelled before our doing, but for what it has not heard of yet."""
+        waiter: Any = getattr(self._host, "_fut_waiter", None)  # as anyio looks at a task
+        under_way = waiter is not None and (waiter.cancelled() or getattr(waiter, "cancelling", int)() > 0)
+        pending = getattr(self._host, "_must_cancel", False) or under_way
+        self._leftover = self._host.cancelling() - self._cancelling - pending
+
     def _cancelled_from_outside(self, error: BaseException | None) -> bool:
         """Whether somebody else cancelled the host too.
 
@@ -685,7 +695,8 @@ async def hold(
         tenure.body_has_ended()
         cancelled = await settled(keeper)
     releasing = asyncio.create_task(tenure.release())
-    cancelled = await settled(releasing) or cancelled
+    another = await settled(releasing)
+    cancelled = cancelled or another
     if not releasing.cancelled() and (trouble := releasing.exception()) is not None:
         text = f"could not release {tenure.lead.name!r}, it expires by itself: {describe(trouble)}"
         emit(Notice(**tenure.facts(), severity="ERROR", text=text), observer)

@@ -28,7 +28,7 @@ from aiolease.events import Notice, emit
 _CALLERS = frozenset({"aiolease", "asyncio"})
 Overlap = Literal["skip", "allow"]
 Ending = Literal["succeeded", "failed", "lost"]
-Threads = dict[str, set[asyncio.Future[object]]]
+Threads = dict[str, set[threading.Thread]]
 """The threads of a registry's jobs that outlived their term, by job."""
 
 
@@ -159,7 +159,7 @@ class Outcome:
     committed: bool = False
 
 
-def _start_thread(call: Callable[[], object], name: str) -> asyncio.Future[object]:
+def _start_thread(call: Callable[[], object], name: str) -> tuple[threading.Thread, asyncio.Future[object]]:
     """Runs a call in a thread of its own; the future is its end, and nobody's cancellation can say otherwise."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[object] = loop.create_future()
@@ -183,8 +183,9 @@ def _start_thread(call: Callable[[], object], name: str) -> asyncio.Future[objec
         with suppress(RuntimeError):  # the loop may have been closed meanwhile
             loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=work, name=f"aiolease job {name}", daemon=True).start()
-    return ended
+    thread = threading.Thread(target=work, name=f"aiolease job {name}", daemon=True)
+    thread.start()
+    return thread, ended
 
 
 def _of_the_job(trace: TracebackType | None) -> TracebackType | None:
@@ -282,9 +283,9 @@ class Execution:
         if not job.threaded:
             await job.function(*arguments)  # type: ignore[misc]
             return
-        thread = _start_thread(functools.partial(job.function, *arguments), job.name)
+        thread, ended = _start_thread(functools.partial(job.function, *arguments), job.name)
         try:
-            await asyncio.wait([thread])
+            await asyncio.wait([ended])
         except asyncio.CancelledError:
             lead = run.leadership
             run._stopped = (
@@ -292,28 +293,26 @@ class Execution:
                 if self.given_up
                 else TimeoutError(f"it took longer than {job.timeout or 0:g} s")
             )
-            await self._outwait(thread)
+            await self._outwait(thread, ended)
             raise
-        result = thread.result()
+        result = ended.result()
         if inspect.isawaitable(result):  # a callable that only looks like a plain function
             await result
 
-    async def _outwait(self, thread: asyncio.Future[object]) -> None:
+    async def _outwait(self, thread: threading.Thread, ended: asyncio.Future[object]) -> None:
         """A thread cannot be cancelled: waits for it as long as the lease is kept for it, then leaves it behind."""
         loop, lead, name = asyncio.get_running_loop(), self.run.leadership, self.job.name
         until = loop.time() + lead._timings.lease_duration
-        while not thread.done() and (left := until - loop.time()) > 0:
+        while not ended.done() and (left := until - loop.time()) > 0:
             try:
-                await asyncio.wait([thread], timeout=left)
+                await asyncio.wait([ended], timeout=left)
             except asyncio.CancelledError:
                 continue  # the second cancellation; the thread has been told already
-        if thread.done():
-            thread.exception()
+        if ended.done():
+            ended.exception()
             return
-        left_behind = self._threads.setdefault(name, set())
-        left_behind.add(thread)
-        thread.add_done_callback(left_behind.discard)
-        thread.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())
+        self._threads.setdefault(name, set()).add(thread)
+        ended.add_done_callback(lambda future: None if future.cancelled() else future.exception())
         text = f"the thread of {name!r} does not end, and is left behind; the job does not start again beside it"
         facts: Any = {"lease": lead.name, "holder": lead.holder, "token": lead.token}
         emit(Notice(**facts, severity="CRITICAL", text=text), lead._observer)

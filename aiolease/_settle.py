@@ -42,7 +42,7 @@ async def settled(task: asyncio.Task[T], within: float | None = None) -> asyncio
     a shield; a native ``Task.cancel()`` ignores shields, so it is caught and handed back: the caller has to raise it.
 
     Returns:
-        The last cancellation that arrived, ``None`` if none did.
+        The first cancellation that arrived, ``None`` if none did.
     """
     loop, cancelled = asyncio.get_running_loop(), None
     until = None if within is None else loop.time() + within
@@ -51,7 +51,7 @@ async def settled(task: asyncio.Task[T], within: float | None = None) -> asyncio
             try:
                 await asyncio.wait([task], timeout=None if until is None else max(until - loop.time(), 0.0))
             except asyncio.CancelledError as error:
-                cancelled = error
+                cancelled = cancelled or error
     return cancelled
 
 
@@ -59,11 +59,12 @@ async def given_up(task: asyncio.Task[T]) -> asyncio.CancelledError | None:
     """Cancels `task` and waits until it has ended; it may have a result all the same.
 
     Returns:
-        The last cancellation of the caller that arrived, ``None`` if none did.
+        The first cancellation of the caller that arrived, ``None`` if none did.
     """
     cancelled = None
     while not task.done():
         task.cancel()
         # Again after a while: a driver may swallow the one, and wait on.
-        cancelled = await settled(task, _SWALLOWED) or cancelled
+        another = await settled(task, _SWALLOWED)
+        cancelled = cancelled or another
     return cancelled

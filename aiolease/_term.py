@@ -117,6 +117,7 @@ class TermOfJobs:
         self._running: dict[asyncio.Task[Outcome], Execution] = {}
         self._waiting: deque[_Waiting] = deque()
         self._going_on: Counter[str] = Counter()  # runs of each job, running or waiting
+        self._inherited: set[str] = set()  # jobs with a run of an earlier term, until none goes on any more
         self._backlog: set[str] = set()  # jobs some run of which has waited, until none goes on any more
         self._calls: set[asyncio.Task[Any]] = set()
         # What the ledger does not know yet
@@ -338,6 +339,7 @@ class TermOfJobs:
         if change.status == "queued":
             self._going_on[run.job] += 1
             self._backlog.add(run.job)
+            self._inherited.add(run.job)
 
     def _line_up(self, job: Job, tick: datetime, attempt: int, status: RunStatus = "queued") -> None:
         self._going_on[job.name] += 1
@@ -414,8 +416,9 @@ class TermOfJobs:
             job = self._jobs[name]
             if name in self._paused:
                 continue
-            if job.missed == "all" and name in self._backlog and self._going_on[name]:
-                self._held.add(name)
+            late = (job.missed == "all" and name in self._backlog) or name in self._inherited
+            if (late and self._going_on[name]) or (job.overlap == "skip" and name in triggered):
+                self._held.add(name)  # it follows, and is no overlap
                 continue
             after = self._settled_until[name]
             young = 2 * self.lead._timings.lease_duration
@@ -423,8 +426,7 @@ class TermOfJobs:
             if not found.run and not found.skipped:  # settled since it was lined up: paused, and resumed
                 self._line_up_ticks([name])
                 continue
-            busy = self._goes_on(job) or name in triggered
-            backlog = job.missed == "all" and (name in triggered or len(found.run) > 1)
+            busy, backlog = self._goes_on(job), job.missed == "all" and len(found.run) > 1
             why = None
             if self._going_on[name] >= MOST_MISSED:
                 why = f"{MOST_MISSED} of its runs wait"
@@ -462,7 +464,7 @@ class TermOfJobs:
         return self._going_on[job.name] > 0 or self._in_thread(job)
 
     def _in_thread(self, job: Job) -> bool:
-        return any(not thread.done() for thread in self._threads.get(job.name, ()))
+        return any(thread.is_alive() for thread in self._threads.get(job.name, ()))
 
     async def _carry_out(self, plan: _Plan) -> None:
         """Writes a plan, in a task of its own: cancelled here, it is seen to by `_end`."""
@@ -572,6 +574,7 @@ class TermOfJobs:
         """A run of the job is over."""
         self._going_on[job.name] -= 1
         if not self._going_on[job.name]:
+            self._inherited.discard(job.name)
             if job.name in self._held:
                 self._held.discard(job.name)
                 self._line_up_ticks([job.name])
@@ -659,12 +662,15 @@ class TermOfJobs:
                 try:
                     await asyncio.wait(busy, timeout=None if again is None else max(again - self._loop.time(), 0.0))
                 except asyncio.CancelledError as error:
-                    cancelled = error
+                    cancelled = cancelled or error
                 if again is not None and self._loop.time() >= again:
                     again = None
                     for task in (*self._running, *self._calls):
                         task.cancel()
-        return await settled(asyncio.create_task(self._close())) or cancelled
+                    # From now on it is counted how long they take, told, and not renewed for ever.
+                    self.lead.resign()
+        another = await settled(asyncio.create_task(self._close()))
+        return cancelled or another
 
     async def _close(self) -> None:
         """Writes how the last runs have ended, so that the next leader need not guess. Bounded; raises nothing."""

@@ -1,6 +1,6 @@
 """How an application tests that its jobs are right when leaders come and go: in milliseconds, the same at every run.
 
-    pytest examples/test_worker.py
+    pytest examples/test_worker.py      # asyncio_mode = "auto", and pytest-asyncio 1.5 or newer
 
 Two `MemoryStore`s on one `MemoryServer` are two processes of a fleet and their database. The loop's clock jumps to the
 next moment at which something is to happen, so that a night takes no time: ``conftest.py`` gives such a loop to the

@@ -980,7 +980,7 @@ async def test_a_trigger_at_the_moment_of_a_tick(moment: float, overlap: Any) ->
         skipped = [seconds(each.since) for each in process.observed.skipped("job")]
         assert {10, 20, 30, 40, 50, 60} <= {*work.ticks, *skipped}
         assert moment in work.ticks
-        assert {40, 50, 60} - set(work.ticks) == ({40} if moment == 37 and overlap == "skip" else set())
+        assert {40, 50, 60} <= set(work.ticks)
         assert here.jobs["job"].requested_at is None
         assert process.store.count("record") < 30
 
@@ -1084,7 +1084,9 @@ async def test_a_ledger_that_cannot_be_read_at_first(method: str) -> None:
         assert process.store.count(method) < 60
 
 
-@pytest.mark.parametrize("refused", [{"record"}, {"take_stock"}, {"record", "take_stock"}], ids=str)
+@pytest.mark.parametrize(
+    "refused", [{"record"}, {"take_stock"}, {"record", "take_stock"}], ids=["record", "stock", "both"]
+)
 @pytest.mark.parametrize("missed", ["once", "all"])
 @virtual
 async def test_while_the_ledger_is_down_ticks_wait(missed: Any, refused: set[str], log: list[Message]) -> None:

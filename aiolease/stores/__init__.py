@@ -53,7 +53,15 @@ async def open_store(
 ) -> AsyncIterator[Store]:
     """Gives a store on `target`, for many leases of this process, or to look at leases from outside.
 
-    Connects when it is first used. A store that is given as the target is given back, and not closed.
+    Connects when it is first used. A store that is given as the target is given back, and not closed. What people ask
+    of it, from any process, whether or not anybody leads::
+
+        await store.status(name)          # the `Lease`, or None
+        await store.resign(name)          # the token of the term that is asked to resign, or None
+        await store.history(name, job)    # `RunRecord`s in the order of their ticks; none for an unknown job
+        await store.trigger(name, job)    # the tick that the run will have
+        await store.pause(name, job)
+        await store.resume(name, job)     # these three raise `InvalidJob` if no leader ever had such a job
 
     Args:
         target: An asyncmy or aiomysql pool, a SQLAlchemy `AsyncEngine` on either, a URL, or a store.

@@ -16,7 +16,7 @@ from datetime import UTC
 from typing import Any, Protocol
 
 from aiolease._fence import FenceBroken, Refused, RunKey, Term
-from aiolease.errors import CommitUnknown, StoreUnavailable, TransactionEnded
+from aiolease.errors import CommitUnknown, ConfigurationError, StoreUnavailable, TransactionEnded
 from aiolease.stores._drivers import Rows, error_number, execute, plain_cursor, translate
 
 _SAVEPOINT = "aiolease_transaction"
@@ -195,6 +195,8 @@ async def fence_connection(  # noqa: PLR0917
             if not connection.in_transaction():
                 await connection.begin()
             connection = (await connection.get_raw_connection()).driver_connection
+        if not hasattr(connection, "get_autocommit"):
+            raise ConfigurationError("connection", f"<{type(connection).__name__}>", "use one of the lease's database")
         if connection.get_autocommit() and not connection.get_transaction_status():
             raise TransactionEnded(store)  # the fence would be committed by itself, and guard nothing
         limit, (sql, values) = fence.limit_idle(within), fence.statements(term, final)

@@ -1,0 +1,143 @@
+"""What is going to happen to the workers and their server: drawn from a seed, before anything runs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+ServerKind = Literal["mariadb", "mysql", "sqlite", "galera", "faketime"]
+
+SERVERS: tuple[ServerKind, ...] = ("mariadb", "mysql", "sqlite", "galera", "faketime")
+
+WORKERS = 4
+
+FIRST = 2.0
+"""Seconds until the first fault: somebody leads by then."""
+
+QUIET = 3.0
+"""Seconds without a fault in the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of fault.
+
+    Attributes:
+        seconds: How long it lasts, from and to.
+        outage: Whether nobody may be able to lead while it lasts. Two outages never overlap.
+    """
+
+    seconds: tuple[float, float]
+    outage: bool = False
+
+
+KINDS = {
+    # of a worker
+    "kill worker": Kind((0.5, 2.0)),  # until it is started again
+    "stop worker": Kind((0.5, 2.0)),
+    "resign": Kind((0.5, 1.5)),
+    "freeze worker": Kind((1.0, 6.0)),
+    # of its network
+    "delay": Kind((1.0, 4.0)),
+    "cut": Kind((0.1, 0.5)),
+    "swallow answers": Kind((2.0, 5.0)),
+    "swallow queries": Kind((2.0, 5.0)),
+    "refuse": Kind((1.0, 5.0)),
+    # of the server
+    "kill server": Kind((0.2, 2.0), outage=True),
+    "restart server": Kind((0.2, 1.0), outage=True),
+    "freeze server": Kind((0.5, 4.5), outage=True),
+    "kill connections": Kind((0.1, 0.3), outage=True),
+    "read-only": Kind((1.0, 4.5), outage=True),
+    "lock lease": Kind((1.0, 4.5), outage=True),
+    "no connections": Kind((1.0, 4.5), outage=True),
+    "step clock": Kind((2.0, 4.0)),
+    # of one node of a cluster: the others wait until they are sure that it is lost
+    "kill node": Kind((1.0, 4.0), outage=True),
+    "freeze node": Kind((1.0, 8.0), outage=True),
+}
+
+_WORKER = ("kill worker", "stop worker", "resign", "freeze worker")
+_NETWORK = ("delay", "cut", "swallow answers", "swallow queries", "refuse")
+_SERVER = ("kill server", "freeze server", "kill connections", "read-only", "lock lease", "no connections")
+
+DECKS: dict[ServerKind, tuple[str, ...]] = {
+    "mariadb": (*_WORKER, *_NETWORK, *_SERVER, "restart server", "freeze worker"),
+    "mysql": (*_WORKER, *_NETWORK, *_SERVER, "restart server", "freeze worker"),
+    "sqlite": (*_WORKER, "lock lease", "freeze worker"),
+    "galera": (*_WORKER, "swallow answers", "cut", "kill connections", "lock lease", "kill node", "freeze node"),
+    "faketime": (*_WORKER, "swallow answers", "kill server", *["step clock"] * 5),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that happens.
+
+    Attributes:
+        at: Seconds after the start of the run.
+        kind: One of `KINDS`.
+        worker: Whom it befalls: a worker's number, or whoever leads then.
+        seconds: How long it lasts.
+        amount: A number between 0 and 1, for what else there is to choose.
+    """
+
+    at: float
+    kind: str
+    worker: int | Literal["leader"]
+    seconds: float
+    amount: float
+
+    @property
+    def outage(self) -> bool:
+        return KINDS[self.kind].outage
+
+    def __str__(self) -> str:
+        whom = "" if self.outage or self.kind == "step clock" else f" of {self.worker}"
+        return f"{self.at:6.2f} s: {self.kind}{whom} for {self.seconds:.2f} s ({self.amount:.3f})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The faults of one run, by time."""
+
+    server: ServerKind
+    seed: int
+    seconds: float
+    faults: tuple[Fault, ...]
+
+    @classmethod
+    def make(cls, server: ServerKind, seed: int, seconds: float) -> Plan:
+        """The plan of a seed: the same on every machine."""
+        return cls(server=server, seed=seed, seconds=seconds, faults=tuple(_faults(server, seed, seconds)))
+
+    def __str__(self) -> str:
+        replay = f"python -m tests.faults --server {self.server} --seconds {self.seconds:g} --seed {self.seed}"
+        return "\n".join([replay, *map(str, self.faults)])
+
+
+def _faults(server: ServerKind, seed: int, seconds: float) -> Iterator[Fault]:
+    chance = random.Random(f"{server} {seed}")
+    at, free, deck, ends = FIRST, FIRST, list[str](), [0.0, 0.0]
+    while True:
+        if not deck:  # every kind comes once before one comes again
+            deck = list(DECKS[server])
+            chance.shuffle(deck)
+        kind = deck.pop()
+        outage = KINDS[kind].outage
+        lasts = chance.uniform(*KINDS[kind].seconds)
+        at = max(at, free if outage else sorted(ends)[-2])  # of four workers two are well, but for outages
+        if at + lasts > seconds - QUIET:
+            return
+        worker: int | Literal["leader"] = "leader" if chance.random() < 0.7 else chance.randrange(WORKERS)
+        yield Fault(
+            at=round(at, 3), kind=kind, worker=worker, seconds=round(lasts, 3), amount=round(chance.random(), 3)
+        )
+        if not outage:
+            ends.append(at + lasts)
+        else:
+            free = at + lasts + chance.uniform(1.0, 3.0)
+        # The next one while this one lasts, or some time after it.
+        at += chance.uniform(0.2, lasts) if chance.random() < 0.4 else lasts + chance.uniform(0.1, 1.5)

@@ -1,0 +1,271 @@
+"""The invariants, proved on a journal: a stream of records in the order in which they happened, of true time.
+
+Whoever writes the journal says what happened; this says whether it may. A kind that a journal lacks is not checked:
+the tests with real processes know no true moment of a renewal, and the simulation has no jobs yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal[
+    # of a process
+    "gone",  # crashed, killed or exited: nothing of it runs any more
+    "stopped",  # it stands still: a stopped process, or a suspended machine
+    "resumed",  # `lasts`: how long it may take until it finds out what it missed
+    "well",  # from now on it can reach the database, is fit to lead, and campaigns
+    "unwell",
+    # of the database: a statement took effect
+    "claimed",  # `since`: the moment from which the lease counts; `lasts`: for how long; `note`: `MISLED` or anything
+    "renewed",  # the same
+    "released",
+    "committed",  # a fenced transaction
+    "stepped",  # the clock of the database, by `lasts` seconds
+    # of a body
+    "began",
+    "told",  # the term has ended, and the body was cancelled; `lasts`: the time that it has to unwind
+    "stuck",  # reported: it should have ended by now
+    "ended",
+    # of a job: `note` names the job, its tick and the attempt
+    "ran",
+]
+
+DRIFT = 0.03
+"""Two clocks that drift by 1 % each, in opposite directions, and a little more."""
+
+POLITE = 0.7
+"""How much of the time to unwind a well-behaved body takes at most; the rest is for clocks that drift."""
+
+
+MISLED = "misled"
+"""A claim of a held row by a process that first saw the row's state after the database's clock was stepped forward."""
+
+Finding = Literal["misled", "stale"]
+"""Known violations: a misled claim; a body that begins with a deadline of the past, as its process was frozen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One thing that happened. `at` and `since` are true time in seconds, the same for every process."""
+
+    at: float
+    process: str
+    kind: Kind
+    token: int | None = None
+    since: float | None = None
+    lasts: float = 0.0
+    note: str = ""
+
+    def __str__(self) -> str:
+        term = "" if self.token is None else f" term {self.token}"
+        since = "" if self.since is None else f" since {self.since:.3f}"
+        lasts = f" ({self.lasts:+.3f} s)" if self.lasts else ""
+        return f"{self.at:9.3f} {self.process:>7} {self.kind}{term}{since}{lasts} {self.note}".rstrip()
+
+
+class Violation(AssertionError):
+    """An invariant does not hold.
+
+    Attributes:
+        trace: What had happened until then, where somebody kept it.
+    """
+
+    trace: Sequence[str] = ()
+
+
+@dataclass(slots=True)
+class _Body:
+    token: int
+    began_at: float
+    told_at: float = float("inf")
+    unwinds: float = 0.0
+    stuck: bool = False
+
+    def overdue(self, at: float, share: float) -> bool:
+        """Whether it has taken more than a share of its time to unwind."""
+        return at > self.told_at + self.unwinds * share + 0.01
+
+
+class Checker:
+    """Takes records in their order, and raises `Violation` at the first that must not be.
+
+    Args:
+        takeover: The most seconds without a leader while some process is well; ``None`` does not check it.
+        handover: The most seconds from a release to the next body, if some process has long been well.
+        settled: For how many seconds a process must have been well to count for `handover`.
+        known: Violations that are let pass.
+    """
+
+    def __init__(
+        self,
+        *,
+        takeover: float | None = None,
+        handover: float | None = None,
+        settled: float = 0.0,
+        known: Collection[Finding] = (),
+    ) -> None:
+        self._takeover = takeover
+        self._handover = handover
+        self._settled = settled
+        self._known = known
+        self._misled: set[int] = set()
+        self._bodies: dict[str, _Body] = {}
+        self._stopped: set[str] = set()
+        self._resumed: dict[str, tuple[float, float]] = {}  # when, and until when it has to notice
+        self._well: dict[str, float] = {}
+        self._claimed = 0
+        self._claimed_at: dict[int, float] = {}
+        self._leases: dict[int, tuple[float, float]] = {}  # of a term: since when, and for how long
+        self._begun = 0
+        self._led_at = 0.0  # somebody led, or something excused that nobody did
+        self._released: tuple[float, set[str]] | None = None  # and who should take over
+        self._runs: set[str] = set()
+        self.terms = 0
+        self.commits = 0
+
+    def feed(self, record: Record) -> None:
+        """Checks one record against all before it.
+
+        Raises:
+            Violation: It must not be.
+        """
+        self._someone_leads(record.at)
+        self._reported(record.at)
+        getattr(self, f"_on_{record.kind}")(record)
+        if len(self._bodies) > 1:
+            self._one_body(record)
+
+    def finish(self, at: float) -> None:
+        """Ends the journal: until now nothing else has happened.
+
+        Raises:
+            Violation: Something should have.
+        """
+        self._someone_leads(at)
+        self._reported(at)
+
+    # -- the invariants
+
+    def _one_body(self, record: Record) -> None:
+        """At most one body runs, but for what a process could not know while it stood still, or has reported."""
+        running = {process: body for process, body in self._bodies.items() if process not in self._stopped}
+        newest = max((body.token for body in running.values()), default=0)
+        for process, body in running.items():
+            if body.token < newest and not self._excused(process, body, newest, record.at):
+                raise Violation(f"two bodies at once: {process} still runs that of term {body.token} beside {newest}")
+
+    def _excused(self, process: str, body: _Body, newest: int, at: float) -> bool:
+        resumed_at, notice = self._resumed.get(process, (-1.0, -1.0))
+        if resumed_at >= body.began_at and min(at, body.told_at) <= notice:
+            return True  # it stood still at its deadline or while it unwound
+        if any(body.token < token <= newest for token in self._misled):
+            return True
+        if not body.overdue(at, POLITE * (1 + DRIFT)):
+            return False
+        since, lasts = self._leases.get(body.token, (0.0, 0.0))
+        return self._claimed_at.get(newest, at) >= since + lasts * (1 - DRIFT)  # it was kept out as long as can be
+
+    def _reported(self, at: float) -> None:
+        """A body that takes longer to unwind than it has is reported."""
+        for process, body in self._bodies.items():
+            stood_still = process in self._stopped or self._resumed.get(process, (-1.0, 0.0))[0] >= body.told_at
+            if not body.stuck and not stood_still and body.overdue(at, 1 + DRIFT):
+                raise Violation(f"{process} still runs the body of term {body.token}, and nobody has said so")
+
+    def _someone_leads(self, at: float) -> None:
+        """Somebody leads before long if anybody can, and at once after a release."""
+        if any(process not in self._stopped for process in self._bodies):
+            self._led_at = at
+        if self._takeover is not None:
+            for process, since in self._well.items():
+                if at - max(since, self._led_at) > self._takeover:
+                    raise Violation(f"nobody led from {self._led_at:.3f} to {at:.3f}, but {process} could have")
+        if self._handover is not None and self._released is not None:
+            released_at, waiting = self._released
+            if at - released_at > self._handover and waiting:
+                raise Violation(f"released at {released_at:.3f}, but none of {sorted(waiting)} led by {at:.3f}")
+
+    def _written(self, record: Record) -> None:
+        """A statement of a process that was not well took effect: others have to wait for its lease again."""
+        if record.process not in self._well:
+            self._led_at, self._released = record.at, None
+
+    # -- what happened
+
+    def _on_gone(self, record: Record) -> None:
+        self._bodies.pop(record.process, None)
+        self._stopped.discard(record.process)
+        self._on_unwell(record)
+
+    def _on_stopped(self, record: Record) -> None:
+        self._stopped.add(record.process)
+
+    def _on_resumed(self, record: Record) -> None:
+        self._stopped.discard(record.process)
+        self._resumed[record.process] = (record.at, record.at + record.lasts)
+
+    def _on_well(self, record: Record) -> None:
+        self._well.setdefault(record.process, record.at)
+
+    def _on_unwell(self, record: Record) -> None:
+        self._well.pop(record.process, None)
+        if self._released is not None:
+            self._released = None  # it may have been the one that had won
+
+    def _on_claimed(self, record: Record) -> None:
+        assert record.token is not None
+        if record.token <= self._claimed:
+            raise Violation(f"token {record.token} was given after {self._claimed}")
+        self._claimed = record.token
+        self._claimed_at[record.token] = record.at
+        if record.note == MISLED and "misled" in self._known:
+            self._misled.add(record.token)
+        self._on_renewed(record)
+
+    def _on_renewed(self, record: Record) -> None:
+        assert record.token is not None
+        if record.since is not None:
+            self._leases[record.token] = (record.since, record.lasts)
+        self._written(record)
+
+    def _on_released(self, record: Record) -> None:
+        self._written(record)
+        settled = {process for process, since in self._well.items() if since <= record.at - self._settled}
+        self._released = (record.at, settled - {record.process})
+
+    def _on_committed(self, record: Record) -> None:
+        assert record.token is not None
+        self.commits += 1
+        if record.token < self._claimed:
+            raise Violation(f"a commit fenced by term {record.token} took effect after term {self._claimed} had begun")
+
+    def _on_stepped(self, record: Record) -> None:
+        self._led_at, self._released = record.at, None
+
+    def _on_began(self, record: Record) -> None:
+        assert record.token is not None
+        thawing = record.at <= self._resumed.get(record.process, (-1.0, -1.0))[1]
+        if record.token <= self._begun and not (thawing and "stale" in self._known):
+            raise Violation(f"a body of term {record.token} began after one of term {self._begun}")
+        self._begun = max(self._begun, record.token)
+        self._bodies[record.process] = _Body(record.token, record.at)
+        self._led_at, self._released = record.at, None
+        self.terms += 1
+
+    def _on_told(self, record: Record) -> None:
+        if (body := self._bodies.get(record.process)) is not None and body.token == record.token:
+            body.told_at, body.unwinds = record.at, record.lasts
+
+    def _on_stuck(self, record: Record) -> None:
+        if (body := self._bodies.get(record.process)) is not None and body.token == record.token:
+            body.stuck = True
+
+    def _on_ended(self, record: Record) -> None:
+        self._bodies.pop(record.process, None)
+
+    def _on_ran(self, record: Record) -> None:
+        if record.note in self._runs:
+            raise Violation(f"{record.note} ran twice")
+        self._runs.add(record.note)

@@ -1,0 +1,305 @@
+"""What happens in one simulation, drawn from its seed: who takes part, what their bodies do, and what goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Collection
+from datetime import timedelta
+from functools import partial
+
+from aiolease import (
+    CommitUnknown,
+    Leadership,
+    LeadershipLost,
+    LeaseHeld,
+    StoreUnavailable,
+    TransactionEnded,
+    leadership,
+    run_as_leader,
+)
+from aiolease._settings import Timings
+from tests.simulation.checker import POLITE, Checker, Finding, Violation
+from tests.simulation.process import Machine, Oops, Process
+from tests.simulation.world import World
+
+Body = Callable[[Process, Leadership], Awaitable[None]]
+
+KNOWN: tuple[Finding, ...] = ("misled",)
+"""Violations that the package is known for."""
+
+
+def simulate(
+    seed: int, *, tracing: bool = False, body: Body | None = None, known: Collection[Finding] = KNOWN
+) -> World:
+    """Runs one simulation; with a body of one's own, which has to write what `work` writes into the journal.
+
+    Raises:
+        Violation: An invariant does not hold.
+    """
+    scenario = Scenario(seed, body or work, known, tracing=tracing)
+    try:
+        scenario.world.run(scenario.until)
+    except Violation as found:
+        found.trace = scenario.world.trace
+        raise
+    return scenario.world
+
+
+def violation(seed: int, known: Collection[Finding] = KNOWN) -> tuple[int, str]:
+    """What is wrong with a seed; empty if nothing is."""
+    try:
+        simulate(seed, known=known)
+    except Violation as found:
+        return seed, str(found)
+    return seed, ""
+
+
+class Scenario:
+    """One seed: machines, and a list of faults that ends early enough for somebody to lead in the end."""
+
+    def __init__(self, seed: int, body: Body, known: Collection[Finding], *, tracing: bool) -> None:
+        self._body = body
+        self._calmed = False
+        chance = random.Random(seed)
+        lease = 3 * 10 ** chance.random()  # 3 to 30 s
+        alike = chance.random() < 0.4
+        self._machines = [
+            Machine(
+                name=f"p{number}",
+                timings=_timings(chance, lease if alike else min(max(lease * 4 ** chance.uniform(-1, 1), 3.0), 30.0)),
+                rate=1 + chance.uniform(-0.01, 0.01),
+                skew=chance.uniform(-lease, lease),
+            )
+            for number in range(chance.randint(3, 7))
+        ]
+        timings = [machine.timings for machine in self._machines]
+        longest = max(each.lease_duration for each in timings)
+        attempt, retry = max(each.attempt for each in timings), max(each.retry_interval for each in timings)
+        latency = 10 ** chance.uniform(-3.5, -1.7)
+        # Asleep until the lease that it saw would have run out, and the answer is lost; then, on a row that was
+        # written meanwhile, one whole lease by rule 8; then the pauses between attempts.
+        takeover = 2 * longest * 1.02 + attempt + 3 * retry + 1.0
+        checker = Checker(
+            takeover=takeover,
+            handover=1.1 * retry + 40 * latency + 0.5,
+            settled=1.1 * longest + attempt + 3 * retry + 1.0,
+            known=known,
+        )
+        self.world = World(seed, checker, self._main, latency=latency, hinted=chance.random() < 0.75, tracing=tracing)
+        self._chance = self.world.random
+        for machine in self._machines:
+            self.world.after(chance.choice([0.0, chance.uniform(0, lease)]), partial(self.world.start, machine))
+        calm = chance.uniform(3, 6) * longest + 10
+        self.until = calm + takeover + 1.0
+        at = chance.uniform(0, lease)
+        while at < calm:
+            self.world.after(at, self._fault)
+            at += chance.expovariate(1 / (longest * 0.7))
+        self.world.after(calm, self._calm)
+
+    # -- what a process runs
+
+    async def _main(self, process: Process) -> None:
+        timings, chance = process.timings, self._chance
+
+        async def eligible() -> bool:
+            return process.fit
+
+        async def body(lead: Leadership) -> None:
+            await self._body(process, lead)
+
+        options = {name: getattr(timings, name) for name in timings.__slots__}
+        options |= {"eligible": eligible, "on_event": process.observe}
+        if chance.random() < 0.7:
+            await run_as_leader(process.store, body, **options)
+        while not self.world.over:
+            process.store.first_read = None
+            timeout = chance.choice([None, chance.uniform(0.5, 3) * timings.lease_duration])
+            try:
+                async with leadership(process.store, timeout=timeout, **options) as lead:
+                    await body(lead)
+            except (LeaseHeld, LeadershipLost, StoreUnavailable):
+                await asyncio.sleep(0.01)
+
+    # -- what goes wrong
+
+    def _fault(self, victim: Process | None = None) -> None:
+        chance, processes = self._chance, self.world.processes
+        if self._calmed or not processes:
+            return
+        if victim is None or victim.state == "gone":
+            leaders = [process for process in processes if process.lead is not None]
+            victim = chance.choice(leaders if leaders and chance.random() < 0.6 else processes)
+        fault = chance.choices(list(_FAULTS), list(_FAULTS.values()))[0]
+        lasts = chance.uniform(0.02, 2.0) * victim.timings.lease_duration
+        self.world.say(f"{fault} strikes {victim.name}")
+        getattr(self, f"_{fault}")(victim, lasts)
+        victim.look_well()
+        if chance.random() < 0.4:  # they rarely come alone
+            again = chance.uniform(0, 0.8) * victim.timings.lease_duration
+            self.world.after(again, lambda: self._fault(victim))
+
+    def _crash(self, process: Process, lasts: float) -> None:
+        process.after_steps(self._chance.choice([0, self._chance.randint(1, 30)]), process.crash)
+        self.world.after(lasts, lambda: self._restart(process.machine))
+
+    def _restart(self, machine: Machine) -> None:
+        if all(process.machine is not machine for process in self.world.processes):
+            self.world.start(machine)
+
+    def _freeze(self, process: Process, lasts: float, *, asleep: bool = False) -> None:
+        steps = self._chance.choice([0, self._chance.randint(1, 30)])
+        process.after_steps(steps, lambda: process.stop(asleep=asleep))
+        self.world.after(lasts, process.resume)
+
+    def _suspend(self, process: Process, lasts: float) -> None:
+        self._freeze(process, lasts, asleep=True)
+
+    def _cut(self, process: Process, lasts: float) -> None:
+        link = process.link
+        link.no_requests, link.no_replies = self._chance.choice([(True, True), (True, False), (False, True)])
+        self.world.after(lasts, link.heal)
+
+    def _refuse(self, process: Process, lasts: float) -> None:
+        process.link.up = False
+        self.world.after(lasts, process.link.heal)
+
+    def _slow(self, process: Process, lasts: float) -> None:
+        most = process.timings.attempt * self._chance.uniform(0.1, 1.2)
+        process.link.slow = self._chance.choice([(most, most), (most, 0.0), (0.0, most)])
+        self.world.after(lasts, process.link.heal)
+
+    def _fade(self, process: Process, lasts: float) -> None:
+        """The replies take ever longer, then nothing gets through."""
+        process.link.slow = (0.0, process.timings.attempt)
+        soon = process.timings.heartbeat_interval * self._chance.uniform(0.3, 1.3)
+        self.world.after(soon, lambda: self._cut(process, lasts))
+
+    def _late(self, process: Process, lasts: float) -> None:
+        process.link.late = [lasts * self._chance.random() for _ in range(self._chance.randint(1, 3))]
+
+    def _unanswered(self, process: Process, _: float) -> None:
+        process.link.unanswered = self._chance.randint(1, 3)
+
+    def _step(self, _: Process, __: float) -> None:
+        chance = self._chance
+        # By anything up to an hour, and by what is nearly a lease: there an error would show.
+        lease = chance.choice(self._machines).timings.lease_duration * chance.uniform(0.3, 1.2)
+        seconds = chance.choice([-1, 1]) * chance.choice([lease, 10 ** chance.uniform(-1, 3.556)])
+        self.world.server.clock_offset += timedelta(seconds=seconds)
+        self.world.record("stepped", None, lasts=seconds)
+
+    def _leave(self, process: Process, lasts: float) -> None:
+        process.leave()
+        self.world.after(lasts, lambda: self._restart(process.machine))
+
+    def _resign(self, process: Process, _: float) -> None:
+        process.deliver(lambda: process.lead.resign() if process.lead else None)
+
+    def _ask(self, process: Process, _: float) -> None:
+        self.world.server.resign("default")
+
+    def _unfit(self, process: Process, lasts: float) -> None:
+        process.fit = False
+        self.world.after(lasts, lambda: self._fit(process))
+
+    def _fit(self, process: Process) -> None:
+        process.fit = True
+        process.look_well()
+
+    def _calm(self) -> None:
+        """No fault any more: in the end somebody has to lead."""
+        self.world.say("calm")
+        self._calmed = True
+        for process in self.world.processes:
+            process.spare()
+            process.link.heal()
+            process.resume()
+            self._fit(process)
+        for machine in self._machines:
+            self._restart(machine)
+
+
+_FAULTS = {
+    "crash": 3,
+    "freeze": 4,
+    "suspend": 3,
+    "cut": 5,
+    "refuse": 2,
+    "slow": 3,
+    "fade": 3,
+    "late": 5,
+    "unanswered": 2,
+    "step": 3,
+    "leave": 2,
+    "resign": 1,
+    "ask": 1,
+    "unfit": 1,
+}
+"""The faults, and how often each is drawn."""
+
+
+def _timings(chance: random.Random, lease: float) -> Timings:
+    if chance.random() < 0.3:
+        return Timings.make(lease_duration=lease)
+    deadline = lease * chance.choice([0.9, chance.uniform(0.6, 0.9)])
+    return Timings.make(
+        lease_duration=lease,
+        renew_deadline=deadline,
+        heartbeat_interval=deadline * chance.choice([0.5, chance.uniform(0.25, 0.5)]),
+        retry_interval=lease * chance.uniform(0.06, 0.25),
+    )
+
+
+async def work(process: Process, lead: Leadership) -> None:
+    """A body: commits now and then, works or resigns or fails for a while, and may take its time to end."""
+    world, chance, timings = process.world, process.world.random, process.timings
+    process.lead = lead
+    world.record("began", process, lead.token)
+    ends = chance.choices(["never", "returns", "resigns", "fails"], [8, 2, 1, 1])[0]
+    loop = asyncio.get_running_loop()
+    until = loop.time() + timings.lease_duration * chance.uniform(0.1, 6)
+    pace = timings.lease_duration * chance.uniform(0.05, 0.5)
+    try:
+        while ends == "never" or loop.time() < until:
+            try:
+                async with lead.transaction() as calls:
+                    await asyncio.sleep(chance.expovariate(4 / pace))
+                    calls.append(lambda: world.record("committed", process, lead.token))
+            except (StoreUnavailable, CommitUnknown, TransactionEnded):
+                pass
+            await asyncio.sleep(chance.expovariate(1 / pace))
+        if ends == "resigns":
+            lead.resign()
+            await asyncio.sleep(timings.lease_duration)
+        elif ends == "fails":
+            raise Oops
+    finally:
+        cancelled = await _unwind(process, timings)
+        process.lead = None
+        world.record("ended", process, lead.token)
+        if cancelled is not None:
+            raise cancelled
+
+
+async def _unwind(process: Process, timings: Timings) -> asyncio.CancelledError | None:
+    """The clean-up of a body: mostly quick, sometimes as slow as it may be, sometimes slower, whatever is cancelled."""
+    chance, loop = process.world.random, asyncio.get_running_loop()
+    takes = chance.choices(
+        [
+            0.0,
+            timings.unwind * chance.uniform(0, POLITE),
+            timings.unwind * POLITE,
+            timings.unwind * chance.uniform(1, 4),
+            timings.lease_duration * chance.uniform(0.5, 2),
+        ],
+        [8, 4, 4, 1, 1],
+    )[0]
+    until, cancelled = loop.time() + takes, None
+    while loop.time() < until and not process.world.over:
+        try:
+            await asyncio.sleep(until - loop.time())
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return cancelled

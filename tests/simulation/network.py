@@ -1,0 +1,252 @@
+"""The database, and each process's way to it: what is sent may be lost, late, or take effect long after.
+
+A statement travels for a while, arrives, may wait at the server (a lock, a queue), takes effect, and is answered. The
+server's clock is read as it arrives, as UTC_TIMESTAMP() is that of a statement's start: a renewal that waited brings
+an expiry of old.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from aiolease._fence import FenceBroken
+from aiolease._lease import Lease
+from aiolease.errors import StoreUnavailable
+from aiolease.stores.memory import MemoryServer, MemoryStore
+from tests.simulation.checker import MISLED
+
+if TYPE_CHECKING:
+    from tests.simulation.process import Process
+    from tests.simulation.world import World
+
+T = TypeVar("T")
+
+State = tuple[int, int, timedelta]
+"""Token and beat of the row, and how far off the server's clock was as a statement met it."""
+
+_QUICK = (0.0, 0.0)
+
+_START = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+class Server(MemoryServer):
+    """The database: writes its part of the journal."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+        self.sender: Process
+        """Whose statement is being executed."""
+        self._clock = _START
+        self._arrived_at = 0.0
+        self._written: State | None = None
+
+    def clock(self) -> datetime:
+        """The server's clock at this moment."""
+        return _START + timedelta(seconds=self._world.now) + self.clock_offset
+
+    def now(self) -> datetime:
+        """The clock of the statement that is being executed."""
+        return self._clock
+
+    def execute(self, sender: Process, clock: datetime, arrived_at: float, statement: Callable[[], T]) -> T:
+        """Has a statement take effect, that arrived at some moment."""
+        self.sender, self._clock, self._arrived_at = sender, clock, arrived_at
+        return statement()
+
+    def _state(self, lease: Lease) -> State:
+        return lease.token, lease.beat, self._clock - _START - timedelta(seconds=self._arrived_at)
+
+    def query(self, name: str) -> tuple[Lease | None, State | None]:
+        """A reading by a process."""
+        lease = self.read(name)
+        return lease, None if lease is None else self._state(lease)
+
+    def _misled(self) -> bool:
+        """Whether the clock was stepped forward between the writing of the row and the sender's first reading of it."""
+        read = self.sender.store.first_read
+        return bool(read and self._written and read[:2] == self._written[:2] and read[2] > self._written[2])
+
+    def claim(self, name: str, holder: str, duration: float, seen: Lease | None, force: bool) -> Lease | None:
+        before, misled = self.leases.get(name), not force and self._misled()
+        held = before is not None and before.holder is not None
+        lease = super().claim(name, holder, duration, seen, force)
+        if lease is not None and lease.holder == holder:
+            note = MISLED if held and misled else "by force" if force else ""
+            self._written = self._state(lease)
+            since = self._arrived_at
+            self._world.record("claimed", self.sender, lease.token, since=since, lasts=duration, note=note)
+        return lease
+
+    def renew(self, name: str, holder: str, token: int, beat: int, duration: float) -> Lease | None:
+        before = self.leases.get(name)
+        lease = super().renew(name, holder, token, beat, duration)
+        if lease is not None and self.leases[name] is not before:
+            self._written = self._state(lease)
+            self._world.record(
+                "renewed", self.sender, token, since=self._arrived_at, lasts=duration, note=f"beat {beat}"
+            )
+        return lease
+
+    def release(self, name: str, holder: str, token: int) -> bool:
+        released = super().release(name, holder, token)
+        if released:
+            self._world.record("released", self.sender, token)
+        return released
+
+    def wake(self) -> None:
+        for process in self._world.processes:
+            process.link.wake()
+
+
+class Link:
+    """One process's way to the server, and what is wrong with it.
+
+    Attributes:
+        up: Whether anything can be sent at all; what is sent is refused at once otherwise.
+        no_requests: Whether requests are lost.
+        no_replies: Whether replies are lost.
+        slow: Seconds by which a request, and a reply, may be slowed down.
+        late: For each of the next statements, how long it waits at the server, or in the network before it.
+        unanswered: How many of the next statements are not answered.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._world = process.world
+        self.up = True
+        self.no_requests = False
+        self.no_replies = False
+        self.slow = _QUICK
+        self.late: list[float] = []
+        self.unanswered = 0
+        self._outstanding = 0  # statements that are late, and the process may have given up
+        self._released = asyncio.Event()
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing is wrong."""
+        trouble = (
+            self.no_requests
+            or self.no_replies
+            or self.slow != _QUICK
+            or self.late
+            or self.unanswered
+            or self._outstanding
+        )
+        return self.up and not trouble
+
+    def heal(self) -> None:
+        """From now on nothing is wrong, but for what is under way."""
+        self.up, self.no_requests, self.no_replies = True, False, False
+        self.slow, self.late, self.unanswered = _QUICK, [], 0
+        self._process.look_well()
+
+    def _travel(self, slow: float = 0.0) -> float:
+        chance = self._world.random
+        return chance.expovariate(1 / self._world.latency) + (chance.uniform(0, slow) if slow else 0.0)
+
+    async def send(self, method: str, statement: Callable[[], T]) -> T:
+        """One exchange. Cancelled or not, what was sent goes its way."""
+        world, process = self._world, self._process
+        if not self.up or world.over:
+            await asyncio.sleep(0.001)
+            raise StoreUnavailable("simulation", "connection refused")
+        reply: asyncio.Future[T] = process.loop.create_future()
+        odd = self.slow != _QUICK
+        delay, answered = 0.0, True
+        if self.late:
+            delay, odd = self.late.pop(), True
+        if self.unanswered:
+            self.unanswered -= 1
+            answered, odd = False, True
+        in_network = world.random.random() < 0.3
+        self._outstanding += odd
+        if odd:
+            world.say(f"{process.name} sends {method}: {delay:.3f} s late{'' if answered else ', not to be answered'}")
+
+        def arrive() -> None:
+            if self.no_requests:
+                finish()
+            elif delay and not in_network:
+                clock, now = world.server.clock(), world.now
+                world.after(delay, lambda: act(clock, now))
+            else:
+                act(world.server.clock(), world.now)
+
+        def act(clock: datetime, arrived_at: float) -> None:
+            result: T | FenceBroken
+            try:
+                result = world.server.execute(process, clock, arrived_at, statement)
+            except FenceBroken as error:
+                result = error
+            if odd:
+                world.say(f"{process.name}'s {method} takes effect")
+            if answered and not self.no_replies:
+                world.after(self._travel(self.slow[1]), lambda: process.deliver(lambda: deliver(result)))
+            finish()
+
+        def finish() -> None:
+            if odd:
+                self._outstanding -= 1
+                process.look_well()
+
+        def deliver(result: T | FenceBroken) -> None:
+            if self.no_replies or reply.done():
+                return
+            if isinstance(result, FenceBroken):
+                reply.set_exception(result)
+            else:
+                reply.set_result(result)
+
+        world.after(self._travel(self.slow[0]) + (delay if in_network else 0.0), arrive)
+        return await reply
+
+    async def released(self, seconds: float) -> None:
+        """Waits until the server says that a lease was released, at most `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._released.wait()
+        except TimeoutError:
+            pass
+        self._released.clear()
+
+    def wake(self) -> None:
+        """The server says so."""
+        if self.clean:
+            self._world.after(self._travel(), lambda: self._process.deliver(self._released.set))
+
+
+class SimStore(MemoryStore):
+    """The store of one process.
+
+    Attributes:
+        first_read: The state of the row that its candidate read last, as it first read it.
+    """
+
+    description = "simulation"
+
+    def __init__(self, process: Process) -> None:
+        super().__init__(process.world.server)
+        self._process = process
+        self.first_read: State | None = None
+
+    async def exchange(self, method: str, statement: Callable[[], T]) -> T:
+        return await self._process.link.send(method, statement)
+
+    async def read(self, name: str) -> Lease | None:
+        lease, state = await self.exchange("read", lambda: self._process.world.server.query(name))
+        if state is not None and (self.first_read is None or self.first_read[:2] != state[:2]):
+            self.first_read = state
+        return lease
+
+    async def watch(self, name: str, seconds: float, *, lease: Lease | None, poll: float, hint: bool) -> Lease | None:
+        # Where the database has no hint to give, as on Galera, the process polls.
+        if hint and self._process.world.hinted:
+            await self._process.link.released(seconds)
+        else:
+            await asyncio.sleep(min(seconds, poll))
+        return await self.read(name)
