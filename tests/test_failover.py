@@ -17,6 +17,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
@@ -198,7 +199,14 @@ class Fleet:
     # -- what is done to them
 
     def send(self, pid: int, number: signal.Signals) -> None:
-        self.workers[pid].send_signal(number)  # nothing if it has ended, and been waited for
+        """Sends a signal, if it has not ended; returns when it is dead if it is killed, and stands if it is stopped."""
+        self.workers[pid].send_signal(number)
+        if number is signal.SIGKILL:
+            self.workers[pid].wait(LIMIT)
+        deadline = boot_clock() + LIMIT
+        while number is signal.SIGSTOP and self.lives(pid) and _state(pid) != "T":
+            assert boot_clock() < deadline, f"worker {pid} does not stop"
+            time.sleep(0.001)
 
     async def replace(self, pid: int, *status: int) -> None:
         """Waits for the end of a worker, and starts another."""
@@ -213,6 +221,13 @@ class Fleet:
         (folder / "new").rename(fault)
         return fault
 
+    async def disarm(self, fault: Path) -> None:
+        """Takes a fault back, or waits until it has struck if a worker has taken it."""
+        try:
+            fault.unlink()
+        except FileNotFoundError:
+            await until(lambda: self.frozen() or not all(map(self.lives, self.workers)), f"{fault} strikes", LIMIT)
+
     async def kill_at(self, point: str) -> None:
         """The first worker that comes to a point is killed there, if one does."""
         fault = self.fault(point, signal.SIGKILL)
@@ -220,7 +235,7 @@ class Fleet:
             async with asyncio.timeout(2 * LEASE):
                 while all(map(self.lives, self.workers)):
                     await asyncio.sleep(0.01)
-        fault.unlink(missing_ok=True)
+        await self.disarm(fault)
 
     def frozen(self) -> list[int]:
         return [pid for pid in self.workers if self.lives(pid) and _state(pid) == "T"]
@@ -474,7 +489,6 @@ async def test_every_tick_is_in_the_ledger_once_though_leaders_die(place: Place,
                 await fleet.replace(pid, 0, *[-signal.SIGTERM] * (how == "twice"))  # it may have been ending already
             else:
                 fleet.send(pid, signal.SIGKILL)
-                fleet.workers[pid].wait(LIMIT)
             await fleet.refill()
         ticks = await fleet.check(await fleet.finish(), ordered=True)
         assert ticks > 100
@@ -540,7 +554,7 @@ async def test_a_final_commit_takes_effect_once_whatever_is_lost(place: Place, t
                     while not fleet.frozen():
                         await asyncio.sleep(0.01)
             if fault is not None:
-                fault.unlink(missing_ok=True)
+                await fleet.disarm(fault)
             if fleet.frozen():
                 fleet.kills["frozen"] += 1
                 with suppress(TimeoutError):  # in the middle of its writing it may hold up all others
