@@ -21,7 +21,7 @@ import pytest
 from aiolease import CommitUnknown, ConfigurationError, JobRegistry, JobRun, StoreUnavailable, leadership
 from aiolease._records import RunRecord, Stock
 from aiolease.errors import RunEnded
-from aiolease.events import Event, Lost, Notice, RunStarted
+from aiolease.events import BodyStuck, Event, Lost, Notice, RunStarted
 from aiolease.stores import open_store
 from aiolease.testing import MemoryServer, MemoryStore
 from tests import test_jobs
@@ -1635,3 +1635,30 @@ async def test_what_another_registry_runs_is_left_to_it() -> None:
         here.start(jobs)
         await here.until(195)
         assert work.begun == [(100, 1), (100, 2)]
+
+
+@virtual
+async def test_a_drain_that_a_job_swallows_is_bounded() -> None:
+    """A job that swallows its cancellations in a drain is told of, and the lease is not renewed for ever."""
+    store, jobs, let_go, events = MemoryStore(), JobRegistry(), asyncio.Event(), list[Event]()
+
+    @jobs.every(10)
+    async def stubborn() -> None:
+        while not let_go.is_set():
+            with suppress(asyncio.CancelledError):
+                await let_go.wait()
+
+    async def application() -> None:
+        async with jobs.background(store, drain_timeout=1.0, on_event=events.append):
+            await asyncio.sleep(25)
+
+    running = asyncio.create_task(application())
+    try:
+        await asyncio.sleep(100)
+        assert [event for event in events if isinstance(event, BodyStuck)]
+        renewals = [method for method, _ in store.sent].count("renew")
+        await asyncio.sleep(300)
+        assert [method for method, _ in store.sent].count("renew") == renewals
+    finally:
+        let_go.set()
+        await running
