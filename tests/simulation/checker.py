@@ -1,13 +1,15 @@
 """The invariants, proved on a journal: a stream of records in the order in which they happened, of true time.
 
 Whoever writes the journal says what happened; this says whether it may. A kind that a journal lacks is not checked:
-the tests with real processes know no true moment of a renewal, and the simulation has no jobs yet.
+the tests with real processes know no true moment of a renewal. What the ledger says in the end is for `audit`.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 Kind = Literal[
@@ -28,8 +30,10 @@ Kind = Literal[
     "told",  # the term has ended, and the body was cancelled; `lasts`: the time that it has to unwind
     "stuck",  # reported: it should have ended by now
     "ended",
-    # of a job: `note` names the job, its tick and the attempt
-    "ran",
+    # of a run, with `run`
+    "begun",  # its function was called
+    "over",  # it has returned, or raised
+    "paid",  # its effect is in the database, and counts: a final transaction took effect
 ]
 
 DRIFT = 0.03
@@ -46,6 +50,18 @@ Finding = Literal["misled", "stale"]
 """Known violations: a misled claim; a body that begins with a deadline of the past, as its process was frozen."""
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One attempt at one tick of a job."""
+
+    job: str
+    tick: datetime
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"{self.job} {self.tick:%H:%M:%S.%f} attempt {self.attempt}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One thing that happened. `at` and `since` are true time in seconds, the same for every process."""
@@ -56,10 +72,12 @@ class Record:
     token: int | None = None
     since: float | None = None
     lasts: float = 0.0
+    run: Run | None = None
     note: str = ""
 
     def __str__(self) -> str:
         term = "" if self.token is None else f" term {self.token}"
+        term += "" if self.run is None else f" {self.run}"
         since = "" if self.since is None else f" since {self.since:.3f}"
         lasts = f" ({self.lasts:+.3f} s)" if self.lasts else ""
         return f"{self.at:9.3f} {self.process:>7} {self.kind}{term}{since}{lasts} {self.note}".rstrip()
@@ -96,6 +114,7 @@ class Checker:
         handover: The most seconds from a release to the next body, if some process has long been well.
         settled: For how many seconds a process must have been well to count for `handover`.
         known: Violations that are let pass.
+        overlapping: The jobs that may run beside themselves.
     """
 
     def __init__(
@@ -105,8 +124,10 @@ class Checker:
         handover: float | None = None,
         settled: float = 0.0,
         known: Collection[Finding] = (),
+        overlapping: Collection[str] = (),
     ) -> None:
         self._takeover = takeover
+        self._overlapping = overlapping
         self._handover = handover
         self._settled = settled
         self._known = known
@@ -121,7 +142,10 @@ class Checker:
         self._begun = 0
         self._led_at = 0.0  # somebody led, or something excused that nobody did
         self._released: tuple[float, set[str]] | None = None  # and who should take over
-        self._runs: set[str] = set()
+        self._going_on: defaultdict[str, list[Run]] = defaultdict(list)  # by process
+        self.begun: dict[Run, int] = {}  # every attempt whose function was called, and its term
+        self.over: dict[Run, str] = {}  # how those ended that have
+        self.paid: set[tuple[str, datetime]] = set()  # the ticks whose effect is there
         self.terms = 0
         self.commits = 0
 
@@ -196,6 +220,7 @@ class Checker:
 
     def _on_gone(self, record: Record) -> None:
         self._bodies.pop(record.process, None)
+        self._going_on.pop(record.process, None)
         self._stopped.discard(record.process)
         self._on_unwell(record)
 
@@ -263,9 +288,37 @@ class Checker:
             body.stuck = True
 
     def _on_ended(self, record: Record) -> None:
+        if self._going_on[record.process]:
+            going_on = ", ".join(map(str, self._going_on[record.process]))
+            raise Violation(f"the body of {record.process} has ended, but not its runs: {going_on}")
         self._bodies.pop(record.process, None)
 
-    def _on_ran(self, record: Record) -> None:
-        if record.note in self._runs:
-            raise Violation(f"{record.note} ran twice")
-        self._runs.add(record.note)
+    def _on_begun(self, record: Record) -> None:
+        run = record.run
+        assert run is not None
+        assert record.token is not None
+        if run in self.begun:
+            raise Violation(f"{run} ran twice")
+        body = self._bodies.get(record.process)
+        thawing = record.at <= self._resumed.get(record.process, (-1.0, -1.0))[1]
+        if body is None or body.token != record.token:
+            raise Violation(f"{run} ran in {record.process}, which does not lead term {record.token}")
+        if record.at > body.told_at and not thawing:
+            raise Violation(f"{run} ran after its term {record.token} had ended")
+        if run.job not in self._overlapping and any(other.job == run.job for other in self._going_on[record.process]):
+            raise Violation(f"{run} ran beside another run of its job")
+        self.begun[run] = record.token
+        self._going_on[record.process].append(run)
+
+    def _on_over(self, record: Record) -> None:
+        assert record.run is not None
+        self.over[record.run] = record.note
+        self._going_on[record.process].remove(record.run)
+
+    def _on_paid(self, record: Record) -> None:
+        assert record.run is not None
+        self._on_committed(record)
+        tick = record.run.job, record.run.tick
+        if tick in self.paid:
+            raise Violation(f"{record.run} had its effect twice")
+        self.paid.add(tick)

@@ -1,0 +1,178 @@
+"""The ledger, audited: no tick is lost, none is there twice, and it tells of every run what became of it.
+
+For the simulation and for real processes alike: the rows are those of the database in the end, what was run is from the
+journal. A tick is not lost if there is a row of it, or a row of skipped ticks whose range it lies in.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Literal
+
+from aiolease._ledger import MAX_ATTEMPTS, MOST_MISSED
+from aiolease._records import JobRecord, RunRecord
+from aiolease._schedule import Schedule, ticks_between
+from tests.simulation.checker import Run, Violation
+
+Span = tuple[datetime, datetime]
+"""From after a moment, up to and with another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What is asked of a job.
+
+    Attributes:
+        schedule: When it falls due.
+        missed: As it was registered.
+        max_age: As it was registered.
+        rerun_lost: As it was registered.
+        final: Whether its runs end with a final transaction, whose effects the journal knows.
+        excused: Spans of which no tick needs a row: the job was paused.
+    """
+
+    schedule: Schedule
+    missed: Literal["once", "all", "skip"] = "once"
+    max_age: float | None = None
+    rerun_lost: bool = False
+    final: bool = False
+    excused: Collection[Span] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Books:
+    """The ledger of a lease, and what the journal says of the runs.
+
+    Attributes:
+        jobs: The rows of the jobs.
+        runs: The rows of the runs, also those that were pruned.
+        begun: Every attempt whose function was called, and its term.
+        over: How those ended that have: ``"returned"``, ``"raised"``, ``"cancelled"``, or anything else.
+        paid: The job and tick of every final transaction whose effect is there.
+        term: The term that leads in the end, if one does.
+    """
+
+    jobs: Mapping[str, JobRecord]
+    runs: Iterable[RunRecord]
+    begun: Mapping[Run, int]
+    over: Mapping[Run, str]
+    paid: Collection[tuple[str, datetime]]
+    term: int | None = None
+
+
+def audit(books: Books, rules: Mapping[str, Rules], *, now: datetime | None = None, behind: float = 0.0) -> None:
+    """Proves that the ledger is complete and true.
+
+    Args:
+        books: The ledger and the journal.
+        rules: Of every job.
+        now: The database's clock, if the ticks up to `behind` seconds before it must have been claimed.
+        behind: See `now`.
+
+    Raises:
+        Violation: It is not.
+    """
+    for found in _wrong(books, rules, now, behind):
+        raise Violation(found)
+
+
+def _wrong(books: Books, rules: Mapping[str, Rules], now: datetime | None, behind: float) -> Iterator[str]:
+    rows: dict[tuple[str, datetime], RunRecord] = {}
+    for row in books.runs:
+        if (row.job, row.tick) in rows:
+            yield f"two rows of {row.job} {row.tick:%H:%M:%S.%f}"
+        rows[row.job, row.tick] = row
+    for run, token in books.begun.items():
+        row_of_run = rows.get((run.job, run.tick))
+        if row_of_run is None or row_of_run.attempt < run.attempt or row_of_run.token < token:
+            yield f"{run} ran in term {token}, and the ledger says {_said(row_of_run)}"
+    for job, record in books.jobs.items():
+        if job in rules:
+            of_job = sorted((row for row in rows.values() if row.job == job), key=lambda row: row.tick)
+            yield from _lost_ticks(record, of_job, rules[job], now, behind)
+            for row in of_job:
+                yield from _untrue(row, rules[job], books)
+    for job, tick in books.paid:
+        if rows[job, tick].status != "succeeded":
+            yield f"{job} {tick:%H:%M:%S.%f} had its effect, and the ledger says {_said(rows[job, tick])}"
+
+
+def _lost_ticks(
+    record: JobRecord, rows: list[RunRecord], rules: Rules, now: datetime | None, behind: float
+) -> Iterator[str]:
+    """Every tick of the schedule up to the high tick is in one row."""
+    name, since, until = record.job, max(record.known_since, record.schedule_since), record.high_tick
+    if now is not None and record.paused_at is None:
+        due = rules.schedule.latest_between(max(since, record.resumed_at or since), now - timedelta(seconds=behind))
+        if due is not None and (until is None or until < due):
+            yield f"{name} fell due at {due:%H:%M:%S.%f}, and nobody had claimed it by {now:%H:%M:%S.%f}"
+    if until is None:
+        return
+    ticks = list(ticks_between(rules.schedule, since, until))
+    covered = [0] * len(ticks)
+    for row in rows:
+        first, last = bisect_left(ticks, row.tick_from or row.tick), bisect_right(ticks, row.tick)
+        if last == first and row.tick > until and rules.schedule.latest_between(until, row.tick) == row.tick:
+            yield f"{name} has a row of {row.tick:%H:%M:%S.%f}, above its high tick {until:%H:%M:%S.%f}"
+        # A row of a tick that is none of the schedule is that of a trigger.
+        if row.tick_from is not None and last > first and row.count != last - first:
+            yield f"{name} has a row of {row.count} skipped ticks that are {last - first}: {_said(row)}"
+        for number in range(first, last):
+            covered[number] += 1
+    for tick, times in zip(ticks, covered, strict=True):
+        if times > 1:
+            yield f"{name} {tick:%H:%M:%S.%f} is in {times} rows"
+        if times == 0 and not any(start < tick <= end for start, end in rules.excused):
+            yield f"{name} {tick:%H:%M:%S.%f} was lost: no row tells of it, and the high tick is {until:%H:%M:%S.%f}"
+
+
+def _untrue(row: RunRecord, rules: Rules, books: Books) -> Iterator[str]:
+    """What the row says of its run is what happened."""
+    run = Run(row.job, row.tick, row.attempt)
+    if row.attempt > 1 and not rules.rerun_lost:
+        yield f"{run} is a further attempt of a job that is not to be run again"
+    if row.attempt > MAX_ATTEMPTS:
+        yield f"{run}: that is more than {MAX_ATTEMPTS}"
+    why = _ended_otherwise(row, run, rules, books) or _not_ended(row, run, rules, books)
+    if why is not None:
+        yield f"the ledger says {_said(row)}, but {why}"
+
+
+def _ended_otherwise(row: RunRecord, run: Run, rules: Rules, books: Books) -> str | None:
+    ending = books.over.get(run, "it never ended" if run in books.begun else "it was never begun")
+    match row.status:
+        case "succeeded" if rules.final and (row.job, row.tick) not in books.paid:
+            return "its effect is not there"
+        case "succeeded" if not rules.final and ending != "returned":
+            return ending
+        case "failed" if ending not in {"raised", "cancelled", "returned"}:  # the latter two: its time was over
+            return ending
+        case "lost" if rules.rerun_lost and row.attempt < MAX_ATTEMPTS and rules.max_age is None:
+            return "it was to be run again"
+    return None
+
+
+def _not_ended(row: RunRecord, run: Run, rules: Rules, books: Books) -> str | None:
+    match row.status:
+        case "queued" if run in books.begun:
+            return f"it has begun in term {books.begun[run]}"
+        case "running" if books.term is not None and row.token != books.term:
+            return f"term {books.term} leads"
+        case "skipped" if rules.missed == "all" and rules.max_age is None and (row.count or 0) < MOST_MISSED:
+            if not any(reason in (row.error or "") for reason in _BUSY):
+                return f"every tick is to be run: {row.error}"
+    return None
+
+
+_BUSY = ("has not ended", "had not ended", "of its runs wait")
+"""Reasons for which a tick of a job is skipped that is to run all that were missed."""
+
+
+def _said(row: RunRecord | None) -> str:
+    if row is None:
+        return "nothing of it"
+    since = "" if row.tick_from is None else f" from {row.tick_from:%H:%M:%S.%f}"
+    return f"that {row.job} {row.tick:%H:%M:%S.%f}{since} attempt {row.attempt} of term {row.token} is {row.status}"
