@@ -185,6 +185,8 @@ def _start_thread(call: Callable[[], object], name: str) -> tuple[threading.Thre
 
     thread = threading.Thread(target=work, name=f"aiolease job {name}", daemon=True)
     thread.start()
+    if (stand_still_for := getattr(loop, "stand_still_for", None)) is not None:  # virtual time, see `aiolease.testing`
+        stand_still_for(ended)
     return thread, ended
 
 
@@ -235,12 +237,14 @@ class Execution:
         job: The job.
         run: What its function is given.
         given_up: Set before it is cancelled because the term ends.
+        begun: Whether the job's function has been called.
     """
 
     def __init__(self, job: Job, run: JobRun, threads: Threads) -> None:
         self.job = job
         self.run = run
         self.given_up = False
+        self.begun = False
         self._threads = threads
 
     async def go(self) -> Outcome:
@@ -248,6 +252,9 @@ class Execution:
         job, run = self.job, self.run
         clock = asyncio.get_running_loop().time
         started = clock()
+        if not run.leadership.is_leader:  # the process stood still since the run was claimed
+            return Outcome("lost", 0.0)
+        self.begun = True
         status: Ending = "succeeded"
         error: BaseException | None = None
         limit = asyncio.timeout(job.timeout)

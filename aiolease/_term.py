@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from typing import Any, Literal, TypeVar, cast
 import anyio
 
 from aiolease._candidate import TROUBLE
+from aiolease._clock import jitter
 from aiolease._fence import FenceBroken, Refused, RunKey, Term
 from aiolease._leadership import Leadership, is_within, leading
 from aiolease._ledger import MOST_MISSED, Skip, due, inherited, lost, overdue
@@ -543,7 +543,7 @@ class TermOfJobs:
         job, run = execution.job, execution.run
         self._went_on(job)
         self._wake.set()
-        if task.cancelled() and self.ended:  # before it began
+        if not execution.begun:  # the term was over before; another leader is to run it
             self._changes.append(_handed_back(run._key))
             return
         if task.cancelled():
@@ -596,7 +596,7 @@ class TermOfJobs:
     def _grew(self, job: str) -> None:
         """Counts a row that is, or will be, finished. Not from 0, since nobody knows how many there were."""
         if self._history is not None:
-            self._grown[job] = self._grown.get(job, random.uniform(0, self._history / 10)) + 1
+            self._grown[job] = self._grown.get(job, jitter(0, self._history / 10)) + 1
 
     async def _prune(self) -> None:
         """Deletes old rows of some jobs: those that have grown by a tenth of what is kept."""

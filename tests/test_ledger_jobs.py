@@ -675,6 +675,23 @@ async def test_a_process_that_was_frozen_starts_nothing() -> None:
 
 
 @virtual
+async def test_a_run_is_not_begun_by_a_process_that_was_frozen_before_its_first_step() -> None:
+    """A process that stands still between the start of a run and its first step does not call the job any more."""
+    async with world() as here:
+        work, loop = Work(), asyncio.get_running_loop()
+
+        def freeze(event: Event) -> None:
+            if isinstance(event, RunStarted) and event.token == 1:
+                loop.call_soon(loop.advance, 40)  # type: ignore[attr-defined]
+
+        here.start(registry(work, 100), on_event=freeze)
+        await here.until(190)  # elected again
+        assert work.begun == [(100, 1)]
+        [row] = here.records()
+        assert (row.attempt, row.token, row.status) == (1, 2, "succeeded")
+
+
+@virtual
 async def test_a_run_whose_claim_ends_the_time_is_handed_back() -> None:
     """A process that finds its time over when it is to start a run, starts none; what it claimed is not lost."""
     async with world() as here:

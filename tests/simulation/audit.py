@@ -32,6 +32,7 @@ class Rules:
         rerun_lost: As it was registered.
         final: Whether its runs end with a final transaction, whose effects the journal knows.
         excused: Spans of which no tick needs a row: the job was paused.
+        led: Whether the process that leads in the end has the job at all.
     """
 
     schedule: Schedule
@@ -40,6 +41,7 @@ class Rules:
     rerun_lost: bool = False
     final: bool = False
     excused: Collection[Span] = field(default_factory=tuple)
+    led: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +90,7 @@ def _wrong(books: Books, rules: Mapping[str, Rules], now: datetime | None, behin
     for run, token in books.begun.items():
         row_of_run = rows.get((run.job, run.tick))
         if row_of_run is None or row_of_run.attempt < run.attempt or row_of_run.token < token:
-            yield f"{run} ran in term {token}, and the ledger says {_said(row_of_run)}"
+            yield f"{run} ran in term {token}, and the ledger says {said(row_of_run)}"
     for job, record in books.jobs.items():
         if job in rules:
             of_job = sorted((row for row in rows.values() if row.job == job), key=lambda row: row.tick)
@@ -97,7 +99,7 @@ def _wrong(books: Books, rules: Mapping[str, Rules], now: datetime | None, behin
                 yield from _untrue(row, rules[job], books)
     for job, tick in books.paid:
         if rows[job, tick].status != "succeeded":
-            yield f"{job} {tick:%H:%M:%S.%f} had its effect, and the ledger says {_said(rows[job, tick])}"
+            yield f"{job} {tick:%H:%M:%S.%f} had its effect, and the ledger says {said(rows[job, tick])}"
 
 
 def _lost_ticks(
@@ -105,7 +107,8 @@ def _lost_ticks(
 ) -> Iterator[str]:
     """Every tick of the schedule up to the high tick is in one row."""
     name, since, until = record.job, max(record.known_since, record.schedule_since), record.high_tick
-    if now is not None and record.paused_at is None:
+    unfinished = any(row.status in {"queued", "running"} for row in rows)  # its ticks may have to wait for those
+    if now is not None and record.paused_at is None and rules.led and not unfinished:
         due = rules.schedule.latest_between(max(since, record.resumed_at or since), now - timedelta(seconds=behind))
         if due is not None and (until is None or until < due):
             yield f"{name} fell due at {due:%H:%M:%S.%f}, and nobody had claimed it by {now:%H:%M:%S.%f}"
@@ -119,7 +122,7 @@ def _lost_ticks(
             yield f"{name} has a row of {row.tick:%H:%M:%S.%f}, above its high tick {until:%H:%M:%S.%f}"
         # A row of a tick that is none of the schedule is that of a trigger.
         if row.tick_from is not None and last > first and row.count != last - first:
-            yield f"{name} has a row of {row.count} skipped ticks that are {last - first}: {_said(row)}"
+            yield f"{name} has a row of {row.count} skipped ticks that are {last - first}: {said(row)}"
         for number in range(first, last):
             covered[number] += 1
     for tick, times in zip(ticks, covered, strict=True):
@@ -138,7 +141,7 @@ def _untrue(row: RunRecord, rules: Rules, books: Books) -> Iterator[str]:
         yield f"{run}: that is more than {MAX_ATTEMPTS}"
     why = _ended_otherwise(row, run, rules, books) or _not_ended(row, run, rules, books)
     if why is not None:
-        yield f"the ledger says {_said(row)}, but {why}"
+        yield f"the ledger says {said(row)}, but {why}"
 
 
 def _ended_otherwise(row: RunRecord, run: Run, rules: Rules, books: Books) -> str | None:
@@ -150,7 +153,7 @@ def _ended_otherwise(row: RunRecord, run: Run, rules: Rules, books: Books) -> st
             return ending
         case "failed" if ending not in {"raised", "cancelled", "returned"}:  # the latter two: its time was over
             return ending
-        case "lost" if rules.rerun_lost and row.attempt < MAX_ATTEMPTS and rules.max_age is None:
+        case "lost" if rules.led and rules.rerun_lost and row.attempt < MAX_ATTEMPTS and rules.max_age is None:
             return "it was to be run again"
     return None
 
@@ -159,7 +162,7 @@ def _not_ended(row: RunRecord, run: Run, rules: Rules, books: Books) -> str | No
     match row.status:
         case "queued" if run in books.begun:
             return f"it has begun in term {books.begun[run]}"
-        case "running" if books.term is not None and row.token != books.term:
+        case "running" if rules.led and books.term is not None and row.token != books.term:
             return f"term {books.term} leads"
         case "skipped" if rules.missed == "all" and rules.max_age is None and (row.count or 0) < MOST_MISSED:
             if not any(reason in (row.error or "") for reason in _BUSY):
@@ -171,7 +174,7 @@ _BUSY = ("has not ended", "had not ended", "of its runs wait")
 """Reasons for which a tick of a job is skipped that is to run all that were missed."""
 
 
-def _said(row: RunRecord | None) -> str:
+def said(row: RunRecord | None) -> str:
     if row is None:
         return "nothing of it"
     since = "" if row.tick_from is None else f" from {row.tick_from:%H:%M:%S.%f}"

@@ -170,6 +170,10 @@ class Checker:
         self._someone_leads(at)
         self._reported(at)
 
+    def going_on(self, process: str) -> Sequence[Run]:
+        """The runs that go on in a process."""
+        return self._going_on[process]
+
     # -- the invariants
 
     def _one_body(self, record: Record) -> None:
@@ -300,10 +304,9 @@ class Checker:
         if run in self.begun:
             raise Violation(f"{run} ran twice")
         body = self._bodies.get(record.process)
-        thawing = record.at <= self._resumed.get(record.process, (-1.0, -1.0))[1]
         if body is None or body.token != record.token:
             raise Violation(f"{run} ran in {record.process}, which does not lead term {record.token}")
-        if record.at > body.told_at and not thawing:
+        if record.at > body.told_at:
             raise Violation(f"{run} ran after its term {record.token} had ended")
         if run.job not in self._overlapping and any(other.job == run.job for other in self._going_on[record.process]):
             raise Violation(f"{run} ran beside another run of its job")

@@ -7,9 +7,11 @@ import random
 from collections.abc import Awaitable, Callable, Collection
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 from aiolease import (
     CommitUnknown,
+    JobRegistry,
     Leadership,
     LeadershipLost,
     LeaseHeld,
@@ -19,8 +21,9 @@ from aiolease import (
     run_as_leader,
 )
 from aiolease._settings import Timings
-from tests.simulation.checker import POLITE, Checker, Finding, Violation
-from tests.simulation.process import Machine, Oops, Process
+from tests.simulation.checker import Checker, Finding, Violation
+from tests.simulation.jobs import Application
+from tests.simulation.process import Machine, Oops, Process, unwind
 from tests.simulation.world import World
 
 Body = Callable[[Process, Leadership], Awaitable[None]]
@@ -37,9 +40,9 @@ def simulate(
     Raises:
         Violation: An invariant does not hold.
     """
-    scenario = Scenario(seed, body or work, known, tracing=tracing)
+    scenario = Scenario(seed, body, known, tracing=tracing)
     try:
-        scenario.world.run(scenario.until)
+        scenario.world.run(scenario.until, scenario.audit)
     except Violation as found:
         found.trace = scenario.world.trace
         raise
@@ -58,8 +61,8 @@ def violation(seed: int, known: Collection[Finding] = KNOWN) -> tuple[int, str]:
 class Scenario:
     """One seed: machines, and a list of faults that ends early enough for somebody to lead in the end."""
 
-    def __init__(self, seed: int, body: Body, known: Collection[Finding], *, tracing: bool) -> None:
-        self._body = body
+    def __init__(self, seed: int, body: Body | None, known: Collection[Finding], *, tracing: bool) -> None:
+        self._body = body or work
         self._calmed = False
         chance = random.Random(seed)
         lease = 3 * 10 ** chance.random()  # 3 to 30 s
@@ -80,18 +83,22 @@ class Scenario:
         # Asleep until the lease that it saw would have run out, and the answer is lost; then, on a row that was
         # written meanwhile, one whole lease by rule 8; then the pauses between attempts.
         takeover = 2 * longest * 1.02 + attempt + 3 * retry + 1.0
-        checker = Checker(
+        # Two processes of three seeds run jobs, the others a body of their own.
+        self._application = Application(chance, lease) if body is None and chance.random() < 0.67 else None
+        self._checker = checker = Checker(
             takeover=takeover,
             handover=1.1 * retry + 40 * latency + 0.5,
             settled=1.1 * longest + attempt + 3 * retry + 1.0,
             known=known,
+            overlapping=self._application.overlapping if self._application else (),
         )
         self.world = World(seed, checker, self._main, latency=latency, hinted=chance.random() < 0.75, tracing=tracing)
         self._chance = self.world.random
         for machine in self._machines:
             self.world.after(chance.choice([0.0, chance.uniform(0, lease)]), partial(self.world.start, machine))
         calm = chance.uniform(3, 6) * longest + 10
-        self.until = calm + takeover + 1.0
+        self._settled = 3 * attempt + 2 * retry + 1.0
+        self.until = calm + takeover + self._settled
         at = chance.uniform(0, lease)
         while at < calm:
             self.world.after(at, self._fault)
@@ -111,6 +118,9 @@ class Scenario:
 
         options = {name: getattr(timings, name) for name in timings.__slots__}
         options |= {"eligible": eligible, "on_event": process.observe}
+        if self._application is not None:
+            await self._run_jobs(process, self._application.registry(process), options)
+            return
         if chance.random() < 0.7:
             await run_as_leader(process.store, body, **options)
         while not self.world.over:
@@ -121,6 +131,30 @@ class Scenario:
                     await body(lead)
             except (LeaseHeld, LeadershipLost, StoreUnavailable):
                 await asyncio.sleep(0.01)
+
+    async def _run_jobs(self, process: Process, jobs: JobRegistry, options: dict[str, Any]) -> None:
+        timings, chance = process.timings, self._chance
+        how = chance.choice(["serve", "background", "by hand"])
+        if how == "serve":
+            await jobs.serve(process.store, **options)
+        elif how == "background":
+            process.drained = asyncio.Event()
+            drain = timings.lease_duration * chance.uniform(0, 1)
+            async with jobs.background(process.store, drain_timeout=drain, **options):
+                await process.drained.wait()
+            return
+        while not self.world.over:
+            process.store.first_read = None
+            try:
+                async with leadership(process.store, **options) as lead:
+                    await jobs.run(lead)
+            except (LeadershipLost, StoreUnavailable):
+                await asyncio.sleep(0.01)
+
+    def audit(self) -> None:
+        """The end: what is in the ledger."""
+        if self._application is not None:
+            self._application.audit(self.world, self._checker, self._settled)
 
     # -- what goes wrong
 
@@ -208,6 +242,15 @@ class Scenario:
         process.fit = True
         process.look_well()
 
+    def _trigger(self, _: Process, __: float) -> None:
+        if self._application is not None:
+            self._application.trigger(self.world)
+
+    def _pause(self, _: Process, lasts: float) -> None:
+        if self._application is not None:
+            self._application.pause(self.world)
+            self.world.after(lasts, partial(self._application.resume, self.world))
+
     def _calm(self) -> None:
         """No fault any more: in the end somebody has to lead."""
         self.world.say("calm")
@@ -219,6 +262,8 @@ class Scenario:
             self._fit(process)
         for machine in self._machines:
             self._restart(machine)
+        if self._application is not None:
+            self._application.resume(self.world)
 
 
 _FAULTS = {
@@ -236,6 +281,8 @@ _FAULTS = {
     "resign": 1,
     "ask": 1,
     "unfit": 1,
+    "trigger": 2,
+    "pause": 1,
 }
 """The faults, and how often each is drawn."""
 
@@ -276,30 +323,8 @@ async def work(process: Process, lead: Leadership) -> None:
         elif ends == "fails":
             raise Oops
     finally:
-        cancelled = await _unwind(process, timings)
+        cancelled = await unwind(process)
         process.lead = None
         world.record("ended", process, lead.token)
         if cancelled is not None:
             raise cancelled
-
-
-async def _unwind(process: Process, timings: Timings) -> asyncio.CancelledError | None:
-    """The clean-up of a body: mostly quick, sometimes as slow as it may be, sometimes slower, whatever is cancelled."""
-    chance, loop = process.world.random, asyncio.get_running_loop()
-    takes = chance.choices(
-        [
-            0.0,
-            timings.unwind * chance.uniform(0, POLITE),
-            timings.unwind * POLITE,
-            timings.unwind * chance.uniform(1, 4),
-            timings.lease_duration * chance.uniform(0.5, 2),
-        ],
-        [8, 4, 4, 1, 1],
-    )[0]
-    until, cancelled = loop.time() + takes, None
-    while loop.time() < until and not process.world.over:
-        try:
-            await asyncio.sleep(until - loop.time())
-        except asyncio.CancelledError as error:
-            cancelled = error
-    return cancelled

@@ -10,12 +10,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
+from aiolease import StoreUnavailable, _term
 from aiolease._candidate import Candidate, Claim
 from aiolease._fence import RunKey, Term
 from aiolease._leadership import Leadership, _Tenure
 from aiolease._lease import Lease, Sighting
+from aiolease._records import Batch, Change, RunStatus
 from aiolease._settings import Timings
-from tests.simulation.network import Server
+from aiolease._term import TermOfJobs
+from aiolease.stores import memory
+from tests.simulation.network import ArchivedLedger, Server
+from tests.simulation.process import SimLoop
 
 
 def _release_before_the_body_ended() -> AbstractContextManager[Any]:
@@ -97,6 +102,106 @@ def _no_sighting() -> AbstractContextManager[Any]:
     return patch.object(Sighting, "claimable", lambda _, lease, __: lease.expired)
 
 
+def _unfenced_claims() -> AbstractContextManager[Any]:
+    def mutated(server: Server, term: Term, batch: Batch) -> None:
+        server.ledgers[term.name].record(term, batch, server.now())
+
+    return patch.object(Server, "record", mutated)
+
+
+def _runs_before_the_claim_is_answered() -> AbstractContextManager[Any]:
+    carry_out = TermOfJobs._carry_out
+
+    async def mutated(jobs: TermOfJobs, plan: Any) -> None:
+        try:
+            await carry_out(jobs, plan)
+        except StoreUnavailable:
+            for execution in jobs._written(plan):
+                jobs._start(execution)
+
+    return patch.object(TermOfJobs, "_carry_out", mutated)
+
+
+def _a_new_leader_starts_from_now() -> AbstractContextManager[Any]:
+    take_stock = TermOfJobs._take_stock
+
+    async def mutated(jobs: TermOfJobs) -> None:
+        await take_stock(jobs)
+        jobs._heap.clear()
+        jobs._lined_up.clear()
+        jobs._settled_until = dict.fromkeys(jobs._jobs, jobs.lead.database_now())
+        jobs._line_up_ticks(jobs._jobs)
+
+    return patch.object(TermOfJobs, "_take_stock", mutated)
+
+
+def _claims_over_claims() -> AbstractContextManager[Any]:
+    record = ArchivedLedger.record
+
+    def mutated(ledger: ArchivedLedger, term: Term, batch: Batch, now: datetime) -> None:
+        for name in batch.high_ticks:
+            ledger.jobs[name] = replace(ledger.jobs[name], high_tick=None)
+        for run in batch.claims:
+            ledger.runs.pop((run.job, run.tick), None)
+        record(ledger, term, batch, now)
+
+    return patch.object(ArchivedLedger, "record", mutated)
+
+
+def _unconditional_changes() -> AbstractContextManager[Any]:
+    change = memory._change
+
+    def mutated(runs: Any, term: Term, it: Change, now: datetime) -> None:
+        row = runs[it.key.job, it.key.tick]
+        key = replace(it.key, token=row.token, attempt=row.attempt)
+        change(runs, term, replace(it, key=key, was=row.status), now)
+
+    return patch.object(memory, "_change", mutated)
+
+
+def _final_without_a_condition() -> AbstractContextManager[Any]:
+    fence = Server.fence
+
+    def mutated(server: Server, term: Term, _: RunKey | None = None) -> None:
+        fence(server, term)
+
+    return patch.object(Server, "fence", mutated)
+
+
+def _lost_runs_are_forgotten() -> AbstractContextManager[Any]:
+    return patch.object(TermOfJobs, "_inherit", lambda *_: None)
+
+
+def _rerun_as_the_same_attempt() -> AbstractContextManager[Any]:
+    def mutated(key: RunKey, *, rerun: bool, adopt: bool = False) -> Change:
+        status: RunStatus = "queued" if rerun else "lost"
+        return Change(key=key, was="running", status=status, attempt=key.attempt, adopt=adopt)
+
+    return patch.object(_term, "lost", mutated)
+
+
+def _released_before_the_runs_ended() -> AbstractContextManager[Any]:
+    end = TermOfJobs._end
+
+    async def mutated(jobs: TermOfJobs) -> asyncio.CancelledError | None:
+        ending = asyncio.get_running_loop().create_task(end(jobs))
+        jobs._ending = ending  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+        return None
+
+    return patch.object(TermOfJobs, "_end", mutated)
+
+
+def _ticks_by_the_client_clock() -> AbstractContextManager[Any]:
+    def mutated(lead: Leadership) -> datetime:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, SimLoop)
+        machine, now = loop.process.machine, loop.process.world.now
+        return datetime(2026, 3, 1, tzinfo=UTC) + timedelta(seconds=now * machine.rate + machine.skew)
+
+    return patch.object(Leadership, "database_now", mutated)
+
+
 MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "release before the body ended": _release_before_the_body_ended,
     "deadline from the reply": _deadline_from_the_reply,
@@ -106,5 +211,15 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "beats without numbers": _beats_without_numbers,
     "own duration": _own_duration,
     "no sighting": _no_sighting,
+    "claims of ticks without a fence": _unfenced_claims,
+    "runs begin before the claim is answered": _runs_before_the_claim_is_answered,
+    "a new leader starts from now": _a_new_leader_starts_from_now,
+    "ticks are claimed over claims": _claims_over_claims,
+    "changes of runs without a condition": _unconditional_changes,
+    "a final commit without a condition": _final_without_a_condition,
+    "runs of older terms are forgotten": _lost_runs_are_forgotten,
+    "a run is begun again as the same attempt": _rerun_as_the_same_attempt,
+    "released before the runs ended": _released_before_the_runs_ended,
+    "ticks by the client's clock": _ticks_by_the_client_clock,
 }
 """By name, what breaks one rule of the package or of its database."""

@@ -8,14 +8,17 @@ an expiry of old.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from aiolease._fence import FenceBroken
+from aiolease._fence import FenceBroken, Refused
 from aiolease._lease import Lease
+from aiolease._records import Enrolment, RunRecord
 from aiolease.errors import StoreUnavailable
-from aiolease.stores.memory import MemoryServer, MemoryStore
+from aiolease.stores.memory import Ledger, MemoryServer, MemoryStore
+from tests.simulation.audit import Span
 from tests.simulation.checker import MISLED
 
 if TYPE_CHECKING:
@@ -32,11 +35,44 @@ _QUICK = (0.0, 0.0)
 _START = datetime(2026, 3, 1, tzinfo=UTC)
 
 
+class ArchivedLedger(Ledger):
+    """A ledger that keeps for the audit what the tables do not.
+
+    Attributes:
+        pruned: The rows that were deleted.
+        excused: Spans of each job of which no tick has to be in a row: it was paused, or its schedule was changed while
+            the clock had been set back.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pruned: list[RunRecord] = []
+        self.excused: defaultdict[str, list[Span]] = defaultdict(list)
+
+    def prune(self, jobs: Sequence[str], keep: int) -> None:
+        before = dict(self.runs)
+        super().prune(jobs, keep)
+        self.pruned += [before[key] for key in before.keys() - self.runs.keys()]
+
+    def enroll(self, jobs: Sequence[Enrolment], now: datetime) -> None:
+        super().enroll(jobs, now)
+        for job in self.jobs.values():
+            if job.schedule_since == now and job.high_tick is not None:
+                self.excused[job.job].append((now, job.high_tick))
+
+    def resume(self, lease: str, job: str, now: datetime) -> None:
+        known = self.jobs[job]
+        if known.paused_at is not None:
+            self.excused[job].append((known.high_tick or known.known_since, now))
+        super().resume(lease, job, now)
+
+
 class Server(MemoryServer):
     """The database: writes its part of the journal."""
 
     def __init__(self, world: World) -> None:
         super().__init__()
+        self.ledgers = defaultdict(ArchivedLedger)
         self._world = world
         self.sender: Process
         """Whose statement is being executed."""
@@ -178,10 +214,10 @@ class Link:
                 act(world.server.clock(), world.now)
 
         def act(clock: datetime, arrived_at: float) -> None:
-            result: T | FenceBroken
+            result: T | FenceBroken | Refused
             try:
                 result = world.server.execute(process, clock, arrived_at, statement)
-            except FenceBroken as error:
+            except (FenceBroken, Refused) as error:
                 result = error
             if odd:
                 world.say(f"{process.name}'s {method} takes effect")
@@ -194,10 +230,10 @@ class Link:
                 self._outstanding -= 1
                 process.look_well()
 
-        def deliver(result: T | FenceBroken) -> None:
+        def deliver(result: T | FenceBroken | Refused) -> None:
             if self.no_replies or reply.done():
                 return
-            if isinstance(result, FenceBroken):
+            if isinstance(result, FenceBroken | Refused):
                 reply.set_exception(result)
             else:
                 reply.set_result(result)

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from aiolease import BodyStuck, Event, Leadership, Lost, Resigned, _clock
 from aiolease._settings import Timings
-from tests.simulation.checker import Violation
+from aiolease.events import Notice
+from tests.simulation.checker import POLITE, Violation
 from tests.simulation.network import Link, SimStore
 
 if TYPE_CHECKING:
+    from tests.simulation.jobs import Duty
     from tests.simulation.world import World
 
 _DAWN = 1000.0
@@ -103,6 +105,8 @@ class Process:
         state: What the operating system lets it do.
         fit: What its `eligible` says.
         lead: The term whose body runs here.
+        duties: The jobs that it has registered.
+        drained: What ends it in order, if it has anything but a cancellation for that.
     """
 
     def __init__(self, world: World, name: str, machine: Machine) -> None:
@@ -114,6 +118,8 @@ class Process:
         self.fit = True
         self.leaving = False
         self.lead: Leadership | None = None
+        self.duties: list[Duty] = []
+        self.drained: asyncio.Event | None = None
         self.link = Link(self)
         self.store = SimStore(self)
         self.due = _FOREVER
@@ -213,10 +219,16 @@ class Process:
             self.world.record("gone", self, note="crashed")
 
     def leave(self) -> None:
-        """SIGTERM, as `asyncio.run` takes it: the main task is cancelled."""
+        """SIGTERM, which it takes as `asyncio.run` does, the main task is cancelled, or drains by; the second kills."""
         self.leaving = True
         self.look_well()
-        self.deliver(lambda: None if self.main.done() else void(self.main.cancel()))
+        self.deliver(self._end)
+
+    def _end(self) -> None:
+        if self.drained is not None and not self.drained.is_set():
+            self.drained.set()
+        elif not self.main.done():
+            self.main.cancel()
 
     def _left(self, main: asyncio.Task[None]) -> None:
         if self.state == "gone":
@@ -226,8 +238,7 @@ class Process:
         error = None if main.cancelled() else main.exception()
         self.world.record("gone", self, note="exited" if error is None else f"exited: {error!r}")
         if error is not None and not isinstance(error, Oops):
-            self.world.failure = Violation(f"{self.name} ended with {error!r}")
-            self.world.failure.__cause__ = error
+            self.world.fail(Violation(f"{self.name} ended with {error!r}"), error)
 
     def bury(self) -> None:
         """Ends whatever of it is left, crashed or not, so that nothing outlives the simulation."""
@@ -252,6 +263,8 @@ class Process:
         if isinstance(event, Lost | Resigned):
             note = getattr(event, "reason", "resigned")
             self.world.record("told", self, event.token, lasts=self.timings.unwind, note=note)
+        elif isinstance(event, Notice) and event.severity == "CRITICAL":
+            self.world.fail(Violation(f"{self.name}: {event.text}"))
         elif isinstance(event, BodyStuck):
             self.world.record("stuck", self, event.token, note="" if event.renewing else "not renewing any more")
         elif self.world.tracing:
@@ -266,7 +279,7 @@ class Process:
 
     def _unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if not self.world.over:
-            self.world.failure = Violation(f"{self.name}: {context}")
+            self.world.fail(Violation(f"{self.name}: {context}"), context.get("exception"))
 
     # -- its watchdog: a thread in life, here what that thread does
 
@@ -294,5 +307,23 @@ class Oops(Exception):
     """A body of the simulation fails."""
 
 
-def void(_: object) -> None:
-    """For a lambda whose value nobody wants."""
+async def unwind(process: Process) -> asyncio.CancelledError | None:
+    """The clean-up of a body: mostly quick, sometimes as slow as it may be, sometimes slower, whatever is cancelled."""
+    chance, loop, timings = process.world.random, asyncio.get_running_loop(), process.timings
+    takes = chance.choices(
+        [
+            0.0,
+            timings.unwind * chance.uniform(0, POLITE),
+            timings.unwind * POLITE,
+            timings.unwind * chance.uniform(1, 4),
+            timings.lease_duration * chance.uniform(0.5, 2),
+        ],
+        [8, 4, 4, 1, 1],
+    )[0]
+    until, cancelled = loop.time() + takes, None
+    while loop.time() < until and not process.world.over:
+        try:
+            await asyncio.sleep(until - loop.time())
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return cancelled

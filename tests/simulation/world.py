@@ -18,6 +18,7 @@ from unittest.mock import patch
 from aiolease import _leadership
 from aiolease import events as aiolease_events
 from tests.simulation.checker import Checker, Record, Violation
+from tests.simulation.jobs import journaled
 from tests.simulation.network import Server
 from tests.simulation.process import Machine, Process, SimLoop
 
@@ -75,20 +76,26 @@ class World:
         try:
             self._checker.feed(record)
         except Violation as violation:  # raised by `run`: a process must not catch it
-            self.failure = self.failure or violation
+            self.fail(violation)
 
     def say(self, text: str) -> None:
         """A line of the trace that is no record."""
         if self.tracing and not self.over:
             self.trace.append(f"{self.now:9.3f}         . {text}")
 
+    def fail(self, violation: Violation, cause: BaseException | None = None) -> None:
+        """Ends the world with what must not be."""
+        if not self.over:
+            violation.__cause__ = cause
+            self.failure = self.failure or violation
+
     def start(self, machine: Machine) -> None:
         """Starts a process on a machine."""
         self._started[machine.name] += 1
         self.processes.append(Process(self, f"{machine.name}.{self._started[machine.name]}", machine))
 
-    def run(self, until: float) -> None:
-        """Lets the world go on until that moment, and ends it.
+    def run(self, until: float, audit: Callable[[], None]) -> None:
+        """Lets the world go on until that moment, and ends it with an audit.
 
         Raises:
             Violation: An invariant does not hold.
@@ -99,8 +106,11 @@ class World:
             random.seed(self.seed)
             patches.enter_context(patch.object(aiolease_events, "_log", None))
             patches.enter_context(patch.object(_leadership._Tenure, "watching", _watching))
+            patches.enter_context(journaled())
             try:
                 self._run(until)
+                if self.failure is None:
+                    audit()
             finally:
                 self.over = True
                 for process in self.processes + self._buried:

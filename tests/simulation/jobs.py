@@ -1,0 +1,226 @@
+"""The jobs of one simulation: what the registries of its processes hold, what runs do, and the audit in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from aiolease import JobRegistry, JobRun
+from aiolease._runs import Overlap
+from aiolease._schedule import Cron, Every
+from aiolease._term import TermOfJobs
+from tests.simulation.audit import Books, Rules, audit, said
+from tests.simulation.checker import Checker, Run, Violation
+from tests.simulation.network import ArchivedLedger
+from tests.simulation.process import Oops, Process, SimLoop, unwind
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+LEASE = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duty:
+    """One job, as some version of the application registers it.
+
+    Attributes:
+        name: The job.
+        rules: What the audit asks of it.
+        overlap: As it is registered.
+        timeout: As it is registered.
+        takes: How long a run takes on average, in seconds.
+        fails: How often one raises.
+        commits: Whether it writes on the way.
+    """
+
+    name: str
+    rules: Rules
+    overlap: Overlap
+    timeout: float | None
+    takes: float
+    fails: float
+    commits: bool
+
+
+class Application:
+    """What all processes run: drawn from the seed, in one version or, while it is rolled out, in two."""
+
+    def __init__(self, chance: random.Random, lease: float) -> None:
+        self._lease = lease
+        self._max_running = chance.choice([None, None, 1, 2])
+        self._history = chance.choice([None, 3])
+        self._duties = [_duty(chance, f"job{number}", lease) for number in range(chance.randint(1, 5))]
+        self._newer = self._duties
+        if chance.random() < 0.2:
+            self._newer = [_changed(chance, duty, lease) for duty in self._duties if chance.random() < 0.8]
+        self._begun_at = 0.0
+
+    @property
+    def overlapping(self) -> set[str]:
+        """The jobs that may run beside themselves."""
+        return {duty.name for duty in self._duties + self._newer if duty.overlap == "allow"}
+
+    def registry(self, process: Process) -> JobRegistry:
+        """What a process of one version or the other registers."""
+        process.duties = process.world.random.choice([self._duties, self._newer])
+        jobs = JobRegistry(max_running=self._max_running, history=self._history)
+        for duty in process.duties:
+            options: dict[str, Any] = {
+                "name": duty.name, "missed": duty.rules.missed, "max_age": duty.rules.max_age,
+                "overlap": duty.overlap, "timeout": duty.timeout, "rerun_lost": duty.rules.rerun_lost,
+            }  # fmt: skip
+            schedule = duty.rules.schedule
+            if isinstance(schedule, Every):
+                register = jobs.every(schedule.interval, **options)
+            else:
+                register = jobs.cron(schedule.expression.removeprefix("cron "), **options)
+            register(self._function(process, duty))
+        return jobs
+
+    def _function(self, process: Process, duty: Duty) -> Callable[[JobRun], Awaitable[None]]:
+        async def job(run: JobRun) -> None:
+            this, ending = Run(run.job, run.tick, run.attempt), "raised"
+            self._begin(process, run, this)
+            try:
+                await self._work(process, duty, run, this)
+                ending = "returned"
+            except asyncio.CancelledError:
+                ending = "cancelled"
+                raise
+            finally:
+                cancelled = await unwind(process) if ending == "cancelled" else None
+                process.world.record("over", process, run.token, run=this, note=ending)
+                if cancelled is not None:
+                    raise cancelled
+
+        return job
+
+    def _begin(self, process: Process, run: JobRun, this: Run) -> None:
+        world = process.world
+        world.record("begun", process, run.token, run=this)
+        self._begun_at = world.now
+        row = world.server.ledgers[LEASE].runs.get((run.job, run.tick))
+        if row is None or (row.attempt, row.token, row.status) != (run.attempt, run.token, "running"):
+            world.fail(Violation(f"{this} runs, and the ledger says {said(row)}"))
+
+    async def _work(self, process: Process, duty: Duty, run: JobRun, this: Run) -> None:
+        world, chance = process.world, process.world.random
+        await asyncio.sleep(chance.expovariate(1 / duty.takes))
+        if chance.random() < duty.fails:
+            raise Oops
+        if duty.commits:
+            async with run.transaction() as calls:
+                calls.append(lambda: world.record("committed", process, run.token))
+        if duty.rules.final:
+            async with run.transaction(final=True) as calls:
+                await asyncio.sleep(chance.expovariate(4 / duty.takes))
+                calls.append(lambda: world.record("paid", process, run.token, run=this))
+            if chance.random() < 0.1:
+                raise Oops  # too late: it counts
+
+    # -- what people ask of it, from wherever
+
+    def trigger(self, world: World) -> None:
+        if (job := self._some_job(world)) is not None:
+            world.server.ledgers[LEASE].trigger(LEASE, job, world.server.clock())
+
+    def pause(self, world: World) -> None:
+        if (job := self._some_job(world)) is not None:
+            world.server.ledgers[LEASE].pause(LEASE, job, world.server.clock())
+
+    def resume(self, world: World) -> None:
+        """Resumes whatever is paused; none of its ticks until now is missed."""
+        ledger = world.server.ledgers[LEASE]
+        for name in ledger.jobs:
+            ledger.resume(LEASE, name, world.server.clock())
+
+    def _some_job(self, world: World) -> str | None:
+        known = sorted(world.server.ledgers[LEASE].jobs)
+        return world.random.choice(known) if known else None
+
+    # -- the end
+
+    def audit(self, world: World, checker: Checker, settled: float) -> None:
+        """Closes the books; somebody has led for `settled` seconds at least."""
+        ledger = world.server.ledgers[LEASE]
+        assert isinstance(ledger, ArchivedLedger)
+        leading = [process for process in world.processes if process.lead is not None and process.lead.is_leader]
+        leader = leading[0] if leading else None
+        here = leader.duties if leader else []
+        rules = {}
+        for duty in self._duties + self._newer + here:  # the leader's version counts
+            if duty.name in ledger.jobs and ledger.jobs[duty.name].schedule == duty.rules.schedule.expression:
+                rules[duty.name] = replace(duty.rules, excused=ledger.excused[duty.name], led=duty in here)
+        for duty in here:
+            if duty.name not in rules or not rules[duty.name].led:
+                raise Violation(f"the ledger knows {duty.name} as {ledger.jobs.get(duty.name)}, not {duty}")
+        books = Books(
+            jobs=ledger.jobs,
+            runs=[*ledger.runs.values(), *ledger.pruned],
+            begun=checker.begun,
+            over=checker.over,
+            paid=checker.paid,
+            term=leader.lead.token if leader and leader.lead else None,
+        )
+        audit(books, rules, now=world.server.clock() if leader else None, behind=settled)
+        waiting = [row for row in books.runs if row.status == "queued" and rules[row.job].led]
+        if waiting and leader and not checker.going_on(leader.name) and world.now > self._begun_at + settled:
+            raise Violation(f"nothing runs, and nobody begins what waits: {said(waiting[0])}")
+
+
+@contextmanager
+def journaled() -> Iterator[None]:
+    """Has the bodies of registries write into the journal when they begin and end."""
+    run = TermOfJobs.run
+
+    async def body(term: TermOfJobs, *args: Any) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, SimLoop)
+        process = loop.process
+        process.lead = term.lead
+        process.world.record("began", process, term.lead.token)
+        try:
+            await run(term, *args)
+        finally:
+            process.lead = None
+            process.world.record("ended", process, term.lead.token)
+
+    with patch.object(TermOfJobs, "run", body):
+        yield
+
+
+def _duty(chance: random.Random, name: str, lease: float) -> Duty:
+    missed = chance.choice(["once", "once", "all", "skip"])
+    # An hour's step of the clock must not mean a thousand runs of every job of every seed.
+    interval = lease * (chance.uniform(0.8, 4) if missed == "all" else 10 ** chance.uniform(-1, 0.5))
+    schedule = Every(round(interval, 3)) if chance.random() < 0.85 else Cron("*/5 * * * * *")
+    final = chance.random() < 0.5
+    return Duty(
+        name=name,
+        rules=Rules(
+            schedule=schedule,
+            missed=missed,  # type: ignore[arg-type]
+            max_age=lease * chance.uniform(0.5, 4) if chance.random() < 0.2 else None,
+            rerun_lost=chance.random() < 0.6,
+            final=final,
+        ),
+        overlap=chance.choice(["skip", "skip", "allow"]),
+        timeout=interval * chance.uniform(0.5, 2) if chance.random() < 0.2 else None,
+        takes=interval * 10 ** chance.uniform(-2, 0.2),
+        fails=chance.choice([0.0, 0.0, 0.2]),
+        commits=chance.random() < 0.3,
+    )
+
+
+def _changed(chance: random.Random, duty: Duty, lease: float) -> Duty:
+    """The job in another version."""
+    if chance.random() < 0.5:
+        return duty
+    schedule = Every(round(lease * chance.uniform(0.8, 4), 3))
+    return replace(duty, rules=replace(duty.rules, schedule=schedule))
