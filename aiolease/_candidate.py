@@ -8,14 +8,13 @@ up in the row later is adopted with the clock of its own sending, or given back.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import anyio
 
-from aiolease._clock import boot_clock, current_clock
+from aiolease._clock import boot_clock, current_clock, jitter
 from aiolease._lease import Lease, LeaseStore, Sighting, new_holder
 from aiolease._settings import Timings
 from aiolease._settle import bounded, settled
@@ -211,7 +210,7 @@ class Candidate:
             self._lost_races += 1
             least = min(_JITTER * 2.0 ** min(self._lost_races - 1, 10), self._timings.retry_interval)
             released = self._lease is None or self._lease.holder is None
-            self._pause = random.uniform(0, least) if released else max(self._pause, random.uniform(0, least))
+            self._pause = jitter(0, least) if released else max(self._pause, jitter(0, least))
         return claim
 
     def _saw(self, lease: Lease | None, received: float) -> None:
@@ -248,7 +247,7 @@ class Candidate:
             return False
         if sighting.claimable(lease, now):
             return sighting.outlasted(now)
-        self._pause = sighting.due(now) + random.uniform(0, _JITTER)
+        self._pause = sighting.due(now) + jitter(0, _JITTER)
         if self._followed != lease.token:
             self._followed = lease.token
             note = ""
@@ -337,4 +336,4 @@ class Candidate:
 
     def _backoff(self) -> float:
         longest = self._timings.retry_interval
-        return min(0.25 * 2.0 ** min(self._failures, 10), longest) * random.uniform(0.5, 1.0)
+        return min(0.25 * 2.0 ** min(self._failures, 10), longest) * jitter(0.5, 1.0)

@@ -1,12 +1,15 @@
-"""The clock of every deadline: it counts the time that a machine was suspended (DESIGN rule 9).
+"""The clock of every deadline, which counts the time that a machine was suspended (DESIGN rule 9), and the jitter.
 
 ``time.monotonic`` stands still while a Linux machine sleeps, so a process that was suspended for an hour would
 believe in its lease for as long again. ``CLOCK_BOOTTIME`` goes on.
+
+A loop of `aiolease.testing` brings both of its own, so that every run of a test is the same.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -40,3 +43,8 @@ def current_clock() -> Clock:
     if clock is None:
         clock = getattr(asyncio.get_running_loop(), "boot_clock", None)
     return clock or boot_clock
+
+
+def jitter(low: float, high: float) -> float:
+    """Seconds between the two, at random, so that processes do not act all at once; in virtual time always the same."""
+    return getattr(asyncio.get_running_loop(), "jitter", random.uniform)(low, high)

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -38,7 +37,7 @@ import anyio
 import anyio.lowlevel
 
 from aiolease._candidate import TROUBLE, Claim, Contact, Eligible, is_eligible
-from aiolease._clock import boot_clock, current_clock
+from aiolease._clock import boot_clock, current_clock, jitter
 from aiolease._fence import FenceBroken, Refused, RunKey, Term
 from aiolease._lease import Lease, LeaseStore
 from aiolease._settings import OnStall, Timings
@@ -495,7 +494,7 @@ class _Tenure:
                 self._renewal_failed(error)
                 failures += 1
                 longest = max(min(_FIRST_RETRY * 2.0 ** min(failures - 1, 10), self._timings.retry_interval), 0.01)
-                due = self._clock() + longest * random.uniform(0.5, 1.0)
+                due = self._clock() + longest * jitter(0.5, 1.0)
                 continue
             self._contact.saw(lease)
             if lease is None or not lease.held_by(self.lead.holder, self.lead.token):

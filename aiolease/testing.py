@@ -1,7 +1,8 @@
 """Tools for tests, of aiolease and of its users: virtual time, a store with faults, and a run to call a job with.
 
-In virtual time a loop's clock jumps to its next timer as soon as nothing is left to do, so that an hour takes a
-millisecond, and every run is the same::
+In virtual time a loop's clock jumps to its next timer as soon as nothing is left to do, so that an hour takes
+milliseconds. The jitter of aiolease and the start of a `MemoryServer`'s clock are fixed, so that every run is the same,
+but for the names of holders::
 
     @virtual_time
     async def test_the_body_is_cancelled_when_the_lease_is_lost() -> None:
@@ -11,19 +12,30 @@ millisecond, and every run is the same::
                 store.down = True
                 await asyncio.sleep(3600)
 
-It knows no threads and no sockets: a ``def`` job or a real database does not run in it. ``examples/test_worker.py``
-shows how an application is tested with it, and pytest-asyncio.
+The clock stands still while a thread works that the loop waits for: a ``def`` job, or one of `asyncio.to_thread`. It
+knows no sockets: a real database or HTTP call does not run in it. ``datetime.now()`` stays the machine's; a job that
+takes its date from ``run.tick`` is right in a test too, and after a failover. A wait for what never comes spins for
+ever where a lease is renewed meanwhile: bound it, ``asyncio.timeout(3600)`` costs nothing.
+
+`virtual_time` suits every runner of tests: pytest alone, `unittest.TestCase`, hypothesis (``@given`` above it). Where
+fixtures are to share the test's loop, give the runner `VirtualLoop`: pytest-asyncio by its hook
+``pytest_asyncio_loop_factories``, anyio's plugin by an ``anyio_backend`` of ``("asyncio", {"loop_factory":
+VirtualLoop})``. ``examples/test_worker.py`` shows how an application is tested with it, and pytest-asyncio.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import math
+import random
 import selectors
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Executor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, TypeVarTuple, Unpack, get_args
 
 from aiolease._candidate import Claim
 from aiolease._clock import boot_clock, current_clock, replaced
@@ -32,7 +44,7 @@ from aiolease._lease import Lease
 from aiolease._records import RunRecord
 from aiolease._runs import JobRun
 from aiolease._settings import Timings
-from aiolease.errors import LossReason, StoreUnavailable
+from aiolease.errors import ConfigurationError, LossReason, StoreUnavailable
 from aiolease.stores.memory import Fence, MemoryServer
 from aiolease.stores.memory import MemoryStore as _PlainStore
 
@@ -40,6 +52,11 @@ __all__ = ["MemoryServer", "MemoryStore", "VirtualLoop", "job_run", "run_virtual
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+_PATIENCE = 5.0
+"""Seconds of real time for what only a thread or a signal can bring about."""
 
 
 class _JumpingSelector(selectors.DefaultSelector):
@@ -49,24 +66,35 @@ class _JumpingSelector(selectors.DefaultSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
-        if not ready and timeout is None:
-            # No timer is left: only a thread or a signal can go on from here. A real wait, but not for ever.
-            ready = super().select(5.0)
-            if not ready:
-                raise RuntimeError("virtual time stands still: every task waits for something that nothing will do")
-        elif not ready and timeout:
+        if ready or timeout == 0:
+            return ready
+        threads = self.loop._threads
+        if timeout is not None and not threads:
             self.loop.advance(timeout)
+            return ready
+        ready = super().select(_PATIENCE)
+        if not ready:
+            why = f"a thread has worked for {_PATIENCE:g} s" if threads else "every task waits for what nothing will do"
+            threads.clear()  # so that the clean-up does not wait for it, too
+            raise RuntimeError(f"virtual time stands still: {why}")
         return ready
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock jumps. Starts at 1,000 s, so that no moment is mistaken for "not set"."""
+    """An event loop whose clock jumps. Starts at 1,000 s, so that no moment is mistaken for "not set".
+
+    Where nothing can go on, for 5 s of real time, what runs the loop raises `RuntimeError`: a task waits for what no
+    other will do, or a thread does not end, perhaps because it waits for a moment that cannot come before.
+    """
 
     def __init__(self) -> None:
         self._virtual_now = 1000.0
+        self._chance = random.Random(0)
+        self._threads: set[asyncio.Future[Any]] = set()
         selector = _JumpingSelector()
         selector.loop = self
         super().__init__(selector)
+        self.advance(0)
 
     def time(self) -> float:
         """The virtual clock, in seconds."""
@@ -76,19 +104,52 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """The clock of aiolease's deadlines: in virtual time the loop's own."""
         return self._virtual_now
 
+    def jitter(self, low: float, high: float) -> float:
+        """What aiolease takes for chance: the same in every run. Neither touches, nor is touched by, `random`."""
+        return self._chance.uniform(low, high)
+
     def advance(self, seconds: float) -> None:
-        """Moves the clock. From a test it is a process that stood still: timers that fell due fire late."""
+        """Moves the clock, in seconds. From a test it is a process that stood still: timers that fell due fire late.
+
+        All on this loop stand still, and the `MemoryServer` goes on: with `MemoryServer.take` another led meanwhile.
+        """
         self._virtual_now += seconds
+        # No timer fires before its moment, by however little, as asyncio lets it: who then sleeps for the rest, sleeps
+        # in vain, for no time passes.
+        self._clock_resolution = math.ulp(self._virtual_now)
+
+    def stand_still_for(self, thread: asyncio.Future[Any]) -> None:
+        """Holds the clock until a future is done that a thread works for."""
+        self._threads.add(thread)
+        thread.add_done_callback(self._threads.discard)
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts
+    ) -> asyncio.Future[T]:
+        """See `asyncio.loop.run_in_executor`, and with it `asyncio.to_thread`: no virtual time passes meanwhile."""
+        future = super().run_in_executor(executor, func, *args)
+        self.stand_still_for(future)
+        return future
+
+    async def shutdown_default_executor(self, *args: Any) -> None:
+        """See `asyncio.loop.shutdown_default_executor`: no virtual time passes meanwhile."""
+        shutdown = self.create_task(super().shutdown_default_executor(*args))
+        self.stand_still_for(shutdown)
+        await shutdown
 
 
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine to its end, in virtual time."""
+    """Runs a coroutine to its end, in virtual time.
+
+    Raises:
+        RuntimeError: Virtual time stands still: see `VirtualLoop`.
+    """
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(main)
 
 
 def virtual_time(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """Makes an ``async def`` test a plain one that runs in virtual time."""
+    """Makes an ``async def`` test a plain one that runs in virtual time. It may not use fixtures that need a loop."""
 
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -104,11 +165,27 @@ Method = Literal[
 
 
 class MemoryStore(_PlainStore):
-    """One process's way to a `MemoryServer`, with faults that a test sets.
+    """One process's way to a `MemoryServer`, with faults that a test sets: a target like any other.
+
+    Two on one server are two processes. The faults of one method follow each other in the order in which they were
+    set, each for one exchange; `down` and `latency` stay until they are changed. What can be struck:
+
+    ================================================  ==================================================================
+    ``"read"``, ``"claim"``, ``"renew"``,             the lease: a candidate's look, its claim, a heartbeat, the end;
+    ``"release"``, ``"resign"``                       what `resign` on the store asks of the leader
+    ``"begin"``, ``"commit"``, ``"fence"``            ``transaction()``: its connection, fence and COMMIT; ``fence()``
+    ``"take_stock"``, ``"enroll"``, ``"record"``,     the ledger as a leader reads it, tells it its jobs, writes which
+    ``"prune"``                                       ticks it claims and how runs ended, and deletes old rows
+    ``"history"``, ``"trigger"``, ``"pause"``,        those methods of the store
+    ``"resume"``
+    ================================================  ==================================================================
 
     Attributes:
-        down: Every exchange fails at once.
-        latency: Seconds that each exchange takes, half of it before the server acts.
+        server: The database.
+        down: Every exchange fails at once with `StoreUnavailable`, as where a connection is refused.
+        latency: Seconds that each exchange takes, half of it before the server acts. So many that no caller waits for
+            them are a network that swallows everything.
+        sent: The method of each exchange so far, and when it was sent, in seconds by the loop's clock.
     """
 
     def __init__(self, server: MemoryServer | None = None) -> None:
@@ -116,11 +193,14 @@ class MemoryStore(_PlainStore):
         self.down = False
         self.latency = 0.0
         self.sent: list[tuple[str, float]] = []
-        """What was sent, and when by the loop's clock."""
         self._faults: dict[str, deque[Callable[[Callable[[], Any]], Awaitable[Any]]]] = {}
 
     def lose_request(self, method: Method, times: int = 1) -> None:
-        """The next such exchanges never reach the server, and are never answered."""
+        """The next such exchanges never reach the server, and are never answered. aiolease bounds its wait.
+
+        Raises:
+            ValueError: There is no such method; and so do the other faults.
+        """
 
         async def lose(statement: Callable[[], Any]) -> Any:
             await asyncio.get_running_loop().create_future()
@@ -131,7 +211,8 @@ class MemoryStore(_PlainStore):
         """The next such exchanges take effect, but are never answered."""
 
         async def lose(statement: Callable[[], Any]) -> Any:
-            statement()
+            with suppress(Exception):  # a refusal is an answer, too
+                statement()
             await asyncio.get_running_loop().create_future()
 
         self._add(method, lose, times)
@@ -159,7 +240,11 @@ class MemoryStore(_PlainStore):
         self._add(method, late, times)
 
     def fail(self, method: Method, error: Exception, times: int = 1) -> None:
-        """The next such exchanges raise `error` and have no effect."""
+        """The next such exchanges raise `error` and have no effect.
+
+        `StoreUnavailable` is a conflict or a lost connection; ``TransactionEnded("memory")`` at the commit is a block
+        that ended its transaction itself, which in memory it cannot.
+        """
 
         async def refuse(statement: Callable[[], Any]) -> Any:
             raise error
@@ -167,6 +252,8 @@ class MemoryStore(_PlainStore):
         self._add(method, refuse, times)
 
     def _add(self, method: Method, fault: Callable[[Callable[[], Any]], Awaitable[Any]], times: int) -> None:
+        if method not in get_args(Method):
+            raise ValueError(f"{method!r} is never sent; use one of {', '.join(get_args(Method))}")
         self._faults.setdefault(method, deque()).extend([fault] * times)
 
     async def exchange(self, method: str, statement: Callable[[], T]) -> T:
@@ -181,25 +268,40 @@ class MemoryStore(_PlainStore):
         return answer
 
 
-def job_run(job: str = "job", *, tick: datetime | None = None, attempt: int = 1, context: Any = None) -> JobRun:
+def job_run(
+    job: str = "job",
+    *,
+    tick: datetime | None = None,
+    attempt: int = 1,
+    context: Any = None,
+    store: MemoryStore | None = None,
+) -> JobRun:
     """A run to call a job's function with, outside of any registry; also where no loop runs, for a ``def`` job.
 
     Its term lasts for hours of the clock, and ends when ``run.leadership.resign()`` is called: `JobRun.check` raises
-    then. Its transactions are those of a `MemoryStore`: the connection is a list of calls, made when it commits.
+    then. Its transactions are those of a `MemoryStore`: the connection is a list of calls, made when it commits. After
+    a final one the store's ``history("default", job)`` says ``"succeeded"``. Nothing is cancelled when the term ends,
+    and `current_leadership` does not know of it: that takes a registry, or `leadership`, on a `MemoryStore`.
 
     Args:
         job: The job's name.
         tick: The moment at which it fell due, aware; now by default.
         attempt: The number of the attempt.
         context: What the job finds as ``run.context``.
+        store: A fresh store, for a test that sets its faults or reads its history; one of its own by default.
+
+    Raises:
+        ConfigurationError: `tick` has no time zone.
     """
     now = datetime.now(UTC)
+    if tick is not None and tick.tzinfo is None:
+        raise ConfigurationError("tick", tick, "give it a time zone, tzinfo=UTC for example")
     tick = now if tick is None else tick.astimezone(UTC)
     try:
         clock = current_clock()
     except RuntimeError:  # no loop runs
         clock = boot_clock
-    store, day = MemoryStore(), timedelta(days=1)
+    store, day = store or MemoryStore(MemoryServer(start=now)), timedelta(days=1)
     lease = Lease(
         name="default", holder="test", token=1, beat=1, elected_at=now, renewed_at=now, expires_at=now + day,
         resign_token=None, now=now,

@@ -24,9 +24,11 @@ from aiolease._records import (
     Stock,
     kept,
 )
-from aiolease.errors import InvalidJob
+from aiolease.errors import ConfigurationError, InvalidJob
 
 T = TypeVar("T")
+
+_VIRTUAL_START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @dataclass(slots=True)
@@ -164,27 +166,38 @@ def _change(runs: MutableMapping[tuple[str, datetime], RunRecord], term: Term, c
 class MemoryServer:
     """The tables, and the clock, of a database that lives in this process.
 
+    Args:
+        start: What its clock shows when it is first looked at, aware; by default the true time, and in virtual time
+            midnight of 1 January 2026 in UTC. From there on it goes as the loop's clock does.
+
     Attributes:
         leases: The lease table; a test may change or delete its rows by hand.
         fences: The fence table.
         ledgers: The jobs and runs of each lease.
         clock_offset: How far the server's clock has been stepped away from the true time.
+
+    Raises:
+        ConfigurationError: `start` has no time zone.
     """
 
     def __init__(self, start: datetime | None = None) -> None:
+        if start is not None and start.tzinfo is None:
+            raise ConfigurationError("start", start, "give it a time zone, tzinfo=UTC for example")
         self.leases: dict[str, Lease] = {}
         self.fences: dict[str, Fence] = {}
         self.ledgers: defaultdict[str, Ledger] = defaultdict(Ledger)
         self.clock_offset = timedelta()
-        self._start = start
+        self._start = start and start.astimezone(UTC)
         self._started_at: float | None = None
         self._released = asyncio.Event()
 
     def now(self) -> datetime:
-        """The server's clock."""
-        at = asyncio.get_running_loop().time()
+        """The server's clock: aware UTC."""
+        loop = asyncio.get_running_loop()
+        at = loop.time()
         if self._started_at is None:
-            self._start, self._started_at = self._start or datetime.now(UTC), at
+            default = _VIRTUAL_START if hasattr(loop, "boot_clock") else datetime.now(UTC)
+            self._start, self._started_at = self._start or default, at
         assert self._start is not None
         return self._start + timedelta(seconds=at - self._started_at) + self.clock_offset
 
@@ -274,13 +287,16 @@ class MemoryServer:
         row.fence += 1
 
     def take(self, name: str, holder: str = "another", duration: float = 30.0) -> Lease:
-        """Gives a lease to another holder, whoever has it now: a newer term begins at once, and nobody is told."""
+        """Gives a lease to another holder, whoever has it now: a newer term begins at once, and nobody is told.
+
+        That holder does not renew it: after `duration`, in seconds, it is free again. Call it in the loop.
+        """
         lease = self.claim(name, holder, duration, self.read(name), force=True)
         assert lease is not None
         return lease
 
     def step_clock(self, seconds: float) -> None:
-        """Sets the server's clock forward, or back."""
+        """Sets the server's clock forward, or back, by some seconds; every process's own goes on as before."""
         self.clock_offset += timedelta(seconds=seconds)
 
     def wake(self) -> None:
