@@ -126,12 +126,15 @@ class Batch:
             term's; a running row starts, and a skipped one finishes, at the moment of the transaction.
         high_ticks: The new `JobRecord.high_tick` of jobs. Refused if one does not rise, is more than `AHEAD` ahead of
             the database's clock, or if its job is paused or unknown.
+        seen: The `JobRecord.high_tick` of those jobs from which they were reckoned. Refused if one is another by now: a
+            batch that the server delayed must not be followed by one that does not know of it, nor come after it.
         requests: The `JobRecord.requested_at` of jobs that were seen, and are cleared. Refused if one is another.
     """
 
     changes: list[Change] = field(default_factory=list)
     claims: list[RunRecord] = field(default_factory=list)
     high_ticks: dict[str, datetime] = field(default_factory=dict)
+    seen: dict[str, datetime | None] = field(default_factory=dict)
     requests: dict[str, datetime] = field(default_factory=dict)
 
     def __bool__(self) -> bool:

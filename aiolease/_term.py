@@ -109,6 +109,7 @@ class TermOfJobs:
         self._heap: list[tuple[datetime, str]] = []
         self._lined_up: set[str] = set()  # the jobs on the heap
         self._settled_until: dict[str, datetime] = {}
+        self._high_ticks: dict[str, datetime | None] = {}  # as the ledger had them
         self._paused: set[str] = set()
         self._held: set[str] = set()  # ticks that wait until the job's earlier ones have been run
         self._requests: dict[str, datetime] = {}
@@ -246,6 +247,7 @@ class TermOfJobs:
         for name, record in stock.jobs.items():
             if name in self._jobs:
                 self._settled_until[name] = record.settled_until
+                self._high_ticks[name] = record.high_tick
         self._see_requests(stock)
         self._held.clear()
         self._heap.clear()
@@ -444,6 +446,7 @@ class TermOfJobs:
                 self._plan_run(plan, job, tick, start=start)
                 free -= start
             plan.batch.high_ticks[name] = (found.run or [found.skipped[-1].last])[-1]
+            plan.batch.seen[name] = self._high_ticks[name]
 
     def _plan_run(self, plan: _Plan, job: Job, tick: datetime, *, start: bool) -> None:
         status: Literal["running", "queued"] = "running" if start else "queued"
@@ -513,6 +516,7 @@ class TermOfJobs:
             self._requests.pop(name, None)
             self._refused.pop(name, None)
         self._settled_until.update(plan.batch.high_ticks)
+        self._high_ticks.update(plan.batch.high_ticks)
         self._line_up_ticks(plan.batch.high_ticks)
         for job, skip in plan.skips:
             self._skipped(job.name, skip)

@@ -1078,6 +1078,21 @@ async def test_a_write_that_comes_late_undoes_nothing() -> None:
         assert work.begun == [(100, 1)]
 
 
+@pytest.mark.parametrize(("first", "second"), [(7, 3), (9, 3)])
+@virtual
+async def test_a_claim_that_comes_late_is_not_one_beside_another(first: float, second: float) -> None:
+    """A claim that the server delayed, and the one that was reckoned without it: only one of them takes effect."""
+    async with world() as here:
+        work = Work()
+        process = here.start(registry(work, 2))
+        await here.until(99)
+        for late in (first, second):  # the first is given up after 5 s, when two more ticks are due
+            process.store.delay("record", late)
+        await here.until(151)
+        work.once_each()
+        here.accounted(2, 150, 2)
+
+
 @pytest.mark.parametrize("method", ["take_stock", "enroll"])
 @virtual
 async def test_a_ledger_that_cannot_be_read_at_first(method: str) -> None:

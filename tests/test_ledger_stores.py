@@ -392,6 +392,8 @@ class Scene:
         made = claiming(run(self.term, "other", self.tick + SECOND))
         made.changes.append(change(other, "succeeded", required=True))
         made.requests["asked"] = self.requested_at
+        made.high_ticks["fresh"] = self.tick
+        made.seen |= {"other": self.tick, "fresh": None}
         return made
 
 
@@ -429,6 +431,13 @@ REFUSED: dict[str, Callable[[Scene], Batch]] = {
     "a high tick that falls": lambda scene: Batch(high_ticks={"job": scene.tick - MICROSECOND}),
     "a high tick ahead of the clock": lambda scene: Batch(high_ticks={"job": scene.tick + 75 * SECOND}),
     "a first high tick ahead of the clock": lambda scene: Batch(high_ticks={"fresh": scene.tick + 75 * SECOND}),
+    "a high tick reckoned from an older one": lambda scene: Batch(
+        high_ticks={"job": scene.tick + SECOND}, seen={"job": scene.tick - SECOND}
+    ),
+    "a high tick reckoned from none": lambda scene: Batch(high_ticks={"job": scene.tick + SECOND}, seen={"job": None}),
+    "a first high tick reckoned from another": lambda scene: Batch(
+        high_ticks={"fresh": scene.tick}, seen={"fresh": scene.tick - SECOND}
+    ),
     "a high tick of a paused job": lambda scene: Batch(high_ticks={"paused": scene.tick + SECOND}),
     "a high tick of an unknown job": lambda scene: Batch(high_ticks={"unknown": scene.tick}),
     "a high tick of a job of another lease": lambda scene: Batch(high_ticks={"far": scene.tick + SECOND}),
@@ -449,6 +458,7 @@ async def test_what_refuses_a_batch(make_store: MakeStore, reason: str) -> None:
         changes=right.changes + wrong.changes,
         claims=right.claims + wrong.claims,
         high_ticks=right.high_ticks | wrong.high_ticks,
+        seen=right.seen | wrong.seen,
         requests=wrong.requests or right.requests,
     )
     before, elsewhere = await everything(store), await everything(store, "elsewhere")

@@ -115,18 +115,20 @@ class MySQLLedger:
             yield from self._changing(term, change, jobs)
         for claims in _cut(batch.claims):
             yield self._claiming(term, claims)
-        by_tick = defaultdict(list)
+        alike = defaultdict(list)
         for job, tick in batch.high_ticks.items():
-            by_tick[tick].append(job)
-        for tick, jobs in by_tick.items():
+            seen = batch.seen.get(job)
+            alike[_naive(tick), job in batch.seen, seen and _naive(seen)].append(job)
+        for (tick, compared, seen), jobs in alike.items():
             for some in _cut(jobs):
                 yield (
                     (
                         f"UPDATE {self._job_table} SET high_tick = %s WHERE lease = %s AND job IN ({_places(some)}) "
                         "AND (high_tick IS NULL OR high_tick < %s) AND paused_at IS NULL "
                         f"AND %s <= UTC_TIMESTAMP(6) + INTERVAL {AHEAD} SECOND"
+                        f"{' AND high_tick <=> %s' if compared else ''}"
                     ),
-                    (_naive(tick), term.name, *some, _naive(tick), _naive(tick)),
+                    (tick, term.name, *some, tick, tick, *([seen] if compared else [])),
                 )
                 yield check(len(some)), ()
         for job, tick in batch.requests.items():

@@ -81,7 +81,8 @@ class SQLiteLedger:
         )
         self._raise_sql = (
             f"UPDATE {job} SET high_tick = :tick WHERE {this_job} AND paused_at IS NULL "
-            "AND (high_tick IS NULL OR high_tick < :tick) AND :tick <= :limit"
+            "AND (high_tick IS NULL OR high_tick < :tick) AND :tick <= :limit "
+            "AND (NOT :compared OR high_tick IS :seen)"
         )
         self._seen_sql = f"UPDATE {job} SET requested_at = NULL WHERE {this_job} AND requested_at = :requested_at"
         finished = f"{this_job} AND status NOT IN {_UNFINISHED}"
@@ -142,7 +143,7 @@ class SQLiteLedger:
                         raise Refused
                 _all(connection, self._claim_run_sql, [_claim_values(term, run, now) for run in batch.claims])
                 limit = now + AHEAD * 1_000_000
-                high = [(job, {"tick": microseconds(tick), "limit": limit}) for job, tick in batch.high_ticks.items()]
+                high = [(job, _high_values(batch, job) | {"limit": limit}) for job in batch.high_ticks]
                 seen = [(job, {"requested_at": microseconds(at)}) for job, at in batch.requests.items()]
                 for sql, rows in ((self._raise_sql, high), (self._seen_sql, seen)):
                     _all(connection, sql, [{"lease": term.name, "job": job} | values for job, values in rows])
@@ -239,6 +240,15 @@ def _claim_values(term: Term, run: RunRecord, now: int) -> dict[str, Any]:
         "tick_from": run.tick_from and microseconds(run.tick_from),
         "count": run.count,
         "now": now,
+    }
+
+
+def _high_values(batch: Batch, job: str) -> dict[str, object]:
+    seen = batch.seen.get(job)
+    return {
+        "tick": microseconds(batch.high_ticks[job]),
+        "compared": job in batch.seen,
+        "seen": seen and microseconds(seen),
     }
 
 

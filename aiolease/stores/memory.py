@@ -95,7 +95,7 @@ class Ledger:
             job = jobs.get(name)
             if job is None or job.paused_at or (job.high_tick and job.high_tick >= tick):
                 raise Refused
-            if tick > now + timedelta(seconds=AHEAD):
+            if tick > now + timedelta(seconds=AHEAD) or job.high_tick != batch.seen.get(name, job.high_tick):
                 raise Refused
             jobs[name] = replace(job, high_tick=tick)
         for name, requested_at in batch.requests.items():

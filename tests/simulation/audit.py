@@ -153,7 +153,7 @@ def _ended_otherwise(row: RunRecord, run: Run, rules: Rules, books: Books) -> st
             return ending
         case "failed" if ending not in {"raised", "cancelled", "returned"}:  # the latter two: its time was over
             return ending
-        case "lost" if rules.led and rules.rerun_lost and row.attempt < MAX_ATTEMPTS and rules.max_age is None:
+        case "lost" if rules.rerun_lost and row.attempt < MAX_ATTEMPTS and rules.max_age is None:
             return "it was to be run again"
     return None
 

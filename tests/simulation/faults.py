@@ -154,7 +154,7 @@ class Scenario:
     def audit(self) -> None:
         """The end: what is in the ledger."""
         if self._application is not None:
-            self._application.audit(self.world, self._checker, self._settled)
+            self._application.close(self.world, self._checker, self._settled)
 
     # -- what goes wrong
 
@@ -162,6 +162,8 @@ class Scenario:
         chance, processes = self._chance, self.world.processes
         if self._calmed or not processes:
             return
+        if self._application is not None:
+            self._application.audit(self.world, self._checker)
         if victim is None or victim.state == "gone":
             leaders = [process for process in processes if process.lead is not None]
             victim = chance.choice(leaders if leaders and chance.random() < 0.6 else processes)
@@ -302,8 +304,7 @@ def _timings(chance: random.Random, lease: float) -> Timings:
 async def work(process: Process, lead: Leadership) -> None:
     """A body: commits now and then, works or resigns or fails for a while, and may take its time to end."""
     world, chance, timings = process.world, process.world.random, process.timings
-    process.lead = lead
-    world.record("began", process, lead.token)
+    process.began(lead)
     ends = chance.choices(["never", "returns", "resigns", "fails"], [8, 2, 1, 1])[0]
     loop = asyncio.get_running_loop()
     until = loop.time() + timings.lease_duration * chance.uniform(0.1, 6)
@@ -324,7 +325,6 @@ async def work(process: Process, lead: Leadership) -> None:
             raise Oops
     finally:
         cancelled = await unwind(process)
-        process.lead = None
-        world.record("ended", process, lead.token)
+        process.ended(lead)
         if cancelled is not None:
             raise cancelled

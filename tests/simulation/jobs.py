@@ -144,23 +144,51 @@ class Application:
         known = sorted(world.server.ledgers[LEASE].jobs)
         return world.random.choice(known) if known else None
 
-    # -- the end
+    # -- the books
 
-    def audit(self, world: World, checker: Checker, settled: float) -> None:
-        """Closes the books; somebody has led for `settled` seconds at least."""
+    def audit(self, world: World, checker: Checker) -> None:
+        """Looks at the books in the midst of it: nothing is lost, nothing twice, nothing untrue.
+
+        Raises:
+            Violation: It is not so.
+        """
+        audit(self._books(world, checker, None), self._rules(world, []))
+
+    def close(self, world: World, checker: Checker, settled: float) -> None:
+        """Closes the books: if somebody leads, it has done so for `settled` seconds at least, and all else was done.
+
+        Raises:
+            Violation: It is not so.
+        """
+        leading = [process for process in world.processes if process.lead is not None and process.lead.is_leader]
+        if not leading:
+            self.audit(world, checker)
+            return
+        [leader] = leading
+        rules = self._rules(world, leader.duties)
+        for duty in leader.duties:
+            if duty.name not in rules or not rules[duty.name].led:
+                raise Violation(f"the ledger knows {duty.name} as {world.server.ledgers[LEASE].jobs.get(duty.name)}")
+        books = self._books(world, checker, leader)
+        audit(books, rules, now=world.server.clock(), behind=settled)
+        waiting = [row for row in books.runs if row.status == "queued" and rules[row.job].led]
+        if waiting and not checker.going_on(leader.name) and world.now > self._begun_at + settled:
+            raise Violation(f"nothing runs, and nobody begins what waits: {said(waiting[0])}")
+
+    def _rules(self, world: World, here: list[Duty]) -> dict[str, Rules]:
+        """Of each job in the version that the ledger knows; `here` are the jobs of the leader."""
+        rules: dict[str, Rules] = {}
         ledger = world.server.ledgers[LEASE]
         assert isinstance(ledger, ArchivedLedger)
-        leading = [process for process in world.processes if process.lead is not None and process.lead.is_leader]
-        leader = leading[0] if leading else None
-        here = leader.duties if leader else []
-        rules = {}
-        for duty in self._duties + self._newer + here:  # the leader's version counts
+        for duty in self._duties + self._newer + here:
             if duty.name in ledger.jobs and ledger.jobs[duty.name].schedule == duty.rules.schedule.expression:
                 rules[duty.name] = replace(duty.rules, excused=ledger.excused[duty.name], led=duty in here)
-        for duty in here:
-            if duty.name not in rules or not rules[duty.name].led:
-                raise Violation(f"the ledger knows {duty.name} as {ledger.jobs.get(duty.name)}, not {duty}")
-        books = Books(
+        return rules
+
+    def _books(self, world: World, checker: Checker, leader: Process | None) -> Books:
+        ledger = world.server.ledgers[LEASE]
+        assert isinstance(ledger, ArchivedLedger)
+        return Books(
             jobs=ledger.jobs,
             runs=[*ledger.runs.values(), *ledger.pruned],
             begun=checker.begun,
@@ -168,10 +196,6 @@ class Application:
             paid=checker.paid,
             term=leader.lead.token if leader and leader.lead else None,
         )
-        audit(books, rules, now=world.server.clock() if leader else None, behind=settled)
-        waiting = [row for row in books.runs if row.status == "queued" and rules[row.job].led]
-        if waiting and leader and not checker.going_on(leader.name) and world.now > self._begun_at + settled:
-            raise Violation(f"nothing runs, and nobody begins what waits: {said(waiting[0])}")
 
 
 @contextmanager
@@ -183,13 +207,11 @@ def journaled() -> Iterator[None]:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, SimLoop)
         process = loop.process
-        process.lead = term.lead
-        process.world.record("began", process, term.lead.token)
+        process.began(term.lead)
         try:
             await run(term, *args)
         finally:
-            process.lead = None
-            process.world.record("ended", process, term.lead.token)
+            process.ended(term.lead)
 
     with patch.object(TermOfJobs, "run", body):
         yield

@@ -98,6 +98,13 @@ def _own_duration() -> AbstractContextManager[Any]:
     return patch.object(Candidate, "_saw", mutated)
 
 
+def _not_released() -> AbstractContextManager[Any]:
+    async def mutated(tenure: _Tenure) -> None:
+        tenure._store.forget(tenure.lead.name)
+
+    return patch.object(_Tenure, "release", mutated)
+
+
 def _no_sighting() -> AbstractContextManager[Any]:
     return patch.object(Sighting, "claimable", lambda _, lease, __: lease.expired)
 
@@ -211,6 +218,7 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "beats without numbers": _beats_without_numbers,
     "own duration": _own_duration,
     "no sighting": _no_sighting,
+    "a clean end is not released": _not_released,
     "claims of ticks without a fence": _unfenced_claims,
     "runs begin before the claim is answered": _runs_before_the_claim_is_answered,
     "a new leader starts from now": _a_new_leader_starts_from_now,

@@ -124,6 +124,7 @@ class Process:
         self.store = SimStore(self)
         self.due = _FOREVER
         self._well = False
+        self._troubles = 0  # moments at which it was found to be in trouble
         self._started_at = world.now
         self._slept = 0.0
         self._inbox: list[Callable[[], None]] = []
@@ -256,6 +257,27 @@ class Process:
         if left:
             raise Violation(f"{self.name} left tasks behind: {left}")
 
+    # -- what it does
+
+    def began(self, lead: Leadership) -> None:
+        """The body of a term begins here."""
+        self.lead = lead
+        self.world.record("began", self, lead.token)
+
+    def ended(self, lead: Leadership) -> None:
+        """It has ended; if nothing is in the way, the lease is to be released before long."""
+        self.lead = None
+        self.world.record("ended", self, lead.token)
+        troubles = self._troubles
+
+        def released() -> None:
+            row = self.world.server.leases[lead.name]
+            if row.held_by(lead.holder, lead.token) and self._troubles == troubles:
+                self.world.fail(Violation(f"term {lead.token} of {self.name} ended in order, and was not released"))
+
+        if lead._ended not in {"expired", "taken"} and self.state == "running" and self.link.clean:
+            self.world.after(self.timings.attempt + 40 * self.world.latency + 0.5, released)
+
     # -- what it tells
 
     def observe(self, event: Event) -> None:
@@ -272,7 +294,9 @@ class Process:
 
     def look_well(self) -> None:
         """Notes whether it could lead, if that has changed."""
-        well = self.state == "running" and self.fit and not self.leaving and self.link.clean
+        able = self.state == "running" and self.link.clean
+        self._troubles += not able
+        well = able and self.fit and not self.leaving
         if well != self._well:
             self._well = well
             self.world.record("well" if well else "unwell", self)
