@@ -10,97 +10,114 @@ tests of pytest-asyncio. Without that hook, `aiolease.testing.virtual_time` does
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 
 from aiolease import JobRegistry, JobRun, LeadershipLost
 from aiolease.testing import MemoryServer, MemoryStore, job_run
 
+# -- the application, a module of its own as a rule
+
+jobs = JobRegistry(timezone="America/New_York")
+
+
+@dataclass
+class Shop:
+    """What the jobs work on: what a test looks at."""
+
+    orders: list[str] = field(default_factory=list)
+    reminded: list[datetime] = field(default_factory=list)
+    charged: list[datetime] = field(default_factory=list)
+    printed: list[str] = field(default_factory=list)
+
+    def print(self, statement: str) -> None:
+        self.printed.append(statement)
+
+
+@jobs.cron("@hourly")
+async def import_orders(run: JobRun) -> None:
+    shop: Shop = run.context
+    shop.orders.append("begun")
+    try:
+        await asyncio.sleep(600)  # the supplier is slow
+        shop.orders.append("imported")
+    finally:
+        shop.orders.append("closed")
+
+
+@jobs.cron("0 9 * * *")
+async def remind_debtors(run: JobRun) -> None:
+    run.context.reminded.append(run.tick)
+
+
+@jobs.cron("* * * * *", missed="all", rerun_lost=True)
+async def charge_cards(run: JobRun) -> None:
+    async with run.transaction(final=True) as calls:  # in memory a connection is a list of calls
+        calls.append(lambda: run.context.charged.append(run.tick))
+
+
+@jobs.cron("0 3 * * *")
+def print_statements(run: JobRun) -> None:
+    for customer in ("Ann", "Bob", "Cid"):
+        run.check()
+        run.context.print(customer)
+
+
+# -- its tests
+
 
 @pytest.fixture
 def server() -> MemoryServer:
-    return MemoryServer(start=datetime(2026, 3, 2, 8, 59, 30, tzinfo=UTC))
+    """A database whose clock shows half a minute to nine in New York."""
+    return MemoryServer(start=datetime(2026, 3, 2, 13, 59, 30, tzinfo=UTC))
 
 
-async def test_my_job_is_cancelled_when_the_lease_is_lost(server: MemoryServer) -> None:
-    """A database that is out of reach ends the term, and the report with it, before another process may lead."""
-    jobs, told = JobRegistry(), []
-
-    @jobs.every(60)
-    async def report() -> None:
-        try:
-            await asyncio.sleep(3600)
-        finally:
-            told.append("cancelled")
-
-    store = MemoryStore(server)
-    async with jobs.background(store):
-        await asyncio.sleep(40)  # it began at 9:00
+async def test_my_import_is_cancelled_when_the_lease_is_lost(server: MemoryServer) -> None:
+    """A database that is out of reach ends the term, and the import with it, before another process may lead."""
+    store, shop = MemoryStore(server), Shop()
+    async with jobs.background(store, context=shop) as campaign:
+        await asyncio.sleep(40)
+        assert (campaign.is_leader, shop.orders) == (True, ["begun"])
         store.down = True
         await asyncio.sleep(30)
-        assert told == ["cancelled"]
-        store.down = False
+        assert (campaign.is_leader, shop.orders) == (False, ["begun", "closed"])
 
 
 async def test_my_nine_oclock_job_runs_after_a_failover(server: MemoryServer) -> None:
-    """The leader dies before nine, and nobody leads at nine. The next leader runs the job, once."""
-    ran: list[tuple[str, datetime]] = []
-
-    def registry(process: str) -> JobRegistry:
-        jobs = JobRegistry()
-
-        @jobs.cron("0 9 * * *")
-        async def debt_aging(run: JobRun) -> None:
-            ran.append((process, run.tick))
-
-        return jobs
-
+    """The leader dies before nine, and nobody leads at nine. The next leader reminds the debtors, once."""
     first, second = MemoryStore(server), MemoryStore(server)
-    async with registry("first").background(first):
-        async with registry("second").background(second):
-            await asyncio.sleep(25)
-            first.down = True  # as if the machine had died, five seconds before nine
-            await asyncio.sleep(120)
-        assert ran == [("second", datetime(2026, 3, 2, 9, tzinfo=UTC))]
-        first.down = False
+    dying, living = Shop(), Shop()
+    async with jobs.background(first, context=dying), jobs.background(second, context=living):
+        await asyncio.sleep(25)
+        first.down = True  # as if the machine had died, five seconds before nine
+        await asyncio.sleep(3600)
+    assert (dying.reminded, living.reminded) == ([], [datetime(2026, 3, 2, 14, tzinfo=UTC)])
 
 
-async def test_my_payment_is_made_once_though_the_answer_is_lost(server: MemoryServer) -> None:
-    """Whether the COMMIT was lost, or only its answer: the payment and its success are there together, once."""
-    jobs, paid = JobRegistry(), []
-
-    @jobs.cron("* * * * *", missed="all", rerun_lost=True)
-    async def pay(run: JobRun) -> None:
-        async with run.transaction(final=True) as calls:  # in memory a connection is a list of calls
-            calls.append(lambda: paid.append(run.tick.minute))
-
-    store = MemoryStore(server)
-    async with jobs.background(store):
+async def test_my_customers_are_charged_once_though_the_answer_is_lost(server: MemoryServer) -> None:
+    """Whether the COMMIT was lost, or only its answer: the charge and its success are there together, once."""
+    store, shop = MemoryStore(server), Shop()
+    async with jobs.background(store, context=shop):
         for lose in (store.lose_request, store.lose_reply):
             lose("commit")
             await asyncio.sleep(60)
         await asyncio.sleep(60)
-        assert paid == [0, 1, 2]
-        assert {run.status for run in await store.history("default", "pay")} == {"succeeded"}
+        assert [tick.minute for tick in shop.charged] == [0, 1, 2]
+        assert {run.status for run in await store.history("default", "charge_cards")} == {"succeeded"}
 
 
-@pytest.mark.parametrize(("ends", "pages"), [(None, 3), (1, 1)])
-def test_my_plain_job_stops_when_it_is_told(ends: int | None, pages: int) -> None:
-    """A `def` job, called by itself: it stops at the next `check` once its term is over."""
-    written: list[int] = []
+def test_my_statements_stop_when_the_lease_is_lost() -> None:
+    """A `def` job runs in a thread, which nobody can cancel. It stops at its next `check`, and prints nothing more."""
 
-    def make_report(run: JobRun, after: Callable[[int], Any]) -> None:
-        for page in range(3):
-            run.check()
-            written.append(page)
-            after(page + 1)
+    class Resigning(Shop):
+        def print(self, statement: str) -> None:
+            super().print(statement)
+            if statement == "Bob":
+                run.leadership.resign()
 
-    run = job_run("make_report", tick=datetime(2026, 3, 2, 3, tzinfo=UTC))
-    try:
-        make_report(run, lambda page: run.leadership.resign() if page == ends else None)
-    except LeadershipLost:
-        assert ends is not None
-    assert len(written) == pages
+    run = job_run("print_statements", context=Resigning())
+    with pytest.raises(LeadershipLost):
+        print_statements(run)
+    assert run.context.printed == ["Ann", "Bob"]
