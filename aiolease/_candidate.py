@@ -315,9 +315,11 @@ class Candidate:
         assert lease.holder is not None
         call = self._store.release(self._name, lease.holder, lease.token)
         task = asyncio.create_task(bounded(self._timings.attempt, self._store.description, call))
-        await settled(task)
+        cancelled = await settled(task)
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, TROUBLE):
             raise error
+        if cancelled is not None:
+            raise cancelled
 
     def _failed(self, error: StoreUnavailable | StoreRejected | SchemaMissing) -> None:
         """Notes a failed attempt; raises what waiting cannot mend, if it was the first."""

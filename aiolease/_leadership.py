@@ -255,8 +255,8 @@ class Leadership:
                 done()
         except FenceBroken as error:
             self._end("taken", raised=True)
-            lost = LeadershipLost(self.name, self._holder, self.token, self._ended or "taken")
-            raise lost from error.__cause__
+            trouble = LeadershipLost(self.name, self._holder, self.token, self._ended or "taken")
+            trouble.__cause__ = error.__cause__
         except Refused:
             assert final is not None
             trouble = RunEnded(final.job, final.tick, final.attempt)
@@ -600,6 +600,8 @@ class _Tenure:
             raise error
         # A cancellation may carry what it replaced: a COMMIT whose answer was lost.
         cause = error.__cause__ if isinstance(error, asyncio.CancelledError) else error
+        if isinstance(cause, LeadershipLost) and cause.holder == lead.holder:
+            cause = cause.__cause__
         raise LeadershipLost(lead.name, lead.holder, lead.token, reason) from cause
 
     def _count_leftover(self) -> None:

@@ -55,6 +55,7 @@ LEASE, DEADLINE, HEARTBEAT, ATTEMPT, RETRY = 30.0, 25.0, 10.0, 5.0, 2.0
 JITTER = 0.05
 
 E = TypeVar("E", bound=Event)
+T = TypeVar("T")
 
 
 @contextmanager
@@ -376,6 +377,27 @@ async def test_a_claim_that_is_too_old_to_lead_by_is_given_back() -> None:
         assert lead.token == 2
         assert lead.remaining == pytest.approx(DEADLINE)
     assert len(sent(store, "claim")) == 2
+
+
+@virtual_time
+async def test_a_candidate_that_was_frozen_behind_its_claim_can_be_cancelled() -> None:
+    """A process that stood still while it claimed gives the lease back, and ends if it is cancelled meanwhile."""
+
+    class Freezing(MemoryStore):
+        async def exchange(self, method: str, statement: Callable[[], T]) -> T:
+            answer = await super().exchange(method, statement)
+            if method == "claim":
+                virtual_loop().advance(26)
+            return answer
+
+    store = Freezing()
+    task = asyncio.create_task(run_as_leader(store, lambda _: asyncio.sleep(LONG), "cron"))
+    store.latency = 2.0
+    await until(lambda: sent(store, "release"))
+    task.cancel()
+    await asyncio.wait([task], timeout=20)
+    assert task.cancelled()
+    assert store.server.leases["cron"].holder is None
 
 
 @virtual_time

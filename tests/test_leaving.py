@@ -1119,3 +1119,27 @@ async def test_a_cancellation_that_is_under_way_goes_before_a_loss() -> None:
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled()
+
+
+@pytest.mark.parametrize("clean_up", [0.0, LONG])
+@pytest.mark.parametrize("late", [0.5, 40.0])
+@virtual_time
+async def test_a_cancellation_goes_before_a_commit_that_is_refused(late: float, clean_up: float) -> None:
+    """A task that is cancelled while its commit is under way ends as cancelled, though the fence refuses the commit."""
+    store, loop = MemoryStore(), asyncio.get_running_loop()
+
+    async def commit() -> None:
+        async with leadership(store) as lead:
+            try:
+                async with lead.transaction():
+                    store.delay("commit", late)
+                    store.server.take("default")
+            finally:
+                await asyncio.sleep(clean_up)  # a long one is cut short by the term
+
+    task = asyncio.create_task(commit())
+    while not any(method == "commit" for method, _ in store.sent):
+        await asyncio.sleep(0.1)
+    loop.call_soon(task.cancel)
+    await asyncio.wait([task])
+    assert task.cancelled(), f"the cancellation was swallowed by {task.exception()!r}"

@@ -10,13 +10,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
-from aiolease import StoreUnavailable, _term
+from aiolease import StoreUnavailable, _candidate, _term
 from aiolease._candidate import Candidate, Claim
 from aiolease._fence import RunKey, Term
 from aiolease._leadership import Leadership, _Tenure
 from aiolease._lease import Lease, Sighting
 from aiolease._records import Batch, Change, RunStatus
 from aiolease._settings import Timings
+from aiolease._settle import settled
 from aiolease._term import TermOfJobs
 from aiolease.stores import memory
 from tests.simulation.network import ArchivedLedger, Server
@@ -96,6 +97,13 @@ def _own_duration() -> AbstractContextManager[Any]:
             candidate._sighting = replace(seen, wait=min(seen.wait, own), duration=own)
 
     return patch.object(Candidate, "_saw", mutated)
+
+
+def _a_cancellation_is_swallowed() -> AbstractContextManager[Any]:
+    async def mutated(task: asyncio.Task[Any], within: float | None = None) -> None:
+        await settled(task, within)
+
+    return patch.object(_candidate, "settled", mutated)
 
 
 def _not_released() -> AbstractContextManager[Any]:
@@ -219,6 +227,7 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "own duration": _own_duration,
     "no sighting": _no_sighting,
     "a clean end is not released": _not_released,
+    "a candidate swallows a cancellation": _a_cancellation_is_swallowed,
     "claims of ticks without a fence": _unfenced_claims,
     "runs begin before the claim is answered": _runs_before_the_claim_is_answered,
     "a new leader starts from now": _a_new_leader_starts_from_now,

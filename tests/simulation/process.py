@@ -224,12 +224,18 @@ class Process:
         self.leaving = True
         self.look_well()
         self.deliver(self._end)
+        self.world.after(4 * self.timings.lease_duration + 2.0, self._has_ended)
 
     def _end(self) -> None:
         if self.drained is not None and not self.drained.is_set():
             self.drained.set()
         elif not self.main.done():
             self.main.cancel()
+
+    def _has_ended(self) -> None:
+        """Whether or not the database can be reached, it has ended by now, but for a body that takes its time."""
+        if self.state == "running" and self.lead is None and not self._slept:
+            self.world.fail(Violation(f"{self.name} was told to end, and goes on"))
 
     def _left(self, main: asyncio.Task[None]) -> None:
         if self.state == "gone":
