@@ -6,12 +6,13 @@ import argparse
 import multiprocessing
 import sys
 import time
+from collections import Counter
 from collections.abc import Collection
 from contextlib import nullcontext
 from functools import partial
 
-from tests.simulation.checker import Finding, Violation
-from tests.simulation.faults import KNOWN, simulate, violation
+from tests.simulation.checker import Finding, Kind, Violation
+from tests.simulation.faults import KNOWN, outcome_of, simulate
 from tests.simulation.mutations import MUTATIONS
 
 
@@ -28,15 +29,20 @@ def main() -> int:
     known = () if options.strict else KNOWN
     if options.seed is not None:
         return _one(options.seed, options.trace, options.mutation, known)
-    began, failed = time.monotonic(), 0
+    began, failed, happened = time.monotonic(), 0, Counter[Kind]()
     strict = " --strict" if options.strict else ""
     seeds = range(options.start, options.start + options.seeds)
     with multiprocessing.Pool(options.processes) as pool:
-        for seed, found in pool.imap_unordered(partial(violation, known=known), seeds, chunksize=20):
-            if found:
+        for outcome in pool.imap_unordered(partial(outcome_of, known=known), seeds, chunksize=20):
+            happened += outcome.happened
+            if outcome.found:
                 failed += 1
-                print(f"seed {seed}: {found}\n    python -m tests.simulation --seed {seed} --trace{strict}", flush=True)
-    print(f"{options.seeds} seeds from {options.start}, {failed} failed, {time.monotonic() - began:.0f} s")
+                print(f"seed {outcome.seed}: {outcome.found}\n    {outcome.replay}{strict}", flush=True)
+    print(
+        f"{options.seeds} seeds from {options.start}, {failed} failed, {time.monotonic() - began:.0f} s: "
+        f"{happened['began']} terms, {happened['committed']} fenced commits, {happened['begun']} runs of jobs, "
+        f"{happened['paid']} effects exactly once"
+    )
     return 1 if failed else 0
 
 

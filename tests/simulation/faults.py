@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -21,7 +23,7 @@ from aiolease import (
     run_as_leader,
 )
 from aiolease._settings import Timings
-from tests.simulation.checker import Checker, Finding, Violation
+from tests.simulation.checker import Checker, Finding, Kind, Violation
 from tests.simulation.jobs import Application
 from tests.simulation.process import Machine, Oops, Process, unwind
 from tests.simulation.world import World
@@ -49,13 +51,33 @@ def simulate(
     return scenario.world
 
 
-def violation(seed: int, known: Collection[Finding] = KNOWN) -> tuple[int, str]:
-    """What is wrong with a seed; empty if nothing is."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a seed.
+
+    Attributes:
+        seed: The seed.
+        found: What is wrong with it; empty if nothing is.
+        happened: How often each kind of record came, if nothing is.
+    """
+
+    seed: int
+    found: str
+    happened: Counter[Kind]
+
+    @property
+    def replay(self) -> str:
+        """The command that shows it."""
+        return f"python -m tests.simulation --seed {self.seed} --trace"
+
+
+def outcome_of(seed: int, known: Collection[Finding] = KNOWN) -> Outcome:
+    """Runs one simulation."""
     try:
-        simulate(seed, known=known)
+        world = simulate(seed, known=known)
     except Violation as found:
-        return seed, str(found)
-    return seed, ""
+        return Outcome(seed, str(found), Counter())
+    return Outcome(seed, "", Counter(record.kind for record in world.journal))
 
 
 class Scenario:
