@@ -355,5 +355,5 @@ async def unwind(process: Process) -> asyncio.CancelledError | None:
         try:
             await asyncio.sleep(until - loop.time())
         except asyncio.CancelledError as error:
-            cancelled = error
+            cancelled = cancelled or error  # the first: it may be from outside
     return cancelled
