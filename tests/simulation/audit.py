@@ -121,7 +121,8 @@ def _lost_ticks(
         if last == first and row.tick > until and rules.schedule.latest_between(until, row.tick) == row.tick:
             yield f"{name} has a row of {row.tick:%H:%M:%S.%f}, above its high tick {until:%H:%M:%S.%f}"
         # A row of a tick that is none of the schedule is that of a trigger.
-        if row.tick_from is not None and last > first and row.count != last - first:
+        another = any(start < row.tick <= end for start, end in rules.excused)  # perhaps of another schedule
+        if row.tick_from is not None and last > first and row.count != last - first and not another:
             yield f"{name} has a row of {row.count} skipped ticks that are {last - first}: {said(row)}"
         for number in range(first, last):
             covered[number] += 1

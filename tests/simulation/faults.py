@@ -217,6 +217,7 @@ class Scenario:
     def _cut(self, process: Process, lasts: float) -> None:
         link = process.link
         link.no_requests, link.no_replies = self._chance.choice([(True, True), (True, False), (False, True)])
+        process.look_well()
         self.world.after(lasts, link.heal)
 
     def _refuse(self, process: Process, lasts: float) -> None:
@@ -257,6 +258,11 @@ class Scenario:
 
     def _ask(self, process: Process, _: float) -> None:
         self.world.server.resign("default")
+
+    def _rob(self, _: Process, __: float) -> None:
+        """Somebody gives the lease away by hand, for as long as its leader may act without having heard of it."""
+        longest = max(machine.timings.lease_duration for machine in self._machines)
+        self.world.server.give_away("default", longest)
 
     def _unfit(self, process: Process, lasts: float) -> None:
         process.fit = False
@@ -304,6 +310,7 @@ _FAULTS = {
     "leave": 2,
     "resign": 1,
     "ask": 1,
+    "rob": 1,
     "unfit": 1,
     "trigger": 2,
     "pause": 1,

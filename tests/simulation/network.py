@@ -117,6 +117,14 @@ class Server(MemoryServer):
             self._world.record("claimed", self.sender, lease.token, since=since, lasts=duration, note=note)
         return lease
 
+    def give_away(self, name: str, duration: float) -> None:
+        """A person changes the row: a term begins whose holder never runs a body, renews or releases."""
+        self._clock, self._arrived_at = self.clock(), self._world.now
+        row = super().claim(name, "somebody", duration, self.read(name), force=True)
+        assert row is not None
+        self._written = self._state(row)
+        self._world.record("claimed", None, row.token, since=self._world.now, lasts=duration, note="by hand")
+
     def renew(self, name: str, holder: str, token: int, beat: int, duration: float) -> Lease | None:
         before = self.leases.get(name)
         lease = super().renew(name, holder, token, beat, duration)
