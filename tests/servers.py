@@ -710,6 +710,7 @@ class TCPProxy:
         connections: How many were accepted since the start.
         live: How many are open now.
         bytes_to_server: How many bytes were passed on.
+        swallowed: How many bytes have vanished on their way to either side.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -717,6 +718,7 @@ class TCPProxy:
         self.on_query: Callable[[bytes], Action | None] | None = None
         self.connections = 0
         self.bytes_to_server = 0
+        self.swallowed: dict[Side, int] = {"to_server": 0, "to_client": 0}
         self._target = (host, port)
         self._delays: dict[Side, float] = {"to_server": 0.0, "to_client": 0.0}
         self._swallowed: set[Side] = set()
@@ -759,6 +761,8 @@ class TCPProxy:
             self._accepting.cancel()
             self._accepting = None
         if self._listener is not None:
+            # Before it is closed, and not as the task ends: the next socket may have its number by then.
+            asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = None
         if not refused:
@@ -839,6 +843,7 @@ class TCPProxy:
         if self._delays[side]:
             await asyncio.sleep(self._delays[side])
         if side in self._swallowed or side in link.lost:
+            self.swallowed[side] += len(data)
             return
         if side == "to_server":
             self.bytes_to_server += len(data)

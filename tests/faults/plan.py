@@ -11,7 +11,12 @@ ServerKind = Literal["mariadb", "mysql", "sqlite", "galera", "faketime"]
 
 SERVERS: tuple[ServerKind, ...] = ("mariadb", "mysql", "sqlite", "galera", "faketime")
 
-WORKERS = 4
+Program = Literal["commits", "both", "serve", "background"]
+
+PROGRAMS: tuple[Program, ...] = ("serve", "commits", "background", "both")
+"""What workers do: fenced commits, jobs in three ways, or both; of four workers each does another."""
+
+WORKERS = len(PROGRAMS)
 
 FIRST = 2.0
 """Seconds until the first fault: somebody leads by then."""
@@ -45,30 +50,38 @@ KINDS = {
     "swallow answers": Kind((2.0, 5.0)),
     "swallow queries": Kind((2.0, 5.0)),
     "refuse": Kind((1.0, 5.0)),
-    # of the server
+    # of the server, or of one node of a cluster
     "kill server": Kind((0.2, 2.0), outage=True),
     "restart server": Kind((0.2, 1.0), outage=True),
     "freeze server": Kind((0.5, 4.5), outage=True),
     "kill connections": Kind((0.1, 0.3), outage=True),
     "read-only": Kind((1.0, 4.5), outage=True),
-    "lock lease": Kind((1.0, 4.5), outage=True),
     "no connections": Kind((1.0, 4.5), outage=True),
+    "lock lease": Kind((1.0, 4.5), outage=True),
+    "lock fence": Kind((1.0, 4.5), outage=True),
+    "lock ledger": Kind((1.0, 4.5), outage=True),
     "step clock": Kind((2.0, 4.0)),
-    # of one node of a cluster: the others wait until they are sure that it is lost
+    # of a cluster: the other nodes wait until they are sure that one is lost
     "kill node": Kind((1.0, 4.0), outage=True),
+    "restart node": Kind((0.2, 1.0), outage=True),
     "freeze node": Kind((1.0, 8.0), outage=True),
+    # of a file
+    "lock file": Kind((1.0, 4.5), outage=True),
+    "long reader": Kind((1.0, 4.5)),
 }
 
-_WORKER = ("kill worker", "stop worker", "resign", "freeze worker")
+_WORKER = ("kill worker", "stop worker", "resign", "freeze worker", "freeze worker")
 _NETWORK = ("delay", "cut", "swallow answers", "swallow queries", "refuse")
-_SERVER = ("kill server", "freeze server", "kill connections", "read-only", "lock lease", "no connections")
+_SHARED = ("kill connections", "read-only", "no connections", "lock lease", "lock fence", "lock ledger")
+_SERVER = ("kill server", "restart server", "freeze server")
+_NODE = ("kill node", "restart node", "freeze node")
 
 DECKS: dict[ServerKind, tuple[str, ...]] = {
-    "mariadb": (*_WORKER, *_NETWORK, *_SERVER, "restart server", "freeze worker"),
-    "mysql": (*_WORKER, *_NETWORK, *_SERVER, "restart server", "freeze worker"),
-    "sqlite": (*_WORKER, "lock lease", "freeze worker"),
-    "galera": (*_WORKER, "swallow answers", "cut", "kill connections", "lock lease", "kill node", "freeze node"),
-    "faketime": (*_WORKER, "swallow answers", "kill server", *["step clock"] * 5),
+    "mariadb": (*_WORKER, *_NETWORK, *_SHARED, *_SERVER),
+    "mysql": (*_WORKER, *_NETWORK, *_SHARED, *_SERVER),
+    "sqlite": (*_WORKER, "lock file", "long reader"),
+    "galera": (*_WORKER, *_NETWORK, *_SHARED, *_NODE),
+    "faketime": (*_WORKER, *_NETWORK, *_SHARED, *_SERVER, *["step clock"] * 12),
 }
 
 
@@ -95,7 +108,7 @@ class Fault:
         return KINDS[self.kind].outage
 
     def __str__(self) -> str:
-        whom = "" if self.outage or self.kind == "step clock" else f" of {self.worker}"
+        whom = f" of {self.worker}" if self.kind in (*_WORKER, *_NETWORK) else ""
         return f"{self.at:6.2f} s: {self.kind}{whom} for {self.seconds:.2f} s ({self.amount:.3f})"
 
 
@@ -107,11 +120,15 @@ class Plan:
     seed: int
     seconds: float
     faults: tuple[Fault, ...]
+    programs: tuple[Program, ...] = PROGRAMS
+    """What each worker does."""
 
     @classmethod
     def make(cls, server: ServerKind, seed: int, seconds: float) -> Plan:
         """The plan of a seed: the same on every machine."""
-        return cls(server=server, seed=seed, seconds=seconds, faults=tuple(_faults(server, seed, seconds)))
+        programs = PROGRAMS[seed % WORKERS :] + PROGRAMS[: seed % WORKERS]
+        faults = tuple(_faults(server, seed, seconds))
+        return cls(server=server, seed=seed, seconds=seconds, faults=faults, programs=programs)
 
     def __str__(self) -> str:
         replay = f"python -m tests.faults --server {self.server} --seconds {self.seconds:g} --seed {self.seed}"
@@ -140,4 +157,4 @@ def _faults(server: ServerKind, seed: int, seconds: float) -> Iterator[Fault]:
         else:
             free = at + lasts + chance.uniform(1.0, 3.0)
         # The next one while this one lasts, or some time after it.
-        at += chance.uniform(0.2, lasts) if chance.random() < 0.4 else lasts + chance.uniform(0.1, 1.5)
+        at += chance.uniform(0.2, lasts) if chance.random() < 0.6 else lasts + chance.uniform(0.1, 1.5)

@@ -1,7 +1,7 @@
 """One process that wants to lead, does work while it does, and writes down all of it.
 
-Started by the harness with its settings as JSON. Its work is fenced commits, and plain steps at short intervals, the
-last of them while it unwinds. SIGTERM ends it in an orderly way, SIGUSR1 has it resign.
+Started by the harness with its settings as JSON. Its work is jobs, or fenced commits with plain steps at short
+intervals, or both. SIGTERM ends it in an orderly way, SIGUSR1 has it resign.
 """
 
 from __future__ import annotations
@@ -15,19 +15,26 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, cast
+
+from loguru import logger
 
 from aiolease import CommitUnknown, Leadership, LeadershipLost, run_as_leader
+from aiolease._fence import Term
+from aiolease._records import Batch
+from aiolease._runs import Execution
+from aiolease._term import TermOfJobs
+from tests.faults.breakage import Breakage, break_it
+from tests.faults.database import Driver, execute, target
+from tests.faults.jobs import Jobs, run_facts
 from tests.faults.journal import Journal
-
-Driver = Literal["url", "asyncmy", "aiomysql", "sqlalchemy"]
-Breakage = Literal["", "releases first", "goes on", "unfenced"]
+from tests.faults.plan import Program
 
 LEASE = 3.0
 STEP = 0.02
+DRAIN = 3.0
 UNWIND = 0.15
 """Seconds that a body goes on with its steps once it is cancelled, of the 0.5 that a lease of 3 s leaves it."""
 
@@ -40,7 +47,9 @@ class Settings:
         process: Its name; a worker that is started again has a new one.
         journal: The file that all processes append to.
         url: The database.
-        driver: What it hands to `run_as_leader`: the URL, or a pool of that kind.
+        driver: What it hands to aiolease: the URL, or a pool of that kind.
+        program: What it does.
+        steps: Whether the database's clock is stepped.
         breakage: A rule that it breaks, to show that the checker sees it.
     """
 
@@ -48,28 +57,75 @@ class Settings:
     journal: str
     url: str
     driver: Driver = "url"
+    program: Program = "commits"
+    steps: bool = False
     breakage: Breakage = ""
 
     def dumps(self) -> str:
         return json.dumps(asdict(self))
 
 
-class Work:
-    """The body of a term: steps, and fenced commits beside them."""
+class Worker:
+    """What the programs share."""
 
     def __init__(self, settings: Settings, journal: Journal) -> None:
-        self._settings = settings
-        self._journal = journal
+        self.settings = settings
+        self.journal = journal
+        self.jobs = Jobs(journal).registry(steps=settings.steps)
         self.lead: Leadership | None = None
+        self.terminated = asyncio.Event()
+
+    def resign(self) -> None:
+        if self.lead is not None:
+            self.lead.resign()
+
+    def ready(self) -> None:
+        """From now on a signal ends it in order."""
+        self.journal.write("started")
+
+    # -- programs
+
+    async def run(self, database: Any) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, self.resign)
+        options: dict[str, Any] = {"lease_duration": LEASE, "on_event": self.journal.observe}
+        if self.settings.program == "serve":
+            serving = asyncio.create_task(
+                self.jobs.serve(database, handle_signals=True, drain_timeout=DRAIN, **options)
+            )
+            await asyncio.sleep(0)
+            self.ready()
+            await serving
+            return
+        loop.add_signal_handler(signal.SIGTERM, self.terminated.set)
+        if self.settings.program == "background":
+            async with self.jobs.background(database, drain_timeout=DRAIN, **options):
+                self.ready()
+                await self.terminated.wait()
+            return
+        body: Callable[[Leadership], Awaitable[None]] = self.deaf if self.settings.breakage == "goes on" else self.body
+        leading = asyncio.create_task(run_as_leader(database, body, **options))
+        told = asyncio.create_task(self.terminated.wait())
+        self.ready()
+        await asyncio.wait([leading, told], return_when=asyncio.FIRST_COMPLETED)
+        leading.cancel()
+        told.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await leading
+
+    # -- bodies
 
     async def body(self, lead: Leadership) -> None:
         self.lead = lead
-        self._journal.write("began", lead.token)
+        self.journal.write("began", lead.token)
         # No task group: before Python 3.13 one whose child fails leaves its parent looking cancelled from outside.
         commits = asyncio.create_task(self._commits(lead))
         steps = asyncio.create_task(self._steps(lead.token, "step", None))
         try:
-            await asyncio.wait([commits])
+            if self.settings.program == "both":
+                await self.jobs.run(lead)
+            else:
+                await asyncio.wait([commits])
         finally:
             commits.cancel()
             steps.cancel()
@@ -77,26 +133,24 @@ class Work:
             while not (commits.done() and unwinding.done()):  # not torn, should it be cancelled again
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait([commits, unwinding])
-            self._journal.write("ended", lead.token)
-        commits.result()
-
-    def resign(self) -> None:
-        if self.lead is not None:
-            self.lead.resign()
+            self.journal.write("ended", lead.token)
+            error = None if commits.cancelled() else commits.exception()
+        if error is not None:
+            raise error
 
     async def deaf(self, lead: Leadership) -> None:
         """A body that goes on after its loss."""
-        self._journal.write("began", lead.token)
+        self.journal.write("began", lead.token)
         steps = asyncio.create_task(self._steps(lead.token, "step", 10 * LEASE))
         while not steps.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([steps])
-        self._journal.write("ended", lead.token)
+        self.journal.write("ended", lead.token)
 
     async def _steps(self, token: int, kind: str, seconds: float | None) -> None:
         until = None if seconds is None else time.monotonic() + seconds
         while until is None or time.monotonic() < until:
-            self._journal.write(kind, token)
+            self.journal.write(kind, token)
             await asyncio.sleep(STEP)
 
     async def _commits(self, lead: Leadership) -> None:
@@ -108,114 +162,97 @@ class Work:
                     if not inherited:
                         facts["inherited"] = await self._inherited(connection, lead.token)
                     await self._insert(connection, lead.token, n)
-                    await asyncio.sleep(0.5 if self._settings.breakage == "unfenced" else random.uniform(0.0, 0.02))
-                    self._journal.write("committing", lead.token, n=n)
+                    await asyncio.sleep(0.5 if self.settings.breakage == "unfenced" else random.uniform(0.0, 0.02))
+                    self.journal.write("committing", lead.token, n=n)
             except LeadershipLost:
-                self._journal.write("refused", lead.token, n=n)
+                self.journal.write("refused", lead.token, n=n)
                 raise
             except CommitUnknown as error:
-                self._journal.write("unknown", lead.token, n=n, why=str(error))
+                self.journal.write("unknown", lead.token, n=n, why=str(error))
             except asyncio.CancelledError:
-                self._journal.write("cancelled", lead.token, n=n)  # its outcome may be any
+                self.journal.write("cancelled", lead.token, n=n)  # its outcome may be any
                 raise
             except Exception as error:  # noqa: BLE001 - a driver's, or the store's: the next one may succeed
-                self._journal.write("refused", lead.token, n=n, why=f"{type(error).__name__}: {error}")
+                self.journal.write("refused", lead.token, n=n, why=f"{type(error).__name__}: {error}")
                 await asyncio.sleep(0.1)
             else:
                 inherited = True
-                self._journal.write("committed", lead.token, **facts)
+                self.journal.write("committed", lead.token, **facts)
             await asyncio.sleep(random.uniform(0.0, 0.03))
 
     async def _inherited(self, connection: Any, token: int) -> int:
         """How many rows of older terms there are, once this one has begun: there must never be more."""
-        sql = f"SELECT COUNT(*) FROM effects WHERE token < {token:d}"
-        return int((await self._execute(connection, sql))[0])
+        return int((await execute(connection, f"SELECT COUNT(*) FROM effects WHERE token < {token:d}"))[0])
 
     async def _insert(self, connection: Any, token: int, n: int) -> None:
-        process = self._settings.process
-        await self._execute(
-            connection, f"INSERT INTO effects (process, token, n) VALUES ('{process}', {token:d}, {n:d})"
-        )
+        values = f"'{self.settings.process}', {token:d}, {n:d}"
+        await execute(connection, f"INSERT INTO effects (process, token, n) VALUES ({values})")
 
-    async def _execute(self, connection: Any, sql: str) -> Any:
-        if self._settings.driver == "sqlalchemy":
-            from sqlalchemy import text
+    # -- what is written down of the jobs
 
-            result = await connection.execute(text(sql))
-            return result.fetchone() if result.returns_rows else None
-        if self._settings.url.startswith("sqlite"):
-            async with connection.execute(sql) as cursor:
-                return await cursor.fetchone()
-        async with connection.cursor() as cursor:
-            await cursor.execute(sql)
-            return await cursor.fetchone()
+    def watch(self) -> None:
+        """Has every term of jobs, every run and every batch of the ledger written down."""
+        journal, worker = self.journal, self
+        run, call = TermOfJobs.run, Execution._call
 
-
-@asynccontextmanager
-async def target(settings: Settings) -> AsyncIterator[Any]:
-    """What the worker hands to aiolease."""
-    login, _, database = settings.url.removeprefix("mysql://").rpartition("/")
-    user, _, address = login.partition("@")
-    host, _, port = address.partition(":")
-    parameters: dict[str, Any] = {"host": host, "user": user, "connect_timeout": 2}
-    match settings.driver:
-        case "asyncmy":
-            import asyncmy
-
-            async with asyncmy.create_pool(minsize=0, port=int(port), db=database, **parameters) as pool:
-                yield pool
-        case "aiomysql":
-            import aiomysql
-
-            async with aiomysql.create_pool(minsize=0, port=int(port), db=database, **parameters) as pool:
-                yield pool
-        case "sqlalchemy":
-            from sqlalchemy.ext.asyncio import create_async_engine
-
-            url = settings.url.replace("mysql://", "mysql+asyncmy://")
-            engine = create_async_engine(url, connect_args={"connect_timeout": 2})
+        async def term(jobs: TermOfJobs, *how: Any) -> None:
+            worker.lead = jobs.lead
+            journal.write("began", jobs.lead.token)
             try:
-                yield engine
+                await run(jobs, *how)
             finally:
-                await engine.dispose()
-        case _:
-            yield settings.url
+                journal.write("ended", jobs.lead.token)
 
+        async def called(execution: Execution) -> None:
+            token, facts = execution.run.token, run_facts(execution.run)
+            journal.write("begun", token, **facts)
+            how = "raised"
+            try:
+                await call(execution)
+                how = "returned"
+            except asyncio.CancelledError:
+                how = "cancelled"
+                raise
+            finally:
+                journal.write("over", token, how=how, **facts)
 
-async def lead_for_ever(settings: Settings, journal: Journal) -> None:
-    """The program of a worker. One that runs jobs has the same arguments, and writes records of the same kinds."""
-    work = Work(settings, journal)
-    body: Callable[[Leadership], Awaitable[None]] = work.deaf if settings.breakage == "goes on" else work.body
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, work.resign)
-    async with target(settings) as database:
-        await run_as_leader(database, body, lease_duration=LEASE, on_event=journal.observe)
+        if self.settings.program != "both":  # there the body is more than its jobs
+            TermOfJobs.run = term  # type: ignore[assignment, method-assign]
+        Execution._call = called  # type: ignore[assignment, method-assign]
+        from aiolease.stores.mysql import MySQLStore
+        from aiolease.stores.sqlite import SQLiteStore
 
+        for store in (MySQLStore, SQLiteStore):
+            cast(Any, store).record = self._recording(cast(Any, store).record)
 
-PROGRAMS: dict[str, Callable[[Settings, Journal], Awaitable[None]]] = {"leader": lead_for_ever}
+    def _recording(self, record: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        async def recording(store: Any, term: Term, batch: Batch) -> None:
+            if self.settings.breakage == "unfenced claims":
+                time.sleep(0.2)
+            claims = [[claim.job, claim.tick.isoformat()] for claim in batch.claims]
+            self.journal.write("recording", term.token, claims=claims)
+            await record(store, term, batch)
+            self.journal.write("recorded", term.token)
 
-
-def break_it(breakage: Breakage) -> None:
-    """Breaks a rule of the package in this process."""
-    from aiolease._leadership import Leadership, _Tenure
-    from aiolease.stores._transactions import FenceSQL
-
-    if breakage == "releases first":
-        end, tasks = _Tenure.end, set()
-
-        def end_and_release(self: _Tenure, *args: Any, **options: Any) -> None:
-            end(self, *args, **options)
-            tasks.add(asyncio.ensure_future(self.release()))
-
-        _Tenure.end = end_and_release  # type: ignore[method-assign]
-    if breakage == "unfenced":
-        FenceSQL.statements = lambda self, term, final=None: ("DO 0", ())  # type: ignore[method-assign]
-        Leadership.check = lambda self: None  # type: ignore[method-assign]
+        return recording
 
 
 def end_with_the_harness() -> None:
     """Ends this process when the harness is gone, and its end of the pipe with it."""
     sys.stdin.read()
     os._exit(3)
+
+
+def log_to_stderr(process: str) -> None:
+    """Logs what is out of the ordinary: runs fail and ticks are skipped all the time here."""
+    usual = ("' failed: ", "skipped '", "' was lost with term")
+    logger.remove()
+    logger.add(
+        sys.stderr,
+        level="WARNING",
+        format=lambda _: f"{{time:HH:mm:ss.SSS}} {process} {{level}} {{message}}\n",
+        filter=lambda record: not any(words in record["message"] for words in usual),
+    )
 
 
 async def live(journal: Journal) -> None:
@@ -226,24 +263,13 @@ async def live(journal: Journal) -> None:
 
 
 async def main(settings: Settings) -> None:
-    loop = asyncio.get_running_loop()
     journal = Journal(settings.journal, settings.process)
-    program = asyncio.ensure_future(PROGRAMS["leader"](settings, journal))
     living = asyncio.ensure_future(live(journal))
-    terminated = False
-
-    def terminate() -> None:
-        nonlocal terminated
-        terminated = True
-        program.cancel()
-
-    loop.add_signal_handler(signal.SIGTERM, terminate)
-    journal.write("started")
+    worker = Worker(settings, journal)
+    worker.watch()
     try:
-        await program
-    except asyncio.CancelledError:
-        if not terminated:
-            raise
+        async with target(settings.url, settings.driver) as database:
+            await worker.run(database)
     finally:
         living.cancel()
         journal.write("stopped")
@@ -253,5 +279,6 @@ async def main(settings: Settings) -> None:
 if __name__ == "__main__":
     threading.Thread(target=end_with_the_harness, daemon=True).start()
     given = Settings(**json.loads(sys.argv[1]))
+    log_to_stderr(given.process)
     break_it(given.breakage)
     asyncio.run(main(given))
