@@ -63,7 +63,7 @@ from aiolease.events import (
 T = TypeVar("T")
 
 _LEAST_EXCHANGE = 0.5
-"""Seconds that an exchange which was begun in time may take, however little is left."""
+"""Seconds that an exchange which was begun in time may take, however little is left; less where leases are short."""
 
 _ANSWERED = 0.1
 """Seconds for an answer that had come before the time was up, but was not read yet: the process had been frozen."""
@@ -178,7 +178,7 @@ class Leadership:
         opening = asyncio.create_task(self._store.begin())
         cancelled = None
         try:
-            await asyncio.wait([opening], timeout=max(self.remaining, _LEAST_EXCHANGE))
+            await asyncio.wait([opening], timeout=max(self.remaining, self._least))
         except asyncio.CancelledError as error:
             cancelled = error  # not waited out: a pool may have no connection for long
         another = await given_up(opening)
@@ -199,7 +199,12 @@ class Leadership:
             yield transaction.connection
             self.check()
         except BaseException:
-            cancelled = await settled(asyncio.create_task(transaction.roll_back()))
+            # Bounded by itself, but for longer than a short lease leaves time to unwind when nothing answers. Given up,
+            # it closes the connection, and the server rolls back.
+            rolling_back = asyncio.create_task(transaction.roll_back())
+            cancelled = await settled(rolling_back, self.remaining + self._timings.unwind / 5)
+            another = await given_up(rolling_back)
+            cancelled = cancelled or another
             if cancelled is not None:
                 raise cancelled from None
             raise
@@ -230,6 +235,11 @@ class Leadership:
     def _term(self) -> Term:
         return Term(self.name, self._holder, self.token)
 
+    @property
+    def _least(self) -> float:
+        """Seconds that an exchange may take that is begun now: its end is in the time to unwind at the latest."""
+        return min(_LEAST_EXCHANGE, self._timings.unwind / 2)
+
     async def _fenced(
         self,
         call: Coroutine[Any, Any, None],
@@ -240,10 +250,10 @@ class Leadership:
     ) -> None:
         """Sees an exchange with a fence to its end, and what it says of the term."""
         exchange = asyncio.create_task(call)
-        cancelled = await settled(exchange, max(self.remaining, _LEAST_EXCHANGE))
+        cancelled = await settled(exchange, max(self.remaining, self._least))
         if not exchange.done():
             # A process that was frozen finds the answer and the end of its time at once: the answer counts.
-            another = await settled(exchange, _ANSWERED)
+            another = await settled(exchange, min(_ANSWERED, self._timings.unwind / 5))
             cancelled = cancelled or another
             another = await given_up(exchange)
             cancelled = cancelled or another

@@ -252,10 +252,13 @@ class EngineLender:
     async def give_back(self, connection: Any, *, broken: bool) -> None:
         """See `Lender.give_back`."""
         # It rolls back, and the session may be gone: what became of the transaction is known already.
-        with suppress(Exception):
-            if not broken:
+        if not broken:
+            try:
                 async with asyncio.timeout(_ROLLBACK_LIMIT):
                     await connection.close()
+            except (Exception, asyncio.CancelledError):  # noqa: BLE001 - given up: it is thrown away
+                pass
+            else:
                 return
         with suppress(Exception):
             await connection.invalidate()
@@ -283,6 +286,6 @@ class DriverLender:
             try:
                 async with asyncio.timeout(_ROLLBACK_LIMIT):
                     await connection.ensure_closed()
-            except Exception:  # noqa: BLE001 - it is being thrown away
+            except (Exception, asyncio.CancelledError):  # noqa: BLE001 - it is being thrown away
                 pass
         connection.close()
