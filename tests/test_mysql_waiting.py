@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
@@ -11,10 +12,11 @@ from typing import Any
 import pymysql
 import pytest
 
-from aiolease import leadership, open_store
+from aiolease import StoreUnavailable, leadership, open_store
 from aiolease._clock import boot_clock
+from aiolease._lease import Lease
 from aiolease.events import Elected, Following, Renewed
-from aiolease.stores.mysql import MySQLStore
+from aiolease.stores.mysql import MySQLStore, _Polls
 from tests.campaigns import (
     LIMIT,
     Journal,
@@ -304,3 +306,33 @@ async def test_rapid_changes_keep_order(mysql_server: Server, mysql_url: str) ->
     await asyncio.gather(*(eager(str(number)) for number in range(4)))
     journal.check()
     assert len(journal.terms) == 24
+
+
+async def test_a_reading_that_fails_when_nobody_waits_for_it_any_more_is_no_complaint() -> None:
+    """Candidates that stop waiting, at the end of a process say, leave no exception behind that nobody has taken."""
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    reading = asyncio.Event()
+
+    async def read_many(_: list[str]) -> dict[str, Lease]:
+        reading.set()
+        try:
+            await asyncio.sleep(LIMIT)
+        except asyncio.CancelledError:
+            raise StoreUnavailable("a server", "the connection was closed under it") from None
+        raise AssertionError
+
+    for ends in ("candidate", "store"):
+        polls = _Polls(read_many)
+        candidate = asyncio.create_task(polls.read("default", 0.0, 1.0))
+        await asyncio.wait_for(reading.wait(), LIMIT)
+        if ends == "candidate":
+            candidate.cancel()
+            await asyncio.wait([candidate])
+        await polls.aclose()
+        candidate.cancel()
+        await asyncio.wait([candidate])
+        reading.clear()
+        del polls, candidate
+    gc.collect()
+    assert not complaints

@@ -492,6 +492,8 @@ class _Polls:
             if not query.done():
                 query.cancel()
                 await asyncio.wait([query])
+            if not query.cancelled():
+                query.exception()  # nobody may be left to hear of it
         for answer, name in batch.items():
             self._waiting.pop(answer, None)
             if answer.done():

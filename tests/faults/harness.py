@@ -380,6 +380,17 @@ class Outcome:
                 yield f"    {line.at - self.lines[0].at:8.3f} {shown}"
 
 
+def complaints(log: str) -> Iterator[str]:
+    """What the interpreter complains of in a log, each with what it says of it."""
+    lines = log.splitlines()
+    number = 0
+    while number < len(lines):
+        if COMPLAINTS.search(lines[number]):
+            yield "\n".join(lines[number : number + 60])
+            number += 60
+        number += 1
+
+
 async def carry_out(plan: Plan, nodes: Sequence[Server], breakage: Breakage = "") -> Outcome:
     """Runs a plan against servers that are there and whole, with a database of its own."""
     folder = Path(tempfile.mkdtemp(prefix="aiolease-faults-"))
@@ -389,7 +400,7 @@ async def carry_out(plan: Plan, nodes: Sequence[Server], breakage: Breakage = ""
         log = (folder / "log").read_text(errors="replace")
         if not breakage:
             end = run.lines[-1].at
-            verdict.violations += [(end, f"in the log: {line}") for line in log.splitlines() if COMPLAINTS.search(line)]
+            verdict.violations += [(end, f"in the log: {what}") for what in complaints(log)]
         return Outcome(plan, verdict, run.lines, log)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -120,12 +120,11 @@ class Worker:
         self.journal.write("began", lead.token)
         # No task group: before Python 3.13 one whose child fails leaves its parent looking cancelled from outside.
         commits = asyncio.create_task(self._commits(lead))
-        steps = asyncio.create_task(self._steps(lead.token, "step", None))
+        jobs = self.settings.program == "both"
+        # Beside jobs there are none: while their runs end, the body has not been given the cancellation.
+        steps = asyncio.create_task(self._steps(lead.token, "step", 0.0 if jobs else None))
         try:
-            if self.settings.program == "both":
-                await self.jobs.run(lead)
-            else:
-                await asyncio.wait([commits])
+            await (self.jobs.run(lead) if jobs else asyncio.wait([commits]))
         finally:
             commits.cancel()
             steps.cancel()
