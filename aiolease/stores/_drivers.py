@@ -320,8 +320,7 @@ class Session:
             await self._lock.acquire()
         except BaseException:
             # Another exchange does not end, and its caller may have more time than this one: its answer was lost.
-            if asyncio.get_running_loop().time() - waited_since > self.stuck:
-                self.discard()
+            self.gave_up(asyncio.get_running_loop().time() - waited_since)
             raise
         try:
             if self._closed:
@@ -362,6 +361,11 @@ class Session:
     def busy(self) -> bool:
         """Whether an exchange is under way."""
         return self._lock.locked()
+
+    def gave_up(self, seconds: float) -> None:
+        """Somebody does not wait any longer for an exchange that has been under way for so long."""
+        if seconds > self.stuck:
+            self.discard()
 
     def discard(self) -> None:
         """Drops the connection without a word. The server goes on with what it was sent, and ends the session after."""

@@ -7,7 +7,8 @@ Expiry is reckoned in SQL with ``UTC_TIMESTAMP(6)``, in the statement that compa
 (token, beat), and writes the lease and the fence in one statement. A leader holds ``GET_LOCK`` during its term, and a
 candidate waits inside it: a hint that is woken within a millisecond of a release, and proves nothing. Where it is
 missing or local to one node (Galera), where this process has several leases, and after a hint that was wrong, the
-candidate polls; all candidates of this process share one statement.
+candidate polls; all candidates of this process share one statement. What its leases write at one moment shares one
+commit (see `aiolease.stores._writes`), so that a process can lead a thousand of them.
 
 Written so that both servers take it without a warning. Drivers count changed rows, not matched ones; so no decision
 rests on such a count alone.
@@ -21,6 +22,7 @@ import math
 import random
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -33,6 +35,7 @@ from aiolease.errors import ConfigurationError, SchemaMissing, StoreRejected, St
 from aiolease.stores._drivers import NO_SUCH_TABLE, TABLE_EXISTS, Driver, Execute, Rows, Session, denied, error_number
 from aiolease.stores._mysql_ledger import IDLE, MySQLLedger
 from aiolease.stores._transactions import DriverLender, FenceSQL, Lender, MySQLTransaction, fence_connection
+from aiolease.stores._writes import Kind, Write, Writes, while_wanted
 
 SCHEMA_VERSION = 2
 _EXTENDED = 1  # the version that only lacks tables: they are added
@@ -104,6 +107,7 @@ class MySQLStore(MySQLLedger):
         self._distrust_until = 0.0
         self._watched: dict[tuple[str, asyncio.Task[Any]], float] = {}  # the candidates here, and when they came
         self._polls = _Polls(self._read_many)
+        self._writes = Writes(self.description, self._run, self._lease_session.gave_up, f"{table_prefix}lease")
         self._make_statements(table_prefix)
         self._name_ledger_tables(table_prefix)
 
@@ -249,10 +253,13 @@ class MySQLStore(MySQLLedger):
         """See `LeaseStore.read`."""
         return (await self._read_many([name])).get(name)
 
+    def _make(self, name: str) -> Write:
+        return Write(Kind.MAKE, name, self._make_sql, (name,) * 3, f"{self._read_sql}(%s)", (name,))
+
     async def claim(self, name: str, holder: str, duration: float, *, seen: Lease | None, force: bool) -> Lease | None:
         """See `LeaseStore.claim`."""
         if seen is None:
-            rows = (await self._run(f"{self._make_sql}; {self._read_sql}(%s)", (name,) * 4))[2]
+            rows = (await self._writes.send(self._make(name)))[2]
             seen = self._lease(rows[0]) if rows else None
             if seen is None or seen.holder is not None:
                 return seen
@@ -260,7 +267,7 @@ class MySQLStore(MySQLLedger):
         untouched = lease is not None and (lease.token, lease.beat) == (seen.token, seen.beat)
         if untouched and lease is not None and (lease.free or force):
             # The row is as it was, and still the claim did not match it: its fence is missing.
-            await self._run(self._make_sql, (name,) * 3)
+            await self._writes.send(self._make(name))
             lease = await self._try_claim(name, holder, duration, seen, force)
         if lease is not None and lease.holder == holder:
             self._leading[name] = duration
@@ -275,7 +282,8 @@ class MySQLStore(MySQLLedger):
         read, about = self._row_and_lock(name, holder, token)
         idle = max(math.ceil(longest) for longest in (duration, *self._leading.values()))
         claim = (holder, token, beat, _microseconds(duration), holder, token, name, seen.token, seen.beat, int(force))
-        results = await self._run(f"{self._claim_sql}; SET SESSION wait_timeout = {idle}; {read}", (*claim, *about))
+        after = f"SET SESSION wait_timeout = {idle}; {read}"
+        results = await self._writes.send(Write(Kind.CLAIM, name, self._claim_sql, claim, after, about))
         self._lease_session.fresh_for = idle / 2
         if not results[2]:
             return None
@@ -305,17 +313,16 @@ class MySQLStore(MySQLLedger):
         self._leading[name] = duration
         read, about = self._row_and_lock(name, holder, token)
         renewal = (beat, _microseconds(duration), name, holder, token, beat)
-        rows = (await self._run(f"{self._renew_sql}; {read}", (*renewal, *about)))[1]
+        rows = (await self._writes.send(Write(Kind.RENEW, name, self._renew_sql, renewal, read, about)))[1]
         return self._lease(rows[0]) if rows else None
 
     async def release(self, name: str, holder: str, token: int) -> bool:
         """See `LeaseStore.release`."""
         self._leading.pop(name, None)
-        sql = self._release_sql
-        parameters: tuple[object, ...] = (name, holder, token)
+        write = Write(Kind.RELEASE, name, self._release_sql, (name, holder, token))
         if self._hints:  # the row first: whoever is woken by the lock finds it free
-            sql, parameters = f"{sql}; DO RELEASE_LOCK(%s)", (*parameters, self._lock_name(name))
-        released = bool((await self._run(sql, parameters))[0][0][0])
+            write = replace(write, after="DO RELEASE_LOCK(%s)", after_parameters=(self._lock_name(name),))
+        released = bool((await self._writes.send(write))[0][0][0])
         self._polls.wake()
         return released
 
@@ -355,6 +362,7 @@ class MySQLStore(MySQLLedger):
         if self._asking:
             await asyncio.wait(self._asking)
         await self._lease_session.aclose()
+        await self._writes.aclose()
         await self._other_session.aclose()
 
     # -- waiting
@@ -371,11 +379,7 @@ class MySQLStore(MySQLLedger):
         wait = float(math.floor(wait)) if self._rounds_waits else wait
         task = asyncio.current_task()
         assert task is not None
-        self._watched[name, task] = loop.time()
-        for watcher, at in list(self._watched.items()):
-            if watcher[1].done() or loop.time() - at > _GONE:
-                del self._watched[watcher]
-        alone = not self._leading and len(self._watched) == 1 and self._lock_wait is None
+        alone = self._is_alone((name, task), loop.time()) and not self._leading and self._lock_wait is None
         if not (hint and self._hints and alone and wait > 0 and distrusted == 0 and self._lease_session.opened):
             return await self._polls.read(name, seconds, poll)
         self._lock_wait = asyncio.create_task(self._wait_in_lock(name, wait, lease))
@@ -391,6 +395,16 @@ class MySQLStore(MySQLLedger):
         if waited.cancelled():
             return await self._polls.read(name, 0.0, poll)
         return waited.result()
+
+    def _is_alone(self, watcher: tuple[str, asyncio.Task[Any]], now: float) -> bool:
+        """Notes a candidate of this process; says whether it is the only one that has come lately."""
+        self._watched.pop(watcher, None)
+        self._watched[watcher] = now  # as the last: who is gone comes to the front, and only the front is looked at
+        while True:
+            first, at = next(iter(self._watched.items()))
+            if first == watcher or not (first[1].done() or now - at > _GONE):
+                return first == watcher
+            del self._watched[first]
 
     async def _give_up_lock(self, name: str) -> None:
         self._locked = None
@@ -484,16 +498,7 @@ class _Polls:
     async def _answer(self, batch: dict[asyncio.Future[Lease | None], str]) -> None:
         query = asyncio.ensure_future(self._read_many(sorted(set(batch.values()))))
         # A caller that stops waiting takes its future away; when none is left, nobody wants the answer.
-        gone = asyncio.gather(*batch, return_exceptions=True)
-        ends: list[asyncio.Future[Any]] = [query, gone]
-        try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if not query.done():
-                query.cancel()
-                await asyncio.wait([query])
-            if not query.cancelled():
-                query.exception()  # nobody may be left to hear of it
+        await while_wanted(query, batch)
         for answer, name in batch.items():
             self._waiting.pop(answer, None)
             if answer.done():

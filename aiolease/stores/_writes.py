@@ -1,0 +1,213 @@
+"""The writings of the leases of one process: those that are ready at one moment go out in one packet, and one commit.
+
+A process has one connection for all its leases. One after another, a thousand renewals that fall due together would
+take longer than any of them has: each would wait for the commits of all others. Together they cost a few commits, and
+the time that an exchange takes grows with the batches, not with the leases.
+
+Writings of one kind only go together, the most urgent kind first: heartbeats never queue behind a thousand claims, nor
+share a transaction with a claim that waits for a fence. Within a batch they are in the order of their names, so that
+two processes that claim the same leases do not lock them crosswise.
+
+A row that a stranger holds locked must not cost the other leases anything. A batch of renewals or releases, whose rows
+are nobody else's business, locks all its rows first and fails at once if it cannot; what failed is sent again in
+smaller batches, apart from what did not fail, until the locked row is alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import islice
+from typing import Any
+
+from aiolease.errors import StoreUnavailable
+from aiolease.stores._drivers import Rows, error_number
+
+_MOST = 100
+"""Writings in one packet: some 10 ms of the server's time."""
+
+_LOCKED = frozenset({1205, 3572})
+"""A row is locked: MariaDB's number, and MySQL's."""
+
+Run = Callable[[str, tuple[object, ...]], Awaitable[list[Rows]]]
+
+
+class Kind(IntEnum):
+    """What a writing is for; the lowest goes first."""
+
+    RENEW = 0
+    RELEASE = 1
+    CLAIM = 2
+    MAKE = 3
+
+    @property
+    def is_of_own_rows(self) -> bool:
+        """Whether no other process has any business with the rows that it writes."""
+        return self in {Kind.RENEW, Kind.RELEASE}
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """What one lease has to write, and what it asks when that is committed.
+
+    Attributes:
+        kind: What for.
+        name: The lease.
+        sql: Statements that write, joined by semicolons.
+        parameters: Theirs.
+        after: Statements that follow the commit.
+        after_parameters: Theirs.
+    """
+
+    kind: Kind
+    name: str
+    sql: str
+    parameters: tuple[object, ...]
+    after: str = ""
+    after_parameters: tuple[object, ...] = ()
+
+
+class Writes:
+    """Sends what waits to be written, as soon as the connection is free."""
+
+    def __init__(self, description: str, run: Run, gave_up: Callable[[float], None], table: str) -> None:
+        """Makes it.
+
+        Args:
+            description: Of the store, for errors.
+            run: Sends a packet.
+            gave_up: Told, when a caller does not wait for its turn any longer, how long the turn of others has taken.
+            table: Of the leases.
+        """
+        self._description = description
+        self._run = run
+        self._gave_up = gave_up
+        # Each row by its key alone: a range would lock the rows between, which may be another process's.
+        self._lock_sql = f"(SELECT 1 FROM {table} WHERE name = %s FOR UPDATE NOWAIT)"
+        self._waiting: dict[asyncio.Future[list[Rows]], Write] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._sent_at = 0.0
+        self._most = _MOST
+        self._failures: dict[str, int] = {}  # batches in a row that failed, by lease
+
+    async def send(self, write: Write) -> list[Rows]:
+        """Writes, alone or with others; returns the results of its own statements, and of those after the commit.
+
+        A caller that stops waiting before its turn has written nothing.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[Rows]] = loop.create_future()
+        self._waiting[answer] = write
+        if self._task is None or self._task.done():
+            self._start()
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if self._waiting.pop(answer, None) is not None:
+                self._gave_up(loop.time() - self._sent_at)
+            raise
+
+    def _start(self) -> None:
+        self._task = asyncio.create_task(self._send_all())
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if self._waiting and task is self._task:  # somebody cancelled it, as if it were one of theirs
+            self._start()
+
+    async def _send_all(self) -> None:
+        while self._waiting:
+            first = min(map(self._turn, self._waiting.values()))
+            alike = (answer for answer, write in self._waiting.items() if self._turn(write) == first)
+            batch = {answer: self._waiting[answer] for answer in islice(alike, self._most)}
+            for answer in batch:
+                del self._waiting[answer]
+            await self._exchange(dict(sorted(batch.items(), key=lambda item: item[1].name)))
+
+    def _turn(self, write: Write) -> tuple[Kind, int]:
+        """What goes together has the same; the lowest goes first."""
+        return write.kind, self._failures.get(write.name, 0)
+
+    async def _exchange(self, batch: dict[asyncio.Future[list[Rows]], Write]) -> None:
+        writes = list(batch.values())
+        together = len(writes) > 1 or self._turn(writes[0])[1] > 0
+        self._sent_at = asyncio.get_running_loop().time()
+        query = asyncio.ensure_future(self._run(*(self._transaction(writes) if together else _packet(writes))))
+        try:
+            await while_wanted(query, batch)
+        finally:
+            error = query.exception() if not query.cancelled() else StoreUnavailable(self._description, "cancelled")
+            if error is not None:
+                self._failed(batch, error)
+        if error is not None:
+            return
+        self._most = min(self._most * 2, _MOST)
+        for write in writes:
+            self._failures.pop(write.name, None)
+        results = query.result()[2:] if together else query.result()
+        for answer, share in zip(batch, _share_out(writes, results, commits=together), strict=True):
+            if not answer.done():
+                answer.set_result(share)
+
+    def _failed(self, batch: dict[asyncio.Future[list[Rows]], Write], error: BaseException) -> None:
+        if len(batch) > 1:
+            self._most = max(self._most // 8, 1)
+            for write in batch.values():
+                self._failures[write.name] = self._failures.get(write.name, 0) + 1
+            if isinstance(error, StoreUnavailable) and error_number(error.__cause__ or error) in _LOCKED:
+                self._waiting.update((answer, write) for answer, write in batch.items() if not answer.done())
+                return
+        for answer in batch:
+            if not answer.done():
+                answer.set_exception(error)
+
+    def _transaction(self, writes: list[Write]) -> tuple[str, tuple[object, ...]]:
+        """Statements and parameters of writings that are committed together."""
+        sql, parameters = _packet(writes, commit="COMMIT AND NO CHAIN NO RELEASE")  # whatever completion_type says
+        locked = writes if writes[0].kind.is_of_own_rows else []
+        lock = " UNION ALL ".join([self._lock_sql] * len(locked)) or "DO 0"
+        return f"START TRANSACTION; {lock}; {sql}", (*(write.name for write in locked), *parameters)
+
+    async def aclose(self) -> None:
+        """Waits until nothing is under way; the connection was closed, so that all of it fails."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+
+async def while_wanted(query: asyncio.Future[Any], answers: dict[asyncio.Future[Any], Any]) -> None:
+    """Waits for the end of a query; cancels it when none of those that wait for its answers is left."""
+    gone = asyncio.gather(*answers, return_exceptions=True)
+    ends: list[asyncio.Future[Any]] = [query, gone]
+    try:
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not query.done():
+            query.cancel()
+            await asyncio.wait([query])
+        if not query.cancelled():
+            query.exception()  # nobody may be left to hear of it
+        if not query.cancelled():
+            query.exception()  # nobody may be left to hear of it
+
+
+def _packet(writes: list[Write], commit: str = "") -> tuple[str, tuple[object, ...]]:
+    """Statements and parameters: first what is written, then what is asked afterwards."""
+    parts = [*(write.sql for write in writes), commit, *(write.after for write in writes)]
+    parameters = [parameter for write in writes for parameter in write.parameters]
+    parameters += [parameter for write in writes for parameter in write.after_parameters]
+    return "; ".join(filter(None, parts)), tuple(parameters)
+
+
+def _share_out(writes: list[Write], results: list[Rows], *, commits: bool) -> list[list[Rows]]:
+    """Each writing's part of the results."""
+    rest = iter(results)
+    shares = [list(islice(rest, _statements(write.sql))) for write in writes]
+    if commits:
+        next(rest)
+    return [[*share, *islice(rest, _statements(write.after))] for write, share in zip(writes, shares, strict=True)]
+
+
+def _statements(sql: str) -> int:
+    return sql.count(";") + 1 if sql else 0

@@ -1,0 +1,205 @@
+"""Many leases of one process on MySQL and MariaDB: what they write at one moment shares one commit."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Any
+
+import asyncmy
+import pytest
+
+from aiolease import leadership, open_store
+from aiolease._lease import new_holder
+from aiolease.errors import StoreUnavailable
+from aiolease.events import Lost, Renewed, RenewFailed
+from aiolease.stores._drivers import Rows
+from aiolease.stores._writes import Kind, Write, Writes
+from tests.campaigns import LIMIT, Recorder, apart, counter, database_of, row
+from tests.servers import Server
+
+everywhere = pytest.mark.parametrize("mysql_server", ["mariadb", "mariadb_snapshot", "mysql9"], indirect=True)
+
+
+async def connect(server: Server, database: str) -> Any:
+    return await asyncmy.connect(host=server.host, port=server.port, user=server.user, database=database)
+
+
+@everywhere
+async def test_many_leases_share_commits(mysql_server: Server, mysql_url: str) -> None:
+    """Claims, renewals and releases of 250 leases take a few transactions; each gets the answer that is its own."""
+    holders = {f"lease-{number}": new_holder() for number in range(250)}
+    commits = "Com_commit"
+    async with open_store(mysql_url) as store:
+        claims = (store.claim(name, holder, 30.0, seen=None, force=False) for name, holder in holders.items())
+        for name, lease in zip(holders, await asyncio.gather(*claims), strict=True):
+            assert lease is not None
+            assert (lease.name, lease.holder, lease.token) == (name, holders[name], 1)
+        mysql_server.sql(
+            "UPDATE aiolease_lease SET holder = 'me', token = 2 WHERE name = 'lease-7'", database_of(mysql_url)
+        )
+        mysql_server.sql("DELETE FROM aiolease_lease WHERE name = 'lease-8'", database_of(mysql_url))
+        before = counter(mysql_server, commits)
+        renewals = (store.renew(name, holder, 1, 5, 30.0) for name, holder in holders.items())
+        renewed = dict(zip(holders, await asyncio.gather(*renewals), strict=True))
+        assert counter(mysql_server, commits) - before == 3
+        assert renewed.pop("lease-8") is None
+        taken = renewed.pop("lease-7")
+        assert taken is not None
+        assert (taken.holder, taken.token, taken.beat) == ("me", 2, 1)
+        for name, lease in renewed.items():
+            assert lease is not None
+            assert (lease.name, lease.holder, lease.beat) == (name, holders[name], 5)
+        before = counter(mysql_server, commits)
+        released = await asyncio.gather(*(store.release(name, holder, 1) for name, holder in holders.items()))
+        assert counter(mysql_server, commits) - before == 3
+        assert [name for name, done in zip(holders, released, strict=True) if not done] == ["lease-7", "lease-8"]
+        assert row(mysql_server, mysql_url, "lease-9")["holder"] is None
+
+
+@everywhere
+async def test_many_claims_of_two_processes(mysql_server: Server, mysql_url: str) -> None:
+    """Two processes that claim the same leases at one moment do not get in each other's way; each lease has one."""
+    names = [f"lease-{number}" for number in range(150)]
+    async with open_store(mysql_url) as first, open_store(apart(mysql_url)) as second:
+        for seen_before in (False, True):
+            claims = []
+            for store in (first, second):
+                seen = [await store.read(name) if seen_before else None for name in names]
+                claims += [
+                    store.claim(name, new_holder(), 30.0, seen=lease, force=True)
+                    for name, lease in zip(names, seen, strict=True)
+                ]
+            answers = await asyncio.gather(*claims, return_exceptions=True)
+            for mine, other in zip(answers[:150], answers[150:], strict=True):
+                shown = [answer.holder for answer in (mine, other) if answer and not isinstance(answer, BaseException)]
+                assert shown
+                assert len(set(shown)) == 1
+        assert await first.release(names[0], shown[0] or "", 1) is False
+
+
+async def test_a_locked_row_costs_no_other_lease_a_beat(mysql_server: Server, mysql_url: str) -> None:
+    """A stranger locks the row of one of 40 leases for longer than it lasts: the others never miss a renewal."""
+    heard = [Recorder() for _ in range(40)]
+    async with AsyncExitStack() as stack:
+        for number, recorder in enumerate(heard[1:], 1):
+            lead = leadership(mysql_url, f"lease-{number}", timeout=LIMIT, lease_duration=3.0, on_event=recorder)
+            await stack.enter_async_context(lead)
+
+        async def locked_out() -> None:
+            async with leadership(mysql_url, "lease-0", timeout=LIMIT, lease_duration=3.0, on_event=heard[0]):
+                stranger = await connect(mysql_server, database_of(mysql_url))
+                try:
+                    await stranger.begin()
+                    async with stranger.cursor() as cursor:
+                        await cursor.execute("SELECT * FROM aiolease_lease WHERE name = 'lease-0' FOR UPDATE")
+                    await asyncio.sleep(LIMIT)
+                finally:
+                    stranger.close()
+
+        with pytest.raises(Exception, match="expired"):
+            await locked_out()
+        assert heard[0].of(RenewFailed)
+        for recorder in heard[1:]:
+            assert len(recorder.of(Renewed)) >= 2
+            assert not recorder.of(RenewFailed)
+            assert not recorder.of(Lost)
+
+
+async def test_a_locked_fence_holds_up_its_own_claim_only(mysql_server: Server, mysql_url: str) -> None:
+    """A process that was frozen before its COMMIT holds up the claim of its lease; those beside it are soon made."""
+    holders = {f"lease-{number:02}": new_holder() for number in range(20)}
+    async with open_store(mysql_url) as store:
+        await asyncio.gather(*(store.claim(name, "old", 0.1, seen=None, force=False) for name in holders))
+        seen = {name: await store.read(name) for name in holders}
+        stranger = await connect(mysql_server, database_of(mysql_url))
+        try:
+            await stranger.begin()
+            async with stranger.cursor() as cursor:
+                await cursor.execute("UPDATE aiolease_fence SET fence = fence + 1 WHERE name = 'lease-05'")
+            claims = (store.claim(name, holder, 30.0, seen=seen[name], force=True) for name, holder in holders.items())
+            async with asyncio.timeout(LIMIT):
+                answers = dict(zip(holders, await asyncio.gather(*claims, return_exceptions=True), strict=True))
+        finally:
+            stranger.close()
+        assert isinstance(answers.pop("lease-05"), StoreUnavailable)
+        for name, answer in answers.items():
+            assert not isinstance(answer, BaseException), answer
+            assert answer is not None
+            assert answer.holder == holders[name]
+
+
+async def test_who_gives_up_takes_nobody_along(mysql_server: Server, mysql_url: str) -> None:
+    """Callers that stop waiting leave the others their answers; when all have, the next exchange works."""
+    holders = {f"lease-{number}": new_holder() for number in range(50)}
+    async with open_store(mysql_url) as store:
+        await asyncio.gather(
+            *(store.claim(name, holder, 30.0, seen=None, force=False) for name, holder in holders.items())
+        )
+        for beat, stays in ((5, 10), (6, 0)):
+            calls = [asyncio.create_task(store.renew(name, holder, 1, beat, 30.0)) for name, holder in holders.items()]
+            while not store._lease_session.busy:  # type: ignore[attr-defined]  # it is under way
+                await asyncio.sleep(0)
+            for call in calls[stays:]:
+                call.cancel()
+            await asyncio.wait(calls)
+            assert [lease.beat for call in calls[:stays] if (lease := call.result())] == [beat] * stays
+        lease = await store.renew("lease-0", holders["lease-0"], 1, 7, 30.0)
+        assert lease is not None
+        assert lease.beat == 7
+
+
+class Wire:
+    """A connection that answers when it is told to, and keeps what it was sent."""
+
+    def __init__(self) -> None:
+        self.packets: list[str] = []
+        self.answers: asyncio.Queue[None] = asyncio.Queue()
+
+    async def run(self, sql: str, parameters: tuple[object, ...]) -> list[Rows]:
+        self.packets.append(" ".join(str(value) for value in parameters))
+        await self.answers.get()
+        return [[(part,)] for part in sql.split("; ")]
+
+
+async def test_heartbeats_go_before_claims() -> None:
+    """What is more urgent overtakes what waits longer; of one kind, the first goes first, a hundred at a time."""
+    wire = Wire()
+    writes = Writes("wire", wire.run, lambda _: None, "lease")
+
+    def send(kind: Kind, *names: str) -> list[asyncio.Task[list[Rows]]]:
+        return [asyncio.create_task(writes.send(Write(kind, name, f"write {name}", (name,)))) for name in names]
+
+    sent = send(Kind.CLAIM, "first")
+    while not wire.packets:
+        await asyncio.sleep(0)
+    sent += send(Kind.MAKE, "m")
+    sent += send(Kind.CLAIM, *(f"{number:03}" for number in range(101)))
+    sent += send(Kind.RELEASE, "r")
+    sent += send(Kind.RENEW, "b", "a")
+    await asyncio.sleep(0)
+    for _ in range(6):
+        wire.answers.put_nowait(None)
+    answers = [(await task)[0] for task in sent]
+    batch = " ".join(f"{number:03}" for number in range(100))
+    assert wire.packets == ["first", "a b a b", "r", batch, "100", "m"]
+    assert [answer[0][0] for answer in answers[-2:]] == ["write b", "write a"]
+
+
+async def test_what_is_cancelled_behind_its_back_is_an_error() -> None:
+    """Somebody who cancels every task does not leave those that wait without an answer."""
+    wire = Wire()
+    writes = Writes("wire", wire.run, lambda _: None, "lease")
+    mine = asyncio.all_tasks()
+    calls = []
+    for name in ("under way", "waiting"):
+        calls.append(asyncio.create_task(writes.send(Write(Kind.RENEW, name, "write", (name,)))))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    for task in asyncio.all_tasks() - mine - set(calls):
+        task.cancel()
+    with pytest.raises(StoreUnavailable):
+        await calls[0]
+    wire.answers.put_nowait(None)
+    assert (await calls[1])[0] == [("write",)]
+    assert wire.packets == ["under way", "waiting"]
