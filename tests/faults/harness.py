@@ -83,7 +83,6 @@ class Run:
         self._proxies: list[TCPProxy] = []
         self._workers: dict[int, Worker] = {}
         self._all: list[Worker] = []
-        self._one_outage = asyncio.Lock()  # a restart may take longer than planned
         self._log = open(folder / "log", "ab")  # noqa: SIM115 - closed with the run
         self._database = f"{DATABASE}_{os.getpid()}_{time.monotonic_ns()}"
         self._sqlite = folder / "file.db"
@@ -270,8 +269,9 @@ class Run:
 
     async def _befall(self, number: int, fault: Fault, began: float) -> None:
         await asyncio.sleep(max(began + fault.at - time.monotonic(), 0.0))
-        async with self._one_outage if fault.outage else contextlib.nullcontext():
-            fault = replace(fault, worker=self._leader() or 0 if fault.worker == "leader" else fault.worker)
+        # Now, as it was planned, though it may have to wait for its turn.
+        fault = replace(fault, worker=self._leader() or 0 if fault.worker == "leader" else fault.worker)
+        async with self._havoc.alone(fault):
             hits = self._havoc.hits(fault, WORKERS)
             self._journal.write("fault", number=number, what=fault.kind, hits=hits, seconds=fault.seconds)
             bit = ""

@@ -11,6 +11,7 @@ import contextlib
 import signal
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from typing import Any, Literal
 import pymysql
 
 from tests.faults.journal import Journal, Line
-from tests.faults.plan import Fault
+from tests.faults.plan import NETWORK, Fault
 from tests.servers import GaleraCluster, MariaDBServer, Server, TCPProxy
 
 HOG = "hog"
@@ -62,6 +63,7 @@ class Havoc:
         self._file = file
         self._journal = journal
         self._lines = lines
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def do(self, fault: Fault) -> str:
         """Does it, and returns when it is over."""
@@ -79,6 +81,13 @@ class Havoc:
         if fault.outage or (not self._nodes and fault.kind == "freeze worker"):
             return [*range(workers)]
         return [int(fault.worker)]
+
+    def alone(self, fault: Fault) -> asyncio.Lock:
+        """What a fault holds: two that would end each other early do not overlap."""
+        if fault.outage:
+            return self._locks[""]
+        group = "network" if fault.kind in NETWORK else fault.kind
+        return self._locks[f"{group} {fault.worker}"]
 
     # -- a worker
 
@@ -159,7 +168,7 @@ class Havoc:
         self, proxy: TCPProxy, side: Literal["to_server", "to_client"], other: Literal["to_server", "to_client"],
         seconds: float,
     ) -> str:  # fmt: skip
-        before = dict(proxy.swallowed)
+        before = dict(proxy.swallowed)  # by nothing else meanwhile: see `alone`
         proxy.swallow(side)
         await asyncio.sleep(seconds)
         proxy.heal()
@@ -374,12 +383,19 @@ class Havoc:
 
     async def _lock_file(self, fault: Fault) -> str:
         """Another process writes for long."""
-        connection = sqlite3.connect(self._file, isolation_level=None, timeout=5.0)
+        until = time.monotonic() + fault.seconds
+        connection = sqlite3.connect(self._file, isolation_level=None, timeout=0.0)
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            while True:
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                    break
+                except sqlite3.OperationalError:  # a worker writes, and may be frozen
+                    if time.monotonic() > until:
+                        return ""
+                await asyncio.sleep(0.01)
             since = time.monotonic()
-            await asyncio.sleep(fault.seconds)
-            until = time.monotonic()
+            await asyncio.sleep(until - since)
         finally:
             connection.close()
         late = [line for line in self._lines() if line.kind == "recorded" and since + 0.05 < line.at < until]

@@ -71,17 +71,17 @@ KINDS = {
 }
 
 _WORKER = ("kill worker", "stop worker", "resign", "freeze worker", "freeze worker")
-_NETWORK = ("delay", "cut", "swallow answers", "swallow queries", "refuse")
+NETWORK = ("delay", "cut", "swallow answers", "swallow queries", "refuse")
 _SHARED = ("kill connections", "read-only", "no connections", "lock lease", "lock fence", "lock ledger")
 _SERVER = ("kill server", "restart server", "freeze server")
 _NODE = ("kill node", "restart node", "freeze node")
 
 DECKS: dict[ServerKind, tuple[str, ...]] = {
-    "mariadb": (*_WORKER, *_NETWORK, *_SHARED, *_SERVER),
-    "mysql": (*_WORKER, *_NETWORK, *_SHARED, *_SERVER),
+    "mariadb": (*_WORKER, *NETWORK, *_SHARED, *_SERVER),
+    "mysql": (*_WORKER, *NETWORK, *_SHARED, *_SERVER),
     "sqlite": (*_WORKER, "lock file", "long reader"),
-    "galera": (*_WORKER, *_NETWORK, *_SHARED, *_NODE),
-    "faketime": (*_WORKER, *_NETWORK, *_SHARED, *_SERVER, *["step clock"] * 12),
+    "galera": (*_WORKER, *NETWORK, *_SHARED, *_NODE),
+    "faketime": (*_WORKER, *NETWORK, *_SHARED, *_SERVER, *["step clock"] * 12),
 }
 
 
@@ -108,7 +108,7 @@ class Fault:
         return KINDS[self.kind].outage
 
     def __str__(self) -> str:
-        whom = f" of {self.worker}" if self.kind in (*_WORKER, *_NETWORK) else ""
+        whom = f" of {self.worker}" if self.kind in (*_WORKER, *NETWORK) else ""
         return f"{self.at:6.2f} s: {self.kind}{whom} for {self.seconds:.2f} s ({self.amount:.3f})"
 
 
