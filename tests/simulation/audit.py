@@ -98,8 +98,9 @@ def _wrong(books: Books, rules: Mapping[str, Rules], now: datetime | None, behin
             for row in of_job:
                 yield from _untrue(row, rules[job], books)
     for job, tick in books.paid:
-        if rows[job, tick].status != "succeeded":
-            yield f"{job} {tick:%H:%M:%S.%f} had its effect, and the ledger says {said(rows[job, tick])}"
+        of_effect = rows.get((job, tick))
+        if of_effect is None or of_effect.status != "succeeded":
+            yield f"{job} {tick:%H:%M:%S.%f} had its effect, and the ledger says {said(of_effect)}"
 
 
 def _lost_ticks(

@@ -10,12 +10,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
-from aiolease import StoreUnavailable, _candidate, _term
+from aiolease import StoreUnavailable, _candidate, _ledger
+from aiolease._agenda import Agenda
 from aiolease._candidate import Candidate, Claim
 from aiolease._fence import RunKey, Term
 from aiolease._leadership import Leadership, _Tenure
 from aiolease._lease import Lease, Sighting
-from aiolease._records import Batch, Change, RunStatus
+from aiolease._records import Batch, Change, RunStatus, Stock
 from aiolease._settings import Timings
 from aiolease._settle import settled
 from aiolease._term import TermOfJobs
@@ -138,16 +139,13 @@ def _runs_before_the_claim_is_answered() -> AbstractContextManager[Any]:
 
 
 def _a_new_leader_starts_from_now() -> AbstractContextManager[Any]:
-    take_stock = TermOfJobs._take_stock
+    take = Agenda.take
 
-    async def mutated(jobs: TermOfJobs) -> None:
-        await take_stock(jobs)
-        jobs._heap.clear()
-        jobs._lined_up.clear()
-        jobs._settled_until = dict.fromkeys(jobs._jobs, jobs.lead.database_now())
-        jobs._line_up_ticks(jobs._jobs)
+    def mutated(agenda: Agenda, stock: Stock, **known: Any) -> Any:
+        jobs = {name: replace(record, known_since=stock.now) for name, record in stock.jobs.items()}
+        return take(agenda, replace(stock, jobs=jobs), **known)
 
-    return patch.object(TermOfJobs, "_take_stock", mutated)
+    return patch.object(Agenda, "take", mutated)
 
 
 def _claims_over_claims() -> AbstractContextManager[Any]:
@@ -167,9 +165,9 @@ def _unconditional_changes() -> AbstractContextManager[Any]:
     change = memory._change
 
     def mutated(runs: Any, term: Term, it: Change, now: datetime) -> None:
-        row = runs[it.key.job, it.key.tick]
-        key = replace(it.key, token=row.token, attempt=row.attempt)
-        change(runs, term, replace(it, key=key, was=row.status), now)
+        if (row := runs.get((it.key.job, it.key.tick))) is not None:
+            key = replace(it.key, token=row.token, attempt=row.attempt)
+            change(runs, term, replace(it, key=key, was=row.status), now)
 
     return patch.object(memory, "_change", mutated)
 
@@ -184,7 +182,13 @@ def _final_without_a_condition() -> AbstractContextManager[Any]:
 
 
 def _lost_runs_are_forgotten() -> AbstractContextManager[Any]:
-    return patch.object(TermOfJobs, "_inherit", lambda *_: None)
+    take = Agenda.take
+
+    def mutated(agenda: Agenda, stock: Stock, **known: Any) -> Any:
+        mine = [run for run in stock.unfinished if run.token == agenda._term.token]
+        return take(agenda, replace(stock, unfinished=mine), **known)
+
+    return patch.object(Agenda, "take", mutated)
 
 
 def _rerun_as_the_same_attempt() -> AbstractContextManager[Any]:
@@ -192,7 +196,7 @@ def _rerun_as_the_same_attempt() -> AbstractContextManager[Any]:
         status: RunStatus = "queued" if rerun else "lost"
         return Change(key=key, was="running", status=status, attempt=key.attempt, adopt=adopt)
 
-    return patch.object(_term, "lost", mutated)
+    return patch.object(_ledger, "lost", mutated)
 
 
 def _released_before_the_runs_ended() -> AbstractContextManager[Any]:

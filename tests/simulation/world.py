@@ -114,7 +114,10 @@ class World:
             finally:
                 self.over = True
                 for process in self.processes + self._buried:
-                    process.bury()
+                    try:
+                        process.bury()
+                    except Violation as violation:  # the others have to be buried all the same
+                        self.failure = self.failure or violation
         if self.failure is not None:
             raise self.failure
 

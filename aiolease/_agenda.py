@@ -1,0 +1,390 @@
+"""What the jobs of one term have to do next: which ticks are due, which runs wait, what is to be written. No I/O here.
+
+`aiolease._term` asks for a plan, has it written, and starts the runs of what was written. It tells what it has read,
+and which runs have ended; nothing else changes an agenda. One heap holds the next tick of each job.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+from aiolease._fence import RunKey, Term
+from aiolease._ledger import MOST_MISSED, Skip, due, inherited, overdue
+from aiolease._records import Batch, Change, Enrolment, RunRecord, RunStatus, Stock
+from aiolease._runs import Job
+
+_MOMENT = timedelta(microseconds=1)
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
+
+Place = tuple[str, datetime]
+"""A job and a tick: what the ledger has one row of."""
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A run that is claimed and waits its turn: queued in the ledger, or running there if its answer was lost."""
+
+    job: Job
+    tick: datetime
+    attempt: int
+    status: RunStatus = "queued"
+
+
+@dataclass(slots=True)
+class Plan:
+    """A batch, and what follows once it is written."""
+
+    batch: Batch
+    pending: int  # how many of its changes were to be written anyhow
+    waiting: list[Waiting] = field(default_factory=list)  # that start
+    overdue: list[Waiting] = field(default_factory=list)  # that are too old to start
+    claims: list[tuple[Job, RunRecord]] = field(default_factory=list)
+    skips: list[tuple[Job, Skip]] = field(default_factory=list)
+
+    def starting(self, token: int) -> list[RunKey]:
+        """The runs that start once it is written."""
+        waiting = [RunKey(run.job.name, run.tick, run.attempt, token) for run in self.waiting]
+        return waiting + [RunKey(run.job, run.tick, 1, token) for _, run in self.claims if run.status == "running"]
+
+
+@dataclass(slots=True, eq=False)
+class _Standing:
+    """How a job stands.
+
+    Attributes:
+        job: The job.
+        settled_until: The moment up to which its ticks are claimed, skipped, or not to be run.
+        high_tick: As the ledger has it.
+        lined_up: Whether its next tick is on the heap.
+        held: Whether its ticks wait until the earlier ones have been run.
+        paused: Whether somebody has paused it.
+        refused: How often a batch with its request was refused.
+        going_on: How many of its runs go on, running or waiting.
+        inherited: Whether one of an earlier term has been among them since there was none.
+        backlog: Whether one that had to wait has been.
+    """
+
+    job: Job
+    settled_until: datetime = _NEVER
+    high_tick: datetime | None = None
+    lined_up: bool = False
+    held: bool = False
+    paused: bool = False
+    refused: int = 0
+    going_on: int = 0
+    inherited: bool = False
+    backlog: bool = False
+
+
+class Agenda:
+    """What is due, and what waits, of the jobs of one registry in one term.
+
+    Args:
+        jobs: The registry's.
+        term: The term.
+        young: Seconds for which a tick is due and not yet missed.
+        max_running: How many runs may go on at once.
+        in_thread: Says whether a run of a job still goes on in a thread that an earlier term left behind.
+    """
+
+    def __init__(
+        self, jobs: Iterable[Job], term: Term, *, young: float, max_running: float, in_thread: Callable[[Job], bool]
+    ) -> None:
+        self._jobs = {job.name: _Standing(job) for job in jobs}
+        self._term = term
+        self._young = young
+        self._max_running = max_running
+        self._in_thread = in_thread
+        self._heap: list[tuple[datetime, str]] = []
+        self._waiting: deque[Waiting] = deque()
+        self._requests: dict[str, datetime] = {}  # when jobs were triggered, if that was not seen to
+
+    def __bool__(self) -> bool:
+        return bool(self._jobs)
+
+    def until_next(self, now: datetime) -> float | None:
+        """Seconds until a tick is due; ``None`` if none is in sight."""
+        return (self._heap[0][0] - now).total_seconds() if self._heap else None
+
+    # -- what the ledger says
+
+    def unknown_to(self, stock: Stock) -> list[Enrolment]:
+        """The jobs that the ledger does not know, or not with their schedules."""
+        return [
+            Enrolment(job=name, schedule=each.job.schedule.expression, timezone=each.job.schedule.timezone)
+            for name, each in self._jobs.items()
+            if (known := stock.jobs.get(name)) is None
+            or (known.schedule, known.timezone) != (each.job.schedule.expression, each.job.schedule.timezone)
+        ]
+
+    def unknown_here(self, stock: Stock) -> set[str]:
+        """The jobs that the ledger knows, and this registry does not."""
+        return stock.jobs.keys() - self._jobs.keys()
+
+    def take(
+        self,
+        stock: Stock,
+        *,
+        running: Collection[Place],
+        pending: Sequence[Change],
+        ended: Collection[RunKey],
+        unanswered: Collection[RunKey],
+    ) -> list[tuple[Job, RunRecord, Change]]:
+        """Starts anew from a whole reading of the ledger, which knows all jobs.
+
+        Args:
+            stock: The reading.
+            running: The runs of this term that go on.
+            pending: Changes that are not written yet.
+            ended: Runs of this term that have ended although the reading may not show it.
+            unanswered: Runs of this term that were to start: the ledger may call them running, and they are not.
+
+        Returns:
+            The runs that earlier terms have left behind, and what becomes of each: to be written and told.
+        """
+        self._heap.clear()
+        self._waiting.clear()
+        for name, each in self._jobs.items():
+            record = stock.jobs[name]
+            each.settled_until, each.high_tick = record.settled_until, record.high_tick
+            each.lined_up = each.held = False
+            each.going_on = 0
+        self._see_requests(stock)
+        self._line_up_ticks(self._jobs)
+        for name, _ in running:
+            self._jobs[name].going_on += 1
+        for change in pending:
+            if change.status == "queued":  # it counts at once; the reading that follows the writing lines it up
+                each = self._jobs[change.key.job]
+                each.going_on += 1
+                each.backlog = True
+        left_behind = []
+        known = {*running, *((change.key.job, change.key.tick) for change in pending)}
+        for run in stock.unfinished:
+            key = RunKey(run.job, run.tick, run.attempt, run.token)
+            standing = self._jobs.get(run.job)
+            if standing is None or (run.job, run.tick) in known or key in ended:
+                continue  # of a job that another leader has, or known better here
+            if run.token == self._term.token and (run.status == "queued" or key in unanswered):
+                # One that is running was to be started, and has not been. It is not written back: the server may
+                # execute such a change later than it should, when it is true again.
+                self._line_up(standing, run.tick, run.attempt, run.status)
+                continue
+            job = standing.job
+            change = inherited(run, rerun_lost=job.rerun_lost, max_age=job.max_age, now=stock.now)
+            left_behind.append((job, run, change))
+            if change.status == "queued":
+                standing.going_on += 1
+                standing.backlog = standing.inherited = True
+        return left_behind
+
+    def look(self, stock: Stock) -> None:
+        """Sees who was paused, resumed or triggered since the last reading."""
+        before = {name for name, each in self._jobs.items() if each.paused}
+        self._see_requests(stock)
+        resumed = {name for name in before if not self._jobs[name].paused}
+        for name in resumed & stock.jobs.keys():
+            each = self._jobs[name]
+            each.settled_until = max(each.settled_until, stock.jobs[name].settled_until)
+        self._line_up_ticks(resumed)
+
+    def _see_requests(self, stock: Stock) -> None:
+        for name, each in self._jobs.items():
+            record = stock.jobs.get(name)  # none, if there is nothing to see
+            each.paused = record is not None and record.paused_at is not None
+        self._requests = {
+            name: record.requested_at
+            for name, record in stock.jobs.items()
+            if name in self._jobs and record.requested_at is not None
+        }
+
+    def _line_up_ticks(self, names: Iterable[str]) -> None:
+        """Puts the next tick of jobs on the heap, but for those that are there or wait for something."""
+        for name in names:
+            each = self._jobs[name]
+            if not (each.lined_up or each.held or each.paused):
+                tick = each.job.schedule.next_after(each.settled_until)
+                if tick is not None:
+                    each.lined_up = True
+                    heapq.heappush(self._heap, (tick, name))
+
+    def _line_up(self, standing: _Standing, tick: datetime, attempt: int, status: RunStatus = "queued") -> None:
+        standing.going_on += 1
+        standing.backlog = True
+        self._waiting.append(Waiting(standing.job, tick, attempt, status))
+
+    # -- what is to be done
+
+    def plan(
+        self, now: datetime, pending: list[Change], running: Sequence[str], *, claim: bool, most: int
+    ) -> Plan | None:
+        """What is to be written, and done once it is; ``None`` if there is nothing.
+
+        Args:
+            now: The database's clock.
+            pending: Changes that are to be written anyhow.
+            running: The jobs of the runs that go on, one for each.
+            claim: Whether runs may start.
+            most: How many changes, and how many claims, go into one batch.
+        """
+        plan = Plan(Batch(changes=pending), len(pending))
+        if claim and len(pending) < most:
+            free = self._max_running - len(running)
+            free -= self._plan_waiting(plan, now, free, set(running), most)
+            free -= self._plan_requests(plan, free, most)
+            self._plan_due(plan, now, free, most)
+        return plan if plan.batch or plan.waiting else None
+
+    def _plan_waiting(self, plan: Plan, now: datetime, free: float, busy: set[str], most: int) -> int:
+        """Starts runs that wait their turn, while there are places."""
+        for waiting in self._waiting:
+            job = waiting.job
+            if len(plan.waiting) >= free or len(plan.batch.changes) >= 2 * most:
+                break
+            key = RunKey(job.name, waiting.tick, waiting.attempt, self._term.token)
+            if waiting.status == "queued" and waiting.attempt == 1 and (why := overdue(waiting.tick, job.max_age, now)):
+                plan.overdue.append(waiting)
+                change = Change(key=key, was="queued", status="skipped", attempt=1, error=why, required=True)
+                plan.batch.changes.append(change)
+                plan.skips.append((job, Skip(waiting.tick, waiting.tick, 1, why)))
+                continue
+            if (job.overlap == "skip" or job.missed == "all") and (job.name in busy or self._in_thread(job)):
+                continue
+            busy.add(job.name)
+            plan.waiting.append(waiting)
+            if waiting.status == "queued":
+                plan.batch.changes.append(
+                    Change(key=key, was="queued", status="running", attempt=waiting.attempt, required=True)
+                )
+        return len(plan.waiting)
+
+    def _plan_requests(self, plan: Plan, free: float, most: int) -> int:
+        started = 0
+        for name, requested_at in self._requests.items():
+            if len(plan.claims) >= most:
+                break
+            each = self._jobs[name]
+            job = each.job
+            plan.batch.requests[name] = requested_at
+            of_schedule = job.schedule.latest_between(requested_at - _MOMENT, requested_at) is not None
+            if of_schedule and (not each.paused or each.settled_until >= requested_at):
+                continue  # it is run, or was, as a tick of the schedule
+            # A clock that was set back may show one moment twice; but a refusal may have had another cause.
+            tick = requested_at + max(each.refused - 1, 0) * _MOMENT
+            if job.overlap == "skip" and self._goes_on(each):
+                self._plan_skip(plan, job, Skip(tick, tick, 1, "triggered while its last run had not ended"))
+            else:
+                self._plan_run(plan, job, tick, start=started < free)
+                started += 1
+        return started
+
+    def _plan_due(self, plan: Plan, now: datetime, free: float, most: int) -> None:
+        """Claims all that is due now; what is popped from the heap is put back when it is known what was written."""
+        triggered = {job.name for job, run in plan.claims if run.status != "skipped"}
+        while self._heap and self._heap[0][0] <= now and len(plan.claims) < 2 * most:
+            if len(plan.claims) - len(plan.skips) >= most:
+                break
+            _, name = heapq.heappop(self._heap)
+            each = self._jobs[name]
+            each.lined_up = False
+            job = each.job
+            if each.paused:
+                continue
+            late = (job.missed == "all" and each.backlog) or each.inherited
+            if (late and each.going_on) or (job.overlap == "skip" and name in triggered):
+                each.held = True  # it follows, and is no overlap
+                continue
+            after = each.settled_until
+            found = due(job.schedule, after, now, missed=job.missed, max_age=job.max_age, young=self._young)
+            if not found.run and not found.skipped:  # settled since it was lined up: paused, and resumed
+                self._line_up_ticks([name])
+                continue
+            busy, backlog = self._goes_on(each), job.missed == "all" and len(found.run) > 1
+            why = None
+            if each.going_on >= MOST_MISSED:
+                why = f"{MOST_MISSED} of its runs wait"
+            elif job.overlap == "skip" and busy and not backlog:
+                why = "its last run has not ended"
+            if found.run and why is not None:
+                count = job.schedule.count_between(after, found.run[-1])
+                first = found.skipped[0].first if found.skipped else found.run[0]
+                found.skipped = [Skip(first, found.run[-1], count, why)]
+                found.run = []
+            for skip in found.skipped:
+                self._plan_skip(plan, job, skip)
+            for number, tick in enumerate(found.run):
+                start = free > 0 and number == 0 and not (busy and backlog)
+                self._plan_run(plan, job, tick, start=start)
+                free -= start
+            plan.batch.high_ticks[name] = (found.run or [found.skipped[-1].last])[-1]
+            plan.batch.seen[name] = each.high_tick
+
+    def _plan_run(self, plan: Plan, job: Job, tick: datetime, *, start: bool) -> None:
+        status: Literal["running", "queued"] = "running" if start else "queued"
+        record = RunRecord(job=job.name, tick=tick, token=self._term.token, holder=self._term.holder, status=status)
+        plan.claims.append((job, record))
+        plan.batch.claims.append(record)
+
+    def _plan_skip(self, plan: Plan, job: Job, skip: Skip) -> None:
+        record = RunRecord(
+            job=job.name, tick=skip.last, token=self._term.token, holder=self._term.holder, status="skipped",
+            error=skip.reason, tick_from=skip.first, count=skip.count,
+        )  # fmt: skip
+        plan.claims.append((job, record))
+        plan.batch.claims.append(record)
+        plan.skips.append((job, skip))
+
+    def _goes_on(self, standing: _Standing) -> bool:
+        return standing.going_on > 0 or self._in_thread(standing.job)
+
+    # -- what became of it
+
+    def written(self, plan: Plan) -> list[Waiting]:
+        """Notes that a plan was written; returns the runs that start."""
+        for waiting in plan.overdue:
+            self._waiting.remove(waiting)
+            self.ended(waiting.job.name)
+        for waiting in plan.waiting:
+            self._waiting.remove(waiting)
+        starting = plan.waiting.copy()
+        for job, record in plan.claims:
+            each = self._jobs[job.name]
+            if record.status == "running":
+                each.going_on += 1
+                starting.append(Waiting(job, record.tick, 1, "running"))
+            elif record.status == "queued":
+                self._line_up(each, record.tick, 1)
+        for name in plan.batch.requests:
+            self._requests.pop(name, None)
+            self._jobs[name].refused = 0
+        for name, tick in plan.batch.high_ticks.items():
+            each = self._jobs[name]
+            each.settled_until = each.high_tick = tick
+        self._line_up_ticks(plan.batch.high_ticks)
+        return starting
+
+    def not_written(self, plan: Plan, *, refused: bool) -> None:
+        """Notes that a plan was perhaps not written, or was refused."""
+        self._line_up_ticks(plan.batch.high_ticks)
+        if refused:
+            for name in plan.batch.requests:
+                self._jobs[name].refused += 1
+
+    def ended(self, name: str) -> None:
+        """A run of a job is over."""
+        each = self._jobs[name]
+        each.going_on -= 1
+        if each.going_on:
+            return
+        each.inherited = False
+        if each.held:
+            each.held = False
+            self._line_up_ticks([name])
+        else:
+            each.backlog = False
