@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
+from aiolease._agenda import Agenda
 from aiolease._fence import Refused, RunKey, Term
 from aiolease._leadership import Leadership, _Tenure
-from aiolease._records import Batch
-from aiolease._term import TermOfJobs
+from aiolease._records import Batch, Stock
 from aiolease.errors import AioleaseError
 
 Breakage = Literal[
@@ -42,7 +42,7 @@ def break_it(breakage: Breakage) -> None:
         case "unfenced claims":
             MySQLLedger._fenced = _without_fence  # type: ignore[assignment, method-assign]
         case "forgets":
-            TermOfJobs._take_stock = _forgetting(TermOfJobs._take_stock)  # type: ignore[method-assign]
+            Agenda.take = _forgetting(Agenda.take)  # type: ignore[method-assign]
         case "unfinished":
 
             def without(fence: FenceSQL, term: Term, final: RunKey | None = None) -> Any:
@@ -82,13 +82,9 @@ async def _without_fence(ledger: Any, _: Term, statements: Iterable[tuple[str, t
 _sending: set[asyncio.Future[Any]] = set()
 
 
-def _forgetting(take_stock: Callable[..., Awaitable[None]]) -> Any:
-    async def forgetting(term: TermOfJobs) -> None:
-        await take_stock(term)
-        now = term.lead.database_now()
-        term._settled_until = dict.fromkeys(term._settled_until, now)
-        term._heap.clear()
-        term._lined_up.clear()
-        term._line_up_ticks(term._jobs)
+def _forgetting(take: Callable[..., Any]) -> Any:
+    def forgetting(agenda: Agenda, stock: Stock, **known: Any) -> Any:
+        jobs = {name: replace(record, known_since=stock.now) for name, record in stock.jobs.items()}
+        return take(agenda, replace(stock, jobs=jobs), **known)
 
     return forgetting
