@@ -50,7 +50,7 @@ async def test_faults_on_sqlite() -> None:
 @pytest.mark.timeout(240)
 async def test_a_clock_that_steps_makes_neither_two_leaders_nor_none(mariadb_faketime: MariaDBServer) -> None:
     """The server's clock steps by seconds or by hours, and all else fails, too: the same."""
-    await holds("faketime", [mariadb_faketime], 22.0, 3159)
+    await holds("faketime", [mariadb_faketime], 22.0, 6134)
 
 
 @pytest.mark.timeout(300)

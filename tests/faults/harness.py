@@ -142,6 +142,7 @@ class Run:
             yield
             return
         first = self._nodes[0]
+        first.step_clock(0.0)
         await asyncio.to_thread(first.create_database, self._database)
         for user in ("worker", HOG):
             with contextlib.suppress(pymysql.Error):  # it is there from an earlier run
@@ -290,6 +291,8 @@ class Run:
             due_by = None
             try:
                 async with asyncio.timeout(4.0 if self._breakage else LIMIT):
+                    while not self._has_led(last):
+                        await asyncio.sleep(0.05)
                     due_by = await self._all_claimed(store)
                     for job in rules(steps=self._steps):
                         await store.pause(LEASE_NAME, job)
@@ -305,6 +308,9 @@ class Run:
         jobs = {name: replace(job, paused_at=None) for name, job in stock.jobs.items()}
         effects, payments = await asyncio.to_thread(self._effects)
         return Found(effects=effects, payments=payments, jobs=jobs, runs=runs, due_by=due_by or stock.now)
+
+    def _has_led(self, worker: Worker) -> bool:
+        return any(line.process == worker.process and line.kind == "began" for line in self._catch_up())
 
     async def _all_claimed(self, store: Store) -> datetime:
         """Waits until nothing that was due when it was asked is unclaimed; returns that moment."""
