@@ -18,10 +18,11 @@ from typing import Literal, TypedDict, Unpack, final
 
 from aiolease._candidate import Candidate, Contact, Eligible, StayOut
 from aiolease._clock import current_clock
-from aiolease._leadership import Leadership, hold
+from aiolease._leadership import Leadership
 from aiolease._lease import LeaseStore
 from aiolease._settings import OnStall, Timings, check_stall, check_wait
 from aiolease._settle import settled
+from aiolease._tenure import hold
 from aiolease.errors import LeadershipLost
 from aiolease.events import Notice, Observer, describe, emit
 from aiolease.stores import Target, check_target, open_store

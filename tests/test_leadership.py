@@ -21,7 +21,7 @@ import pytest
 from loguru import logger
 
 import aiolease._clock
-import aiolease._leadership
+import aiolease._tenure
 from aiolease import (
     ConfigurationError,
     Leadership,
@@ -759,7 +759,7 @@ async def test_the_watchdog_wakes_a_term_after_a_suspension(monkeypatch: pytest.
         return real() + jump
 
     monkeypatch.setattr(aiolease._clock, "boot_clock", boot_clock)
-    monkeypatch.setattr(aiolease._leadership, "boot_clock", boot_clock)
+    monkeypatch.setattr(aiolease._tenure, "boot_clock", boot_clock)
     with losing() as lost:
         async with asyncio.timeout(8), leadership(MemoryStore()) as lead:
             await asyncio.sleep(0.01)

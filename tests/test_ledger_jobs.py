@@ -1240,7 +1240,7 @@ class NoClock(datetime):
 async def test_the_wall_clock_of_a_machine_is_nobodys_business(days: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaders whose clocks are a day off from the server's, either way, claim the same ticks: by the server's clock."""
     start = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(days=days)
-    for module in ("_term", "_runs", "_ledger", "_jobs", "_leadership", "_schedule"):
+    for module in ("_term", "_agenda", "_runs", "_ledger", "_jobs", "_leadership", "_tenure", "_schedule"):
         monkeypatch.setattr(f"aiolease.{module}.datetime", NoClock, raising=False)
     async with world(start) as here:
         work = Work()

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from aiolease._agenda import Agenda
 from aiolease._fence import Refused, RunKey, Term
-from aiolease._leadership import Leadership, _Tenure
+from aiolease._leadership import Leadership
 from aiolease._records import Batch, Stock
+from aiolease._tenure import Tenure
 from aiolease.errors import AioleaseError
 
 Breakage = Literal[
@@ -52,13 +53,13 @@ def break_it(breakage: Breakage) -> None:
 
 
 def _release_first() -> None:
-    end, tasks = _Tenure.end, set()
+    end, tasks = Tenure.end, set()
 
-    def end_and_release(self: _Tenure, *args: Any, **options: Any) -> None:
+    def end_and_release(self: Tenure, *args: Any, **options: Any) -> None:
         end(self, *args, **options)
         tasks.add(asyncio.ensure_future(self.release()))
 
-    _Tenure.end = end_and_release  # type: ignore[method-assign]
+    Tenure.end = end_and_release  # type: ignore[method-assign]
 
 
 def _without_claims(record: Callable[..., Awaitable[None]]) -> Any:

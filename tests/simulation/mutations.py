@@ -14,11 +14,12 @@ from aiolease import StoreUnavailable, _candidate, _ledger
 from aiolease._agenda import Agenda
 from aiolease._candidate import Candidate, Claim
 from aiolease._fence import RunKey, Term
-from aiolease._leadership import Leadership, _Tenure
+from aiolease._leadership import Leadership
 from aiolease._lease import Lease, Sighting
 from aiolease._records import Batch, Change, RunStatus, Stock
 from aiolease._settings import Timings
 from aiolease._settle import settled
+from aiolease._tenure import Tenure
 from aiolease._term import TermOfJobs
 from aiolease.stores import memory
 from tests.simulation.network import ArchivedLedger, Server
@@ -26,29 +27,29 @@ from tests.simulation.process import SimLoop
 
 
 def _release_before_the_body_ended() -> AbstractContextManager[Any]:
-    end = _Tenure.end
+    end = Tenure.end
 
-    def mutated(tenure: _Tenure, reason: Any, **how: bool) -> None:
+    def mutated(tenure: Tenure, reason: Any, **how: bool) -> None:
         first = tenure._reason is None and not tenure._body_ended
         end(tenure, reason, **how)
         if first:
             tenure._early = asyncio.get_running_loop().create_task(tenure.release())  # type: ignore[attr-defined]
 
-    return patch.object(_Tenure, "end", mutated)
+    return patch.object(Tenure, "end", mutated)
 
 
 def _deadline_from_the_reply() -> AbstractContextManager[Any]:
-    init, renewed = Leadership.__init__, _Tenure._renewed
+    init, renewed = Leadership.__init__, Tenure._renewed
 
     def started(lead: Leadership, store: Any, claim: Claim, timings: Timings, *more: Any) -> None:
         init(lead, store, replace(claim, sent_at=claim.received_at), timings, *more)
 
-    def mutated(tenure: _Tenure, lease: Lease, _: float) -> None:
+    def mutated(tenure: Tenure, lease: Lease, _: float) -> None:
         renewed(tenure, lease, tenure._clock())
 
     patches = ExitStack()
     patches.enter_context(patch.object(Leadership, "__init__", started))
-    patches.enter_context(patch.object(_Tenure, "_renewed", mutated))
+    patches.enter_context(patch.object(Tenure, "_renewed", mutated))
     return patches
 
 
@@ -108,10 +109,10 @@ def _a_cancellation_is_swallowed() -> AbstractContextManager[Any]:
 
 
 def _not_released() -> AbstractContextManager[Any]:
-    async def mutated(tenure: _Tenure) -> None:
+    async def mutated(tenure: Tenure) -> None:
         tenure._store.forget(tenure.lead.name)
 
-    return patch.object(_Tenure, "release", mutated)
+    return patch.object(Tenure, "release", mutated)
 
 
 def _no_sighting() -> AbstractContextManager[Any]:

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from aiolease import _leadership
+from aiolease import _tenure
 from aiolease import events as aiolease_events
 from tests.simulation.checker import Checker, Record, Violation
 from tests.simulation.jobs import journaled
@@ -105,7 +105,7 @@ class World:
             patches.callback(random.setstate, state)
             random.seed(self.seed)
             patches.enter_context(patch.object(aiolease_events, "_log", None))
-            patches.enter_context(patch.object(_leadership._Tenure, "watching", _watching))
+            patches.enter_context(patch.object(_tenure.Tenure, "watching", _watching))
             patches.enter_context(journaled())
             try:
                 self._run(until)
@@ -145,7 +145,7 @@ def _due(process: Process) -> float:
 
 
 @contextmanager
-def _watching(tenure: _leadership._Tenure) -> Iterator[None]:
+def _watching(tenure: _tenure.Tenure) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, SimLoop)
     with loop.process.watched(tenure._next_deadline, tenure._wake.set):
