@@ -149,9 +149,8 @@ def _faults(server: ServerKind, seed: int, seconds: float) -> Iterator[Fault]:
         if at + lasts > seconds - QUIET:
             return
         worker: int | Literal["leader"] = "leader" if chance.random() < 0.7 else chance.randrange(WORKERS)
-        yield Fault(
-            at=round(at, 3), kind=kind, worker=worker, seconds=round(lasts, 3), amount=round(chance.random(), 3)
-        )
+        amount = min(round(chance.random(), 3), 0.999)
+        yield Fault(at=round(at, 3), kind=kind, worker=worker, seconds=round(lasts, 3), amount=amount)
         if not outage:
             ends.append(at + lasts)
         else:
