@@ -59,16 +59,21 @@ async def test_faults_on_a_cluster(galera: GaleraCluster) -> None:
     await holds("galera", [*galera.nodes], 30.0, 1481)
 
 
-async def broken(
-    server: MariaDBServer, breakage: Breakage, kind: str, seconds: float, programs: tuple[Program, ...]
-) -> str:
-    """What is found when workers break a rule, and the first of them meets a fault."""
+async def is_caught(  # noqa: PLR0917
+    server: MariaDBServer, breakage: Breakage, kind: str, seconds: float, found: str, programs: tuple[Program, ...]
+) -> None:
+    """Workers break a rule, the first of them meets a fault, and that is found out.
+
+    At the third try at the latest: a freeze may strike just when nothing is under way.
+    """
     server.recover()
     fault = Fault(at=1.5, kind=kind, worker=0, seconds=seconds, amount=0.5)
     plan = Plan(server="mariadb", seed=0, seconds=seconds + 2.5, faults=(fault,), programs=programs)
-    outcome = await carry_out(plan, [server], breakage)
-    assert outcome.verdict.faults[kind] != [""], "it was not struck"
-    return "\n".join(what for _, what in outcome.verdict.violations)
+    for _ in range(3):
+        outcome = await carry_out(plan, [server], breakage)
+        if any(found in what for _, what in outcome.verdict.violations):
+            return
+    pytest.fail(outcome.explain(), pytrace=False)
 
 
 @pytest.mark.timeout(120)
@@ -84,7 +89,7 @@ async def test_a_broken_worker_is_caught(
     mariadb: MariaDBServer, breakage: Breakage, kind: str, seconds: float, found: str
 ) -> None:
     """A worker that breaks a rule of the election, or of the fence, is found out by the checker."""
-    assert found in await broken(mariadb, breakage, kind, seconds, ("commits",) * 4)
+    await is_caught(mariadb, breakage, kind, seconds, found, ("commits",) * 4)
 
 
 @pytest.mark.timeout(120)
@@ -102,4 +107,4 @@ async def test_a_worker_whose_jobs_break_a_rule_is_caught(
 ) -> None:
     """A worker that breaks a rule of the ledger is found out by the audit."""
     others: tuple[Program, ...] = ("commits",) * 3 if breakage == "unfenced claims" else ("serve", "background", "both")
-    assert found in await broken(mariadb, breakage, kind, seconds, ("serve", *others))
+    await is_caught(mariadb, breakage, kind, seconds, found, ("serve", *others))

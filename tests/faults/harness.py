@@ -49,7 +49,9 @@ answer was lost, which a network may do to a candidate as well; then time to con
 LIMIT = 30.0
 """Seconds within which a worker ends, once it is asked to, and what the others have left is run."""
 
-COMPLAINTS = re.compile("never retrieved|never awaited|was destroyed|Exception in|ResourceWarning|Traceback")
+COMPLAINTS = re.compile(
+    "never retrieved|never awaited|was destroyed|Exception in|Exception ignored|ResourceWarning|Traceback"
+)
 
 
 @contextmanager
