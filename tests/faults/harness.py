@@ -15,16 +15,16 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pymysql
 
-from aiolease import open_store
+from aiolease import StoreUnavailable, open_store
 from aiolease._records import RunRecord
 from aiolease.stores import Store
 from tests.campaigns import ROOT, through
@@ -38,6 +38,8 @@ from tests.faults.plan import WORKERS, Fault, Plan, Program, ServerKind
 from tests.faults.verdict import Verdict, judge
 from tests.faults.worker import Settings
 from tests.servers import GaleraCluster, MariaDBServer, MySQLServer, Server, TCPProxy
+
+T = TypeVar("T")
 
 DATABASE = "faults"
 LEASE_NAME = "default"
@@ -297,18 +299,18 @@ class Run:
                         await asyncio.sleep(0.05)
                     due_by = await self._all_claimed(store)
                     for job in rules(steps=self._steps):
-                        await store.pause(LEASE_NAME, job)
-                    while (await store.take_stock(LEASE_NAME)).unfinished:
+                        await _patiently(store.pause, LEASE_NAME, job)
+                    while (await _patiently(store.take_stock, LEASE_NAME)).unfinished:
                         await asyncio.sleep(0.05)
             except TimeoutError:
                 pass  # the audit says what is missing
             await self.stop(last)
-            stock = await store.take_stock(LEASE_NAME)
+            stock = await _patiently(store.take_stock, LEASE_NAME)
             runs: list[RunRecord] = []
             for job in stock.jobs:
-                runs += await store.history(LEASE_NAME, job)
+                runs += await _patiently(store.history, LEASE_NAME, job)
         jobs = {name: replace(job, paused_at=None) for name, job in stock.jobs.items()}
-        effects, payments = await asyncio.to_thread(self._effects)
+        effects, payments = await _patiently(asyncio.to_thread, self._effects)
         return Found(effects=effects, payments=payments, jobs=jobs, runs=runs, due_by=due_by or stock.now)
 
     def _has_led(self, worker: Worker) -> bool:
@@ -319,7 +321,7 @@ class Run:
         schedules = {name: job.schedule for name, job in rules(steps=self._steps).items()}
         now = None
         while True:
-            stock = await store.take_stock(LEASE_NAME)
+            stock = await _patiently(store.take_stock, LEASE_NAME)
             if schedules.keys() <= stock.jobs.keys():
                 now = now or stock.now
                 settled = {name: stock.jobs[name].settled_until for name in schedules}
@@ -342,6 +344,18 @@ class Run:
         if len(self._nodes) > 1:
             sql = f"SET STATEMENT wsrep_sync_wait = 1 FOR {sql}"
         return self._nodes[0].sql(sql, self._database)
+
+
+async def _patiently(ask: Callable[..., Awaitable[T]], *of: Any) -> T:
+    """Asks until there is an answer: a node that was frozen may find that it was lost when we believe it to be back."""
+    deadline = time.monotonic() + LIMIT
+    while True:
+        try:
+            return await ask(*of)
+        except (StoreUnavailable, pymysql.Error):
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(0.1)
 
 
 @dataclass(frozen=True, slots=True)

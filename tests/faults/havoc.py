@@ -367,6 +367,7 @@ class Havoc:
 
     async def _freeze_node(self, fault: Fault) -> str:
         bit = await self._freeze_server(fault)
+        await asyncio.sleep(1.0)  # until then it does not know that the others may have gone on without it
         await self._synced()
         return bit
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import random
 import signal
@@ -246,6 +247,8 @@ def log_to_stderr(process: str) -> None:
     """Logs what is out of the ordinary: runs fail and ticks are skipped all the time here."""
     usual = ("' failed: ", "skipped '", "' was lost with term")
     logger.remove()
+    # SQLAlchemy's pool logs a traceback for each connection that is lost before it is given back: no news here.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     logger.add(
         sys.stderr,
         level="WARNING",
