@@ -20,6 +20,7 @@ TABLES = (
     id INTEGER PRIMARY KEY {increment}, process VARCHAR(20) NOT NULL, token BIGINT NOT NULL, job VARCHAR(20) NOT NULL,
     tick VARCHAR(40) NOT NULL, attempt BIGINT NOT NULL
 )""",
+    "CREATE TABLE probes (id INTEGER PRIMARY KEY {increment})",
 )
 
 

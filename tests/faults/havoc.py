@@ -367,18 +367,21 @@ class Havoc:
 
     async def _freeze_node(self, fault: Fault) -> str:
         bit = await self._freeze_server(fault)
-        await asyncio.sleep(1.0)  # until then it does not know that the others may have gone on without it
         await self._synced()
         return bit
 
     async def _synced(self) -> None:
-        """Waits until all nodes are one cluster again."""
+        """Waits until all nodes are one cluster again: until all say so, and each has committed something.
+
+        What they say is not enough: one that was frozen, and those that have not missed it yet, may be wrong.
+        """
         nodes = [node for node in self._nodes if isinstance(node, MariaDBServer)]
         whole = ("Primary", len(nodes), "Synced")
         async with asyncio.timeout(60.0):
             for node in nodes:
                 while True:
                     with contextlib.suppress(pymysql.Error):
+                        await asyncio.to_thread(node.sql, "INSERT INTO probes () VALUES ()", self._database)
                         if await asyncio.to_thread(GaleraCluster.status, node) == whole:
                             break
                     await asyncio.sleep(0.1)
