@@ -255,6 +255,8 @@ class Tenure:
 
     def _renewed(self, lease: Lease, sent_at: float) -> None:
         received = self._clock()
+        if self._reason is None:
+            self._count_leftover()
         self.lead._saw_database_time(lease.now)
         if self._reason is None and received < self.lead._deadline:
             self.lead._deadline = sent_at + self._timings.renew_deadline
@@ -347,11 +349,16 @@ class Tenure:
         raise LeadershipLost(lead.name, lead.holder, lead.token, reason) from cause
 
     def _count_leftover(self) -> None:
-        """Notes how often the host was cancelled before our doing, but for what it has not heard of yet."""
+        """Notes how often the host was cancelled before our doing, but for what it has not heard of yet.
+
+        How much that is, nobody can say: an inner time-out and somebody outside may have come at once, when a process
+        is thawed. What was counted at the last heartbeat holds then.
+        """
         waiter: Any = getattr(self._host, "_fut_waiter", None)  # as anyio looks at a task
         under_way = waiter is not None and (waiter.cancelled() or getattr(waiter, "cancelling", int)() > 0)
         pending = getattr(self._host, "_must_cancel", False) or under_way
-        self._leftover = self._host.cancelling() - self._cancelling - pending
+        if not pending:
+            self._leftover = self._host.cancelling() - self._cancelling
 
     def _cancelled_from_outside(self, error: BaseException | None) -> bool:
         """Whether somebody else cancelled the host too.

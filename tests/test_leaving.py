@@ -1143,3 +1143,25 @@ async def test_a_cancellation_goes_before_a_commit_that_is_refused(late: float, 
     loop.call_soon(task.cancel)
     await asyncio.wait([task])
     assert task.cancelled(), f"the cancellation was swallowed by {task.exception()!r}"
+
+
+@pytest.mark.parametrize("inner", [False, True])
+@virtual_time
+async def test_a_thawed_process_hears_the_cancellation_from_outside(inner: bool) -> None:
+    """A process that was frozen finds a cancellation, an inner time-out and its end at once: it ends as cancelled."""
+    loop = asyncio.get_running_loop()
+
+    async def lead() -> None:
+        async with leadership(MemoryStore()) as lead, asyncio.timeout(20 if inner else None):
+            answer = loop.create_future()
+            loop.call_later(18, answer.set_result, None)
+            loop.call_later(21, lead.resign)
+            await answer
+            await asyncio.sleep(LONG)
+
+    task = asyncio.create_task(lead())
+    loop.call_later(19, task.cancel)
+    await asyncio.sleep(15)
+    loop.advance(10)  # type: ignore[attr-defined]
+    await asyncio.wait([task])
+    assert task.cancelled(), "the cancellation was swallowed"

@@ -166,13 +166,13 @@ def _not_ended(row: RunRecord, run: Run, rules: Rules, books: Books) -> str | No
             return f"it has begun in term {books.begun[run]}"
         case "running" if rules.led and books.term is not None and row.token != books.term:
             return f"term {books.term} leads"
-        case "skipped" if rules.missed == "all" and rules.max_age is None and (row.count or 0) < MOST_MISSED:
-            if not any(reason in (row.error or "") for reason in _BUSY):
+        case "skipped" if rules.missed == "all" and rules.max_age is None:
+            if not any(reason in (row.error or "") for reason in _TOO_MANY):
                 return f"every tick is to be run: {row.error}"
     return None
 
 
-_BUSY = ("has not ended", "had not ended", "of its runs wait")
+_TOO_MANY = ("has not ended", "had not ended", "of its runs wait", f"more than {MOST_MISSED} were missed")
 """Reasons for which a tick of a job is skipped that is to run all that were missed."""
 
 
