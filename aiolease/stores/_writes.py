@@ -31,6 +31,9 @@ _MOST = 100
 _LOCKED = frozenset({1205, 3572})
 """A row is locked: MariaDB's number, and MySQL's."""
 
+_PAUSE = 0.02
+"""Seconds after which a locked row is tried again: it may be that of an exchange of ours that was given up."""
+
 Run = Callable[[str, tuple[object, ...]], Awaitable[list[Rows]]]
 
 
@@ -142,6 +145,8 @@ class Writes:
             if error is not None:
                 self._failed(batch, error)
         if error is not None:
+            if len(batch) > 1 and _is_locked(error):
+                await asyncio.sleep(_PAUSE)
             return
         self._most = min(self._most * 2, _MOST)
         for write in writes:
@@ -155,8 +160,9 @@ class Writes:
         if len(batch) > 1:
             self._most = max(self._most // 8, 1)
             for write in batch.values():
-                self._failures[write.name] = self._failures.get(write.name, 0) + 1
-            if isinstance(error, StoreUnavailable) and error_number(error.__cause__ or error) in _LOCKED:
+                if _is_locked(error) or not write.kind.is_of_own_rows:  # which one, if any, is not known yet
+                    self._failures[write.name] = self._failures.get(write.name, 0) + 1
+            if _is_locked(error):
                 self._waiting.update((answer, write) for answer, write in batch.items() if not answer.done())
                 return
         for answer in batch:
@@ -188,8 +194,10 @@ async def while_wanted(query: asyncio.Future[Any], answers: dict[asyncio.Future[
             await asyncio.wait([query])
         if not query.cancelled():
             query.exception()  # nobody may be left to hear of it
-        if not query.cancelled():
-            query.exception()  # nobody may be left to hear of it
+
+
+def _is_locked(error: BaseException) -> bool:
+    return isinstance(error, StoreUnavailable) and error_number(error.__cause__ or error) in _LOCKED
 
 
 def _packet(writes: list[Write], commit: str = "") -> tuple[str, tuple[object, ...]]:

@@ -105,7 +105,7 @@ class MySQLStore(MySQLLedger):
         self._locked: str | None = None  # the lease whose lock this session got while waiting
         self._asking: set[asyncio.Task[None]] = set()
         self._distrust_until = 0.0
-        self._watched: dict[tuple[str, asyncio.Task[Any]], float] = {}  # the candidates here, and when they came
+        self._watched: dict[str, dict[asyncio.Task[Any], float]] = {}  # the candidates here, and when they came
         self._polls = _Polls(self._read_many)
         self._writes = Writes(self.description, self._run, self._lease_session.gave_up, f"{table_prefix}lease")
         self._make_statements(table_prefix)
@@ -272,7 +272,7 @@ class MySQLStore(MySQLLedger):
         if lease is not None and lease.holder == holder:
             self._leading[name] = duration
             self._locked = None
-            self._watched = {watcher: at for watcher, at in self._watched.items() if watcher[0] != name}
+            self._watched.pop(name, None)
         elif self._locked == name:  # another was faster: it wants the lock now
             await self._give_up_lock(name)
         return lease
@@ -280,7 +280,7 @@ class MySQLStore(MySQLLedger):
     async def _try_claim(self, name: str, holder: str, duration: float, seen: Lease, force: bool) -> Lease | None:
         token, beat = seen.token + 1, seen.beat + 1
         read, about = self._row_and_lock(name, holder, token)
-        idle = max(math.ceil(longest) for longest in (duration, *self._leading.values()))
+        idle = math.ceil(max([duration, *self._leading.values()]))
         claim = (holder, token, beat, _microseconds(duration), holder, token, name, seen.token, seen.beat, int(force))
         after = f"SET SESSION wait_timeout = {idle}; {read}"
         results = await self._writes.send(Write(Kind.CLAIM, name, self._claim_sql, claim, after, about))
@@ -379,7 +379,7 @@ class MySQLStore(MySQLLedger):
         wait = float(math.floor(wait)) if self._rounds_waits else wait
         task = asyncio.current_task()
         assert task is not None
-        alone = self._is_alone((name, task), loop.time()) and not self._leading and self._lock_wait is None
+        alone = self._is_alone(name, task, loop.time()) and not self._leading and self._lock_wait is None
         if not (hint and self._hints and alone and wait > 0 and distrusted == 0 and self._lease_session.opened):
             return await self._polls.read(name, seconds, poll)
         self._lock_wait = asyncio.create_task(self._wait_in_lock(name, wait, lease))
@@ -396,15 +396,20 @@ class MySQLStore(MySQLLedger):
             return await self._polls.read(name, 0.0, poll)
         return waited.result()
 
-    def _is_alone(self, watcher: tuple[str, asyncio.Task[Any]], now: float) -> bool:
+    def _is_alone(self, name: str, task: asyncio.Task[Any], now: float) -> bool:
         """Notes a candidate of this process; says whether it is the only one that has come lately."""
-        self._watched.pop(watcher, None)
-        self._watched[watcher] = now  # as the last: who is gone comes to the front, and only the front is looked at
+        watchers = self._watched.pop(name, {})
+        watchers.pop(task, None)
+        watchers[task] = now
+        self._watched[name] = watchers  # as the last: who is gone comes to the front, and only the front is looked at
         while True:
-            first, at = next(iter(self._watched.items()))
-            if first == watcher or not (first[1].done() or now - at > _GONE):
-                return first == watcher
-            del self._watched[first]
+            first = next(iter(self._watched))
+            other, at = next(iter(self._watched[first].items()))
+            if not (other.done() or now - at > _GONE):
+                return (first, other) == (name, task)
+            del self._watched[first][other]
+            if not self._watched[first]:
+                del self._watched[first]
 
     async def _give_up_lock(self, name: str) -> None:
         self._locked = None
