@@ -261,7 +261,7 @@ class Campaign:
         finally:
             self._election = None
         self._proven, self._failure = True, None
-        self._contact.saw(claim.lease)
+        self._contact.saw(claim.lease, claim.received_at)
         try:
             async with hold(
                 store,

@@ -39,19 +39,23 @@ _QUIETEST = 60.0
 
 @dataclass(slots=True)
 class Contact:
-    """What this process last learnt from the database about one lease, for people.
+    """What this process last learnt from the database about one lease: for people, and for its next election.
 
-    `attempted` is set once the first attempt is over, and was not refused for good.
+    `attempted` is set once the first attempt is over, and was not refused for good. `database_time` is the database's
+    clock at the latest answer, and the local clock when that had come: by both it is seen that the former was stepped.
     """
 
     leader: str | None = None
     token: int | None = None
     last_contact: datetime | None = None
     error: str | None = None
+    database_time: tuple[datetime, float] | None = None
     attempted: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def saw(self, lease: Lease | None) -> None:
-        """Notes an answer of the database."""
+    def saw(self, lease: Lease | None, received: float) -> None:
+        """Notes an answer of the database, which had come by that moment of the local clock."""
+        if lease is not None:
+            self.database_time = (lease.now, received)
         self.leader = lease.holder if lease else None
         self.token = lease.token if lease else None
         self.last_contact = datetime.now(UTC)
@@ -127,7 +131,6 @@ class Candidate:
         self._clock = current_clock()
         self._lease: Lease | None = None
         self._sighting: Sighting | None = None
-        self._database_time: tuple[datetime, float] | None = None  # at the latest reading, and the local clock then
         self._unknown: dict[str, float] = {}  # the holders of claims whose answer was lost, and when they were sent
         self._pause = 0.0
         self._hint = True
@@ -215,14 +218,14 @@ class Candidate:
 
     def _saw(self, lease: Lease | None, received: float) -> None:
         self._reached = True
-        self._contact.saw(lease)
+        earlier = self._contact.database_time
+        self._contact.saw(lease, received)
         if lease is not None:
             # A released row is free as it stands; only of a held one is it told how long it has not changed.
             stepped = 0.0
-            if self._database_time is not None:
-                then, at = self._database_time
+            if earlier is not None:
+                then, at = earlier
                 stepped = (lease.now - then) / timedelta(seconds=1) - (received - at)
-            self._database_time = (lease.now, received)
             sighting = Sighting.of(lease, received, self._sighting, stepped=stepped)
             self._sighting = None if lease.holder is None else sighting
         self._lease = lease

@@ -238,7 +238,7 @@ class Tenure:
                 longest = max(min(_FIRST_RETRY * 2.0 ** min(failures - 1, 10), self._timings.retry_interval), 0.01)
                 due = self._clock() + longest * jitter(0.5, 1.0)
                 continue
-            self._contact.saw(lease)
+            self._contact.saw(lease, self._clock())
             if lease is None or not lease.held_by(self.lead.holder, self.lead.token):
                 self._renewing = False
                 self.end("taken")

@@ -380,6 +380,32 @@ async def test_a_claim_that_is_too_old_to_lead_by_is_given_back() -> None:
 
 
 @virtual_time
+async def test_a_process_that_led_before_knows_that_the_clock_was_stepped_since() -> None:
+    """The database's clock goes forward, unseen by a process that had lost its term: it still outwaits the new leader.
+
+    A process that starts only then cannot know, and waits what is left by the database's clock (rule 8).
+    """
+    fleet: list[Process] = []
+    server = MemoryServer()
+    first = Process(server, fleet)
+    await first.leads()
+    second = Process(server, fleet)
+    await asyncio.sleep(5)
+    first.store.down = True
+    await second.leads()
+    renewals = len(sent(second.store, "renew"))
+    await until(lambda: len(sent(second.store, "renew")) > renewals)
+    await asyncio.sleep(0.1)
+    second.store.down = True  # it may act until its deadline
+    server.step_clock(25)
+    first.store.down = False
+    since = clock()
+    await first.leads()
+    assert clock() - since > LEASE - 1
+    await end(*(process.task for process in fleet))
+
+
+@virtual_time
 async def test_a_candidate_that_was_frozen_behind_its_claim_can_be_cancelled() -> None:
     """A process that stood still while it claimed gives the lease back, and ends if it is cancelled meanwhile."""
 

@@ -104,7 +104,8 @@ class Server(MemoryServer):
     def _misled(self) -> bool:
         """Whether the clock was stepped forward between the writing of the row and the sender's first reading of it."""
         read = self.sender.store.first_read
-        return bool(read and self._written and read[:2] == self._written[:2] and read[2] > self._written[2])
+        blind = self.sender.store.blind_read
+        return bool(blind and read and self._written and read[:2] == self._written[:2] and read[2] > self._written[2])
 
     def claim(self, name: str, holder: str, duration: float, seen: Lease | None, force: bool) -> Lease | None:
         before, misled = self.leases.get(name), not force and self._misled()
@@ -269,6 +270,7 @@ class SimStore(MemoryStore):
 
     Attributes:
         first_read: The state of the row that its candidate read last, as it first read it.
+        blind_read: Whether that reading was its first of all, so that it could not tell a clock that was stepped.
     """
 
     description = "simulation"
@@ -277,6 +279,7 @@ class SimStore(MemoryStore):
         super().__init__(process.world.server)
         self._process = process
         self.first_read: State | None = None
+        self.blind_read = True
 
     async def exchange(self, method: str, statement: Callable[[], T]) -> T:
         return await self._process.link.send(method, statement)
@@ -284,6 +287,7 @@ class SimStore(MemoryStore):
     async def read(self, name: str) -> Lease | None:
         lease, state = await self.exchange("read", lambda: self._process.world.server.query(name))
         if state is not None and (self.first_read is None or self.first_read[:2] != state[:2]):
+            self.blind_read = self.first_read is None
             self.first_read = state
         return lease
 
