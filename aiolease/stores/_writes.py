@@ -8,9 +8,9 @@ Writings of one kind only go together, the most urgent kind first: heartbeats ne
 share a transaction with a claim that waits for a fence. Within a batch they are in the order of their names, so that
 two processes that claim the same leases do not lock them crosswise.
 
-A row that a stranger holds locked must not cost the other leases anything. A batch of renewals or releases, whose rows
-are nobody else's business, locks all its rows first and fails at once if it cannot; what failed is sent again in
-smaller batches, apart from what did not fail, until the locked row is alone.
+A row that a stranger holds locked must not cost the other leases anything. Renewals and releases, whose rows are nobody
+else's business, lock their rows first and fail at once if they cannot; a batch that failed is sent again in smaller
+ones, apart from what did not fail, until the locked row is alone. A process with one lease waits for its row.
 """
 
 from __future__ import annotations
@@ -75,18 +75,28 @@ class Write:
 class Writes:
     """Sends what waits to be written, as soon as the connection is free."""
 
-    def __init__(self, description: str, run: Run, gave_up: Callable[[float], None], table: str) -> None:
+    def __init__(
+        self,
+        description: str,
+        run: Run,
+        *,
+        gave_up: Callable[[float], None],
+        has_others: Callable[[], bool],
+        table: str,
+    ) -> None:
         """Makes it.
 
         Args:
             description: Of the store, for errors.
             run: Sends a packet.
             gave_up: Told, when a caller does not wait for its turn any longer, how long the turn of others has taken.
+            has_others: Says whether this process has several leases.
             table: Of the leases.
         """
         self._description = description
         self._run = run
         self._gave_up = gave_up
+        self._has_others = has_others
         # Each row by its key alone: a range would lock the rows between, which may be another process's.
         self._lock_sql = f"(SELECT 1 FROM {table} WHERE name = %s FOR UPDATE NOWAIT)"
         self._waiting: dict[asyncio.Future[list[Rows]], Write] = {}
@@ -120,7 +130,8 @@ class Writes:
         """Sends what finds nothing else to be sent, without a detour: most processes have one lease."""
         self._one_is_under_way, self._sent_at = True, asyncio.get_running_loop().time()
         try:
-            return await self._run(*_packet([write]))
+            sql, parameters, skipped = self._packet([write])
+            return (await self._run(sql, parameters))[skipped:]
         finally:
             self._one_is_under_way = False
 
@@ -147,9 +158,9 @@ class Writes:
 
     async def _exchange(self, batch: dict[asyncio.Future[list[Rows]], Write]) -> None:
         writes = list(batch.values())
-        together = len(writes) > 1 or self._turn(writes[0])[1] > 0
         self._sent_at = asyncio.get_running_loop().time()
-        query = asyncio.ensure_future(self._run(*(self._transaction(writes) if together else _packet(writes))))
+        sql, parameters, skipped = self._packet(writes)
+        query = asyncio.ensure_future(self._run(sql, parameters))
         try:
             await while_wanted(query, batch)
         finally:
@@ -163,8 +174,7 @@ class Writes:
         self._most = min(self._most * 2, _MOST)
         for write in writes:
             self._failures.pop(write.name, None)
-        results = query.result()[2:] if together else query.result()
-        for answer, share in zip(batch, _share_out(writes, results, commits=together), strict=True):
+        for answer, share in zip(batch, _share_out(writes, query.result()[skipped:]), strict=True):
             if not answer.done():
                 answer.set_result(share)
 
@@ -181,12 +191,22 @@ class Writes:
             if not answer.done():
                 answer.set_exception(error)
 
-    def _transaction(self, writes: list[Write]) -> tuple[str, tuple[object, ...]]:
-        """Statements and parameters of writings that are committed together."""
-        sql, parameters = _packet(writes, commit="COMMIT AND NO CHAIN NO RELEASE")  # whatever completion_type says
-        locked = writes if writes[0].kind.is_of_own_rows else []
-        lock = " UNION ALL ".join([self._lock_sql] * len(locked)) or "DO 0"
-        return f"START TRANSACTION; {lock}; {sql}", (*(write.name for write in locked), *parameters)
+    def _packet(self, writes: list[Write]) -> tuple[str, tuple[object, ...], int]:
+        """The statements, their parameters, and how many results come before those of the writings."""
+        alone = len(writes) == 1
+        locked = writes if writes[0].kind.is_of_own_rows and not (alone and not self._has_others()) else []
+        before = [] if alone else ["START TRANSACTION"]
+        before += [" UNION ALL ".join([self._lock_sql] * len(locked))] if locked else []
+        parts = [
+            *before,
+            *(write.sql for write in writes),
+            *([] if alone else ["COMMIT AND NO CHAIN NO RELEASE"]),  # whatever the session's completion_type is
+            *(write.after for write in writes if write.after),
+        ]
+        parameters: list[object] = [write.name for write in locked]
+        parameters += (parameter for write in writes for parameter in write.parameters)
+        parameters += (parameter for write in writes for parameter in write.after_parameters)
+        return "; ".join(parts), tuple(parameters), len(before)
 
     async def aclose(self) -> None:
         """Waits until nothing is under way; the connection was closed, so that all of it fails."""
@@ -212,20 +232,12 @@ def _is_locked(error: BaseException) -> bool:
     return isinstance(error, StoreUnavailable) and error_number(error.__cause__ or error) in _LOCKED
 
 
-def _packet(writes: list[Write], commit: str = "") -> tuple[str, tuple[object, ...]]:
-    """Statements and parameters: first what is written, then what is asked afterwards."""
-    parts = [*(write.sql for write in writes), commit, *(write.after for write in writes)]
-    parameters = [parameter for write in writes for parameter in write.parameters]
-    parameters += [parameter for write in writes for parameter in write.after_parameters]
-    return "; ".join(filter(None, parts)), tuple(parameters)
-
-
-def _share_out(writes: list[Write], results: list[Rows], *, commits: bool) -> list[list[Rows]]:
+def _share_out(writes: list[Write], results: list[Rows]) -> list[list[Rows]]:
     """Each writing's part of the results."""
     rest = iter(results)
     shares = [list(islice(rest, _statements(write.sql))) for write in writes]
-    if commits:
-        next(rest)
+    if len(writes) > 1:
+        next(rest)  # of the COMMIT
     return [[*share, *islice(rest, _statements(write.after))] for write, share in zip(writes, shares, strict=True)]
 
 

@@ -107,7 +107,13 @@ class MySQLStore(MySQLLedger):
         self._distrust_until = 0.0
         self._watched: dict[str, dict[asyncio.Task[Any], float]] = {}  # the candidates here, and when they came
         self._polls = _Polls(self._read_many)
-        self._writes = Writes(self.description, self._run, self._lease_session.gave_up, f"{table_prefix}lease")
+        self._writes = Writes(
+            self.description,
+            self._run,
+            gave_up=self._lease_session.gave_up,
+            has_others=lambda: len(self._leading) > 1,
+            table=f"{table_prefix}lease",
+        )
         self._make_statements(table_prefix)
         self._name_ledger_tables(table_prefix)
 
