@@ -284,6 +284,7 @@ async def test_the_server_ends_the_session_of_a_leader_that_vanished(mysql_serve
 async def test_a_store_that_led_and_was_idle_still_works(mysql_server: Server, mysql_url: str) -> None:
     """A session that the server ended because nobody used it since its term is replaced without a word."""
     async with open_store(mysql_url) as store:
+        await store.read("default")  # makes the tables, for which so short a lease may not have the time
         async with leadership(store, timeout=0, lease_duration=1.0):
             pass
         async with asyncio.timeout(LIMIT):
