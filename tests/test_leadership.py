@@ -264,6 +264,26 @@ async def test_failed_renewals_are_tried_again(error: Exception) -> None:
     assert not log.of(Lost)
 
 
+@pytest.mark.parametrize("how", ["refuses", "swallows"])
+@virtual_time
+async def test_an_outage_of_ten_seconds_never_costs_the_term(how: str) -> None:
+    """Whenever it begins, an outage of the renew deadline less one and a half heartbeats is ridden out."""
+
+    async def rides_out(begins: float) -> None:
+        store = MemoryStore()
+        async with leadership(store):
+            await asyncio.sleep(begins)
+            if how == "refuses":
+                store.down = True
+            else:
+                store.latency = 2 * LEASE
+            await asyncio.sleep(DEADLINE - 1.5 * HEARTBEAT)
+            store.down, store.latency = False, 0.0
+            await asyncio.sleep(2 * LEASE)
+
+    await asyncio.gather(*(rides_out(tenths / 10) for tenths in range(1, 210)))
+
+
 @virtual_time
 async def test_retries_are_spread_and_grow() -> None:
     """Failed renewals are tried again after 0.25 s, then after longer, with jitter, up to the retry interval."""
