@@ -102,7 +102,7 @@ class Agenda:
         self._max_running = max_running
         self._in_thread = in_thread
         self._heap: list[tuple[datetime, str]] = []
-        self._waiting: deque[Waiting] = deque()
+        self._waiting: dict[str, deque[Waiting]] = {}  # by job, in the order of their ticks
         self._requests: dict[str, datetime] = {}  # when jobs were triggered, if that was not seen to
 
     def __bool__(self) -> bool:
@@ -217,7 +217,7 @@ class Agenda:
     def _line_up(self, standing: _Standing, tick: datetime, attempt: int, status: RunStatus = "queued") -> None:
         standing.going_on += 1
         standing.backlog = True
-        self._waiting.append(Waiting(standing.job, tick, attempt, status))
+        self._waiting.setdefault(standing.job.name, deque()).append(Waiting(standing.job, tick, attempt, status))
 
     # -- what is to be done
 
@@ -242,21 +242,29 @@ class Agenda:
         return plan if plan.batch or plan.waiting else None
 
     def _plan_waiting(self, plan: Plan, now: datetime, free: float, busy: set[str], most: int) -> int:
-        """Starts runs that wait their turn, while there are places."""
-        for waiting in self._waiting:
-            job = waiting.job
-            if len(plan.waiting) >= free or len(plan.batch.changes) >= 2 * most:
-                break
-            key = RunKey(job.name, waiting.tick, waiting.attempt, self._term.token)
-            if waiting.status == "queued" and waiting.attempt == 1 and (why := overdue(waiting.tick, job.max_age, now)):
+        """Starts runs that wait their turn, the oldest first, while there are places."""
+        # The next run of each job: one that may not start keeps those behind it from being looked at.
+        heads = [(waiting[0].tick, name, 0) for name, waiting in self._waiting.items()]
+        heapq.heapify(heads)
+        while heads and len(plan.waiting) < free and len(plan.batch.changes) < 2 * most:
+            _, name, number = heapq.heappop(heads)
+            queue, job = self._waiting[name], self._jobs[name].job
+            waiting = queue[number]
+            begun = waiting.status != "queued" or waiting.attempt > 1
+            why = None if begun else overdue(waiting.tick, job.max_age, now)
+            one_by_one = job.overlap == "skip" or job.missed == "all"
+            if why is None and one_by_one and (name in busy or self._in_thread(job)):
+                continue
+            if number + 1 < len(queue):
+                heapq.heappush(heads, (queue[number + 1].tick, name, number + 1))
+            key = RunKey(name, waiting.tick, waiting.attempt, self._term.token)
+            if why is not None:
                 plan.overdue.append(waiting)
                 change = Change(key=key, was="queued", status="skipped", attempt=1, error=why, required=True)
                 plan.batch.changes.append(change)
                 plan.skips.append((job, Skip(waiting.tick, waiting.tick, 1, why)))
                 continue
-            if (job.overlap == "skip" or job.missed == "all") and (job.name in busy or self._in_thread(job)):
-                continue
-            busy.add(job.name)
+            busy.add(name)
             plan.waiting.append(waiting)
             if waiting.status == "queued":
                 plan.batch.changes.append(
@@ -347,11 +355,12 @@ class Agenda:
 
     def written(self, plan: Plan) -> list[Waiting]:
         """Notes that a plan was written; returns the runs that start."""
+        for waiting in plan.overdue + plan.waiting:
+            self._waiting[waiting.job.name].remove(waiting)  # from the front, or near it
+            if not self._waiting[waiting.job.name]:
+                del self._waiting[waiting.job.name]
         for waiting in plan.overdue:
-            self._waiting.remove(waiting)
             self.ended(waiting.job.name)
-        for waiting in plan.waiting:
-            self._waiting.remove(waiting)
         starting = plan.waiting.copy()
         for job, record in plan.claims:
             each = self._jobs[job.name]

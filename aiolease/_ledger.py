@@ -132,10 +132,14 @@ def inherited(run: RunRecord, *, rerun_lost: bool, max_age: float | None, now: d
     """What a new term makes of a run that an earlier one left behind, queued or running.
 
     A queued run has not begun, and waits its turn in the new term. A running one is lost, since nobody knows how far it
-    came; if it may be run again it waits its turn, too, as a further attempt.
+    came; if it may be run again it waits its turn, too, as a further attempt. What has once begun and comes too late to
+    be run again is lost, and not skipped.
     """
     key = RunKey(run.job, run.tick, run.attempt, run.token)
     late = overdue(run.tick, max_age, now)
+    if run.status == "queued" and late and run.attempt > 1:
+        before = run.attempt - 1
+        return Change(key=key, was="queued", status="lost", attempt=before, error=f"{late} to be run again")
     if run.status == "queued" and late:
         return Change(key=key, was="queued", status="skipped", attempt=run.attempt, error=late)
     if run.status == "queued":

@@ -355,7 +355,11 @@ class Tenure:
         is thawed. What was counted at the last heartbeat holds then.
         """
         waiter: Any = getattr(self._host, "_fut_waiter", None)  # as anyio looks at a task
-        under_way = waiter is not None and (waiter.cancelled() or getattr(waiter, "cancelling", int)() > 0)
+        under_way = waiter is not None and (
+            waiter.cancelled()
+            or getattr(waiter, "cancelling", int)() > 0  # a task
+            or getattr(waiter, "_cancel_requested", False)  # of asyncio.gather
+        )
         pending = getattr(self._host, "_must_cancel", False) or under_way
         if not pending:
             self._leftover = self._host.cancelling() - self._cancelling

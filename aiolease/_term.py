@@ -86,7 +86,9 @@ class TermOfJobs:
         self._calls: set[asyncio.Task[Any]] = set()
         # What the ledger does not know yet
         self._changes: list[Change] = []
-        self._committed: set[RunKey] = set()  # runs that their final transactions ended since the latest reading
+        self._committed: set[RunKey] | None = (
+            None  # runs that their final transactions end while a reading is under way
+        )
         self._in_doubt: dict[tuple[str, datetime], Execution] = {}
         self._stock_wanted = True
         self._look_at = 0.0
@@ -190,7 +192,15 @@ class TermOfJobs:
 
     async def _take_stock(self) -> None:
         """Reads the ledger: at the start of the term, and when it is not known what it says."""
-        self._committed.clear()
+        self._committed = set()
+        try:
+            await self._read_stock(self._committed)
+        finally:
+            self._committed = None
+        self._stock_wanted = False
+        self._look_at = self._loop.time() + self.lead._timings.heartbeat_interval
+
+    async def _read_stock(self, committed: set[RunKey]) -> None:
         stock = await self._bounded(self._store.take_stock(self.lead.name))
         self._saw(stock)
         new = self._agenda.unknown_to(stock)
@@ -201,9 +211,7 @@ class TermOfJobs:
         if any(job.job not in stock.jobs for job in self._agenda.unknown_to(stock)):
             raise Refused  # another node has not heard of them yet
         self._tell_of_unknown(stock)
-        self._sort_out(stock)
-        self._stock_wanted = False
-        self._look_at = self._loop.time() + self.lead._timings.heartbeat_interval
+        self._sort_out(stock, committed)
 
     async def _look(self) -> None:
         """Reads who was paused, resumed or triggered."""
@@ -224,14 +232,14 @@ class TermOfJobs:
             text = f"the database knows jobs of {self.lead.name!r} that this process has not: {', '.join(unknown[:20])}"
             self._emit(Notice(**self._facts(), severity="WARNING", text=text))
 
-    def _sort_out(self, stock: Stock) -> None:
+    def _sort_out(self, stock: Stock, committed: set[RunKey]) -> None:
         """Takes over the runs of earlier terms, and finds those of this term whose answer was lost."""
         pending = {(change.key.job, change.key.tick) for change in self._changes}
         left_behind = self._agenda.take(
             stock,
             running=[(execution.job.name, execution.run.tick) for execution in self._running.values()],
             pending=self._changes,
-            ended=self._committed,
+            ended=committed,
             unanswered=self._unanswered,
         )
         for _, run, change in left_behind:
@@ -331,7 +339,8 @@ class TermOfJobs:
             outcome = task.result()
         self._grew(job.name)
         if outcome.committed:
-            self._committed.add(run._key)
+            if self._committed is not None:
+                self._committed.add(run._key)
             self._tell(execution, outcome)
             return
         if outcome.status == "lost":

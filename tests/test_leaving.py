@@ -1165,3 +1165,26 @@ async def test_a_thawed_process_hears_the_cancellation_from_outside(inner: bool)
     loop.advance(10)  # type: ignore[attr-defined]
     await asyncio.wait([task])
     assert task.cancelled(), "the cancellation was swallowed"
+
+
+@virtual_time
+async def test_a_gathering_that_was_cancelled_from_outside_is_not_a_loss() -> None:
+    """A body waits in `asyncio.gather` for children that end in order, and the lease is lost meanwhile: cancelled."""
+    store = MemoryStore()
+
+    async def child() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(LONG)
+        await asyncio.sleep(11)
+
+    async def lead() -> None:
+        async with leadership(store):
+            await asyncio.gather(child(), child())
+
+    task = asyncio.create_task(lead())
+    await asyncio.sleep(5)
+    task.cancel()
+    await asyncio.sleep(1)
+    store.server.take("default")
+    await asyncio.wait([task])
+    assert task.cancelled(), f"the cancellation was swallowed by {task.exception()!r}"

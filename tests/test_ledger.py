@@ -202,7 +202,7 @@ STATUSES = st.sampled_from(["queued", "running"])
 def test_what_a_term_makes_of_an_inherited_run(
     status: Literal["queued", "running"], attempt: int, age: float, max_age: float | None, rerun_lost: bool
 ) -> None:
-    """A queued run goes on waiting, adopted, as the same attempt; one that is too old is skipped.
+    """A queued run goes on waiting, adopted, as the same attempt; one that is too old is skipped, or lost if it began.
 
     A running one is run again as a further attempt, five in all, if it may be and is not too old; else it is lost with
     the term it had.
@@ -212,7 +212,10 @@ def test_what_a_term_makes_of_an_inherited_run(
     late = max_age is not None and age > max_age
     key = RunKey("job", NOON, attempt, 6)
     assert (change.key, change.was) == (key, status)
-    if status == "queued" and late:
+    if status == "queued" and late and attempt > 1:
+        assert (change.status, change.attempt, change.adopt) == ("lost", attempt - 1, False)
+        assert change.error == "more than 60 s late to be run again"
+    elif status == "queued" and late:
         assert (change.status, change.attempt, change.error) == ("skipped", attempt, "more than 60 s late")
     elif status == "queued":
         assert (change.status, change.attempt, change.adopt, change.error) == ("queued", attempt, True, None)

@@ -1002,6 +1002,46 @@ async def test_a_trigger_at_the_moment_of_a_tick(moment: float, overlap: Any) ->
         assert process.store.count("record") < 30
 
 
+@virtual
+async def test_a_long_term_remembers_nothing_of_its_final_transactions() -> None:
+    """What a term keeps in memory does not grow with the runs that it has made."""
+    async with world() as here:
+        jobs = JobRegistry(history=3)
+
+        @jobs.every(1)
+        async def pay(run: JobRun) -> None:
+            async with run.transaction(final=True):
+                pass
+
+        here.start(jobs)
+        await here.until(30)
+        [term] = jobs._terms
+        sizes = []
+        for moment in (100, 400):
+            await here.until(moment)
+            kept = [vars(each) for each in (term, term._agenda)]
+            sizes.append({name: len(it) for held in kept for name, it in held.items() if hasattr(it, "__len__")})
+        assert sizes[0] == sizes[1]
+
+
+@virtual
+async def test_a_run_that_began_and_is_too_late_to_be_run_again_is_lost() -> None:
+    """`max_age` skips what has not begun: a run that was lost, and then waited for too long, is lost, not skipped."""
+    async with world() as here:
+        work = Work(1000)
+        first = here.start(registry(work, 100, rerun_lost=True, max_age=60))
+        await here.until(105)
+        await first.kill()
+        [row] = here.records()
+        ledger = here.server.ledgers["default"]
+        ledger.runs["job", row.tick] = replace(row, status="queued", attempt=2)  # by a term that did not come to it
+        await here.until(170)
+        here.start(registry(Work(), 1000, rerun_lost=True, max_age=60))
+        await here.until(230)
+        assert here.rows()[0] == "100 lost"
+        assert work.begun == [(100, 1)]
+
+
 # -- answers
 
 

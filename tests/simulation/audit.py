@@ -12,10 +12,15 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
-from aiolease._ledger import MAX_ATTEMPTS, MOST_MISSED
 from aiolease._records import JobRecord, RunRecord
 from aiolease._schedule import Schedule, ticks_between
 from tests.simulation.checker import Run, Violation
+
+MAX_ATTEMPTS = 5
+"""Of rule 26. Not the package's constant, which would be wrong along with it."""
+
+MOST_MISSED = 1000
+"""Of rule 22."""
 
 Span = tuple[datetime, datetime]
 """From after a moment, up to and with another."""
@@ -157,11 +162,15 @@ def _ended_otherwise(row: RunRecord, run: Run, rules: Rules, books: Books) -> st
             return ending
         case "lost" if rules.rerun_lost and row.attempt < MAX_ATTEMPTS and rules.max_age is None:
             return "it was to be run again"
+        case "lost" if not rules.final and row.token == books.term and ending in {"returned", "raised"}:
+            return ending  # and its term goes on
     return None
 
 
 def _not_ended(row: RunRecord, run: Run, rules: Rules, books: Books) -> str | None:
     match row.status:
+        case "skipped" if any(Run(row.job, row.tick, attempt) in books.begun for attempt in range(1, row.attempt + 1)):
+            return "it has begun"
         case "queued" if run in books.begun:
             return f"it has begun in term {books.begun[run]}"
         case "running" if rules.led and books.term is not None and row.token != books.term:

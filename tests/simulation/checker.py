@@ -99,6 +99,7 @@ class _Body:
     began_at: float
     told_at: float = float("inf")
     unwinds: float = 0.0
+    renews: bool = False  # while it unwinds
     stuck: bool = False
 
     def overdue(self, at: float, share: float) -> bool:
@@ -115,6 +116,7 @@ class Checker:
         settled: For how many seconds a process must have been well to count for `handover`.
         known: Violations that are let pass.
         overlapping: The jobs that may run beside themselves.
+        max_running: How many runs may go on at once in a process.
     """
 
     def __init__(
@@ -125,7 +127,9 @@ class Checker:
         settled: float = 0.0,
         known: Collection[Finding] = (),
         overlapping: Collection[str] = (),
+        max_running: int | None = None,
     ) -> None:
+        self._max_running = max_running
         self._takeover = takeover
         self._overlapping = overlapping
         self._handover = handover
@@ -251,12 +255,30 @@ class Checker:
         self._claimed_at[record.token] = record.at
         if record.note == MISLED and "misled" in self._known:
             self._misled.add(record.token)
+        elif record.since is not None:
+            self._kept_out(record)
         self._on_renewed(record)
+
+    def _kept_out(self, record: Record) -> None:
+        """While a body unwinds, its process goes on renewing for one lease: nobody else can claim then."""
+        for process, body in self._bodies.items():
+            well_since = self._well.get(process, float("inf"))
+            undisturbed = body.renews and well_since <= body.told_at
+            undisturbed = undisturbed and self._resumed.get(process, (-1.0, 0.0))[0] < body.began_at
+            lasts = self._leases.get(body.token, (0.0, 0.0))[1]
+            until = body.told_at + lasts * (1 - DRIFT)
+            if undisturbed and record.token == body.token + 1 and record.process != "server" and record.at < until:
+                raise Violation(f"{record.process} claimed term {record.token}, but {process} was to keep {body.token}")
 
     def _on_renewed(self, record: Record) -> None:
         assert record.token is not None
         if record.since is not None:
             self._leases[record.token] = (record.since, record.lasts)
+            body = self._bodies.get(record.process)
+            mine = body is not None and body.token == record.token and record.process in self._well
+            thawed = self._resumed.get(record.process, (-1.0, -1.0))[1] + 0.5  # one may have been on its way
+            if mine and body and record.at > max(body.told_at + record.lasts * (1 + DRIFT) + 1.0, thawed):
+                raise Violation(f"{record.process} renews for ever for a body that does not end")
         self._written(record)
 
     def _on_released(self, record: Record) -> None:
@@ -286,6 +308,7 @@ class Checker:
     def _on_told(self, record: Record) -> None:
         if (body := self._bodies.get(record.process)) is not None and body.token == record.token:
             body.told_at, body.unwinds = record.at, record.lasts
+            body.renews = record.note in {"resigned", "ineligible"}
 
     def _on_stuck(self, record: Record) -> None:
         if (body := self._bodies.get(record.process)) is not None and body.token == record.token:
@@ -310,6 +333,8 @@ class Checker:
             raise Violation(f"{run} ran after its term {record.token} had ended")
         if run.job not in self._overlapping and any(other.job == run.job for other in self._going_on[record.process]):
             raise Violation(f"{run} ran beside another run of its job")
+        if self._max_running is not None and len(self._going_on[record.process]) >= self._max_running:
+            raise Violation(f"{run} ran beside {len(self._going_on[record.process])} others")
         self.begun[run] = record.token
         self._going_on[record.process].append(run)
 

@@ -113,6 +113,7 @@ class Scenario:
             settled=1.1 * longest + attempt + 3 * retry + 1.0,
             known=known,
             overlapping=self._application.overlapping if self._application else (),
+            max_running=self._application.max_running if self._application else None,
         )
         self.world = World(seed, checker, self._main, latency=latency, hinted=chance.random() < 0.75, tracing=tracing)
         self._chance = self.world.random
@@ -247,6 +248,7 @@ class Scenario:
         lease = chance.choice(self._machines).timings.lease_duration * chance.uniform(0.3, 1.2)
         seconds = chance.choice([-1, 1]) * chance.choice([lease, 10 ** chance.uniform(-1, 3.556)])
         self.world.server.clock_offset += timedelta(seconds=seconds)
+        self.world.server.stepped_at = self.world.now
         self.world.record("stepped", None, lasts=seconds)
 
     def _leave(self, process: Process, lasts: float) -> None:
@@ -265,7 +267,7 @@ class Scenario:
         self.world.server.give_away("default", longest)
 
     def _unfit(self, process: Process, lasts: float) -> None:
-        process.fit = False
+        process.unfit()
         self.world.after(lasts, lambda: self._fit(process))
 
     def _fit(self, process: Process) -> None:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -53,7 +54,7 @@ class Application:
 
     def __init__(self, chance: random.Random, lease: float) -> None:
         self._lease = lease
-        self._max_running = chance.choice([None, None, 1, 2])
+        self.max_running = chance.choice([None, None, 1, 2])
         self._history = chance.choice([None, 3])
         self._duties = [_duty(chance, f"job{number}", lease) for number in range(chance.randint(1, 5))]
         self._newer = self._duties
@@ -69,7 +70,7 @@ class Application:
     def registry(self, process: Process) -> JobRegistry:
         """What a process of one version or the other registers."""
         process.duties = process.world.random.choice([self._duties, self._newer])
-        jobs = JobRegistry(max_running=self._max_running, history=self._history)
+        jobs = JobRegistry(max_running=self.max_running, history=self._history)
         for duty in process.duties:
             options: dict[str, Any] = {
                 "name": duty.name, "missed": duty.rules.missed, "max_age": duty.rules.max_age,
@@ -86,7 +87,7 @@ class Application:
     def _function(self, process: Process, duty: Duty) -> Callable[[JobRun], Awaitable[None]]:
         async def job(run: JobRun) -> None:
             this, ending = Run(run.job, run.tick, run.attempt), "raised"
-            self._begin(process, run, this)
+            self._begin(process, run, this, duty)
             try:
                 await self._work(process, duty, run, this)
                 ending = "returned"
@@ -101,13 +102,21 @@ class Application:
 
         return job
 
-    def _begin(self, process: Process, run: JobRun, this: Run) -> None:
+    def _begin(self, process: Process, run: JobRun, this: Run, duty: Duty) -> None:
         world = process.world
         world.record("begun", process, run.token, run=this)
         self._begun_at = world.now
         row = world.server.ledgers[LEASE].runs.get((run.job, run.tick))
         if row is None or (row.attempt, row.token, row.status) != (run.attempt, run.token, "running"):
             world.fail(Violation(f"{this} runs, and the ledger says {said(row)}"))
+        age, oldest = (run.leadership.database_now() - run.tick).total_seconds(), duty.rules.max_age
+        moment = timedelta(microseconds=1)
+        asked = duty.rules.schedule.latest_between(run.tick - moment, run.tick) is None  # by somebody, not the schedule
+        timings = process.timings
+        steady = world.now > world.server.stepped_at + timings.heartbeat_interval + 2 * timings.attempt
+        aged = oldest is not None and age > oldest + timings.attempt + 0.5
+        if run.attempt == 1 and not asked and steady and aged:
+            world.fail(Violation(f"{this} runs {age:.1f} s late, and was to be skipped after {oldest} s"))
 
     async def _work(self, process: Process, duty: Duty, run: JobRun, this: Run) -> None:
         world, chance = process.world, process.world.random
@@ -170,7 +179,16 @@ class Application:
             if duty.name not in rules or not rules[duty.name].led:
                 raise Violation(f"the ledger knows {duty.name} as {world.server.ledgers[LEASE].jobs.get(duty.name)}")
         books = self._books(world, checker, leader)
+        ledger = world.server.ledgers[LEASE]
+        assert isinstance(ledger, ArchivedLedger)
         audit(books, rules, now=world.server.clock(), behind=settled)
+        for job, tick in ledger.asked:
+            if job in ledger.jobs and ledger.jobs[job].requested_at is None:
+                until = tick + timedelta(microseconds=10)  # a clock that was set back may show one moment twice
+                if not any(
+                    row.job == job and (row.tick_from or row.tick) <= until and row.tick >= tick for row in books.runs
+                ):
+                    raise Violation(f"{job} was triggered at {tick:%H:%M:%S.%f}, and nothing tells of that")
         waiting = [row for row in books.runs if row.status == "queued" and rules[row.job].led]
         if waiting and not checker.going_on(leader.name) and world.now > self._begun_at + settled:
             raise Violation(f"nothing runs, and nobody begins what waits: {said(waiting[0])}")

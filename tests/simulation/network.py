@@ -42,12 +42,19 @@ class ArchivedLedger(Ledger):
         pruned: The rows that were deleted.
         excused: Spans of each job of which no tick has to be in a row: it was paused, or its schedule was changed while
             the clock had been set back.
+        asked: The jobs that were triggered, and for when.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.pruned: list[RunRecord] = []
         self.excused: defaultdict[str, list[Span]] = defaultdict(list)
+        self.asked: list[tuple[str, datetime]] = []
+
+    def trigger(self, lease: str, job: str, now: datetime) -> datetime:
+        tick = super().trigger(lease, job, now)
+        self.asked.append((job, tick))
+        return tick
 
     def prune(self, jobs: Sequence[str], keep: int) -> None:
         before = dict(self.runs)
@@ -74,6 +81,7 @@ class Server(MemoryServer):
         super().__init__()
         self.ledgers = defaultdict(ArchivedLedger)
         self._world = world
+        self.stepped_at = -1000.0
         self.sender: Process
         """Whose statement is being executed."""
         self._clock = _START

@@ -116,6 +116,7 @@ class Process:
         self.timings = machine.timings
         self.state: Literal["running", "stopped", "gone"] = "running"
         self.fit = True
+        self._unfit_since = 0.0
         self.leaving = False
         self.lead: Leadership | None = None
         self.duties: list[Duty] = []
@@ -263,10 +264,24 @@ class Process:
         if left:
             raise Violation(f"{self.name} left tasks behind: {left}")
 
+    def unfit(self) -> None:
+        """It is not fit to lead any more; if it leads, and nothing is in the way, it has stopped before long."""
+        self.fit, self._unfit_since = False, self.world.now
+        lead, troubles, timings = self.lead, self._troubles, self.timings
+
+        def stopped() -> None:
+            undisturbed = self._troubles == troubles and not self._slept and not self.fit
+            if undisturbed and lead is not None and lead is self.lead and lead.is_leader:
+                self.world.fail(Violation(f"{self.name} leads on though it is not fit to"))
+
+        self.world.after((timings.heartbeat_interval + timings.attempt) * 1.02 + 0.5, stopped)
+
     # -- what it does
 
     def began(self, lead: Leadership) -> None:
         """The body of a term begins here."""
+        if not self.fit and self.world.now > self._unfit_since + 3 * self.timings.attempt + 0.5:
+            self.world.fail(Violation(f"{self.name} leads though it has long not been fit to"))
         self.lead = lead
         self.world.record("began", self, lead.token)
 
