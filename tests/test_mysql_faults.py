@@ -19,6 +19,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from aiolease import Leadership, LeadershipLost, leadership, open_store
 from aiolease._clock import boot_clock
+from aiolease._settle import bounded
+from aiolease.errors import StoreUnavailable
 from aiolease.events import Elected, Event, Lost, Released, Renewed, RenewFailed, Waiting
 from tests.campaigns import (
     LIMIT,
@@ -232,6 +234,58 @@ async def test_renewals_that_arrive_late_undo_nothing(mysql_server: Server, mysq
         )
         await heard.next(Renewed)
         lead.check()
+
+
+# -- one connection for several leases
+
+
+async def test_a_connection_that_hangs_as_it_is_made_costs_no_other_lease(mysql_server: Server, mysql_url: str) -> None:
+    """A lease with time connects anew, and gets no greeting; one without gives up, and then both have a connection."""
+    async with proxied(mysql_server, mysql_url) as (proxy, url), open_store(url) as store:
+        for name in ("long", "short"):
+            assert await store.claim(name, "me", 60.0, seen=None, force=False)
+        proxy.cut()
+        with pytest.raises(StoreUnavailable):
+            await store.renew("long", "me", 1, 5, 60.0)
+        lost = proxy.swallowed["to_client"]
+        proxy.swallow("to_client")
+        long = asyncio.create_task(store.renew("long", "me", 1, 6, 60.0))
+        await until(lambda: proxy.swallowed["to_client"] > lost, "the greeting is lost")
+        proxy.heal()
+        with pytest.raises(StoreUnavailable):
+            await bounded(0.5, "short", store.renew("short", "me", 1, 5, 60.0))
+        renewed = await bounded(5.0, "both", asyncio.gather(long, store.renew("short", "me", 1, 6, 60.0)))
+        assert [(lease.name, lease.beat) for lease in renewed if lease] == [("long", 6), ("short", 6)]
+
+
+async def test_a_lease_too_short_for_its_network_costs_no_longer_one(mysql_server: Server, mysql_url: str) -> None:
+    """Who gives up again and again, before a slow network can answer, does not end what others have the time for."""
+    async with proxied(mysql_server, mysql_url) as (proxy, url), open_store(url) as store:
+        assert await store.claim("long", "me", 60.0, seen=None, force=False)
+        proxy.delay(0.2)
+
+        async def impatient(seconds: float) -> None:
+            while True:
+                with contextlib.suppress(StoreUnavailable):
+                    await bounded(seconds, "short", store.read("short"))
+                await asyncio.sleep(0.05)
+
+        neighbours = [asyncio.create_task(impatient(seconds)) for seconds in (0.25, 0.33)]
+        try:
+            failures = 0
+            for beat in range(5, 11):
+                try:
+                    lease = await bounded(4.0, "long", store.renew("long", "me", 1, beat, 60.0))
+                except StoreUnavailable:
+                    failures += 1
+                else:
+                    assert lease is not None
+                    assert lease.beat == beat
+            assert failures <= 2, "while it learns how slow the network is"
+        finally:
+            for neighbour in neighbours:
+                neighbour.cancel()
+            await asyncio.wait(neighbours)
 
 
 # -- connections that end

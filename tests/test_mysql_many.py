@@ -165,7 +165,7 @@ class Wire:
 async def test_heartbeats_go_before_claims() -> None:
     """What is more urgent overtakes what waits longer; of one kind, the first goes first, a hundred at a time."""
     wire = Wire()
-    writes = Writes("wire", wire.run, gave_up=lambda _: None, has_others=lambda: False, table="lease")
+    writes = Writes("wire", wire.run, gave_up=lambda: None, has_others=lambda: False, table="lease")
 
     def send(kind: Kind, *names: str) -> list[asyncio.Task[list[Rows]]]:
         return [asyncio.create_task(writes.send(Write(kind, name, f"write {name}", (name,)))) for name in names]
@@ -189,7 +189,7 @@ async def test_heartbeats_go_before_claims() -> None:
 async def test_what_is_cancelled_behind_its_back_is_an_error() -> None:
     """Somebody who cancels every task does not leave those that wait without an answer."""
     wire = Wire()
-    writes = Writes("wire", wire.run, gave_up=lambda _: None, has_others=lambda: False, table="lease")
+    writes = Writes("wire", wire.run, gave_up=lambda: None, has_others=lambda: False, table="lease")
     mine = asyncio.all_tasks()
     calls = []
     for name in ("first", "under way", "waiting"):

@@ -7,7 +7,9 @@ differences are here: asyncmy (also from a URL), aiomysql, and a SQLAlchemy engi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -40,6 +42,12 @@ NO_SUCH_TABLE, UNKNOWN_COLUMN, TABLE_EXISTS = 1146, 1054, 1050
 _DEADLOCK = 1213
 _DEADLOCKS = 5
 """How often in a row a statement may be chosen to end a deadlock: claims of a row that is being made meet."""
+_ROUND_TRIPS = 8
+"""How many round trips it may take to connect, with TLS and all that is settled then; an exchange takes one."""
+
+_MOST_PATIENT = 5.0
+"""Seconds that a network which does not answer at all is borne with, when others wait."""
+
 _DENIED = frozenset({1044, 1142, 1227})
 
 
@@ -286,12 +294,23 @@ async def execute(
             return results
 
 
+class _TakesTooLong(Exception):
+    """Somebody who waits for the connection ended what it was busy with."""
+
+
 class Session:
-    """One connection, made when it is needed and discarded at the first trouble; one exchange at a time."""
+    """One connection, made when it is needed and discarded at the first trouble; one exchange at a time.
+
+    Who gives up waiting for its turn ends the exchange, or the connecting, of another that takes longer than it should:
+    longer than several round trips of the network as it was last seen, and `stuck` at least. Each that was ended so
+    makes the session more patient, until an answer comes: a hung connection costs nobody much, a slow one nothing.
+    """
 
     def __init__(self, driver: Driver, prepare: Callable[[Execute], Awaitable[None]], stuck: float) -> None:
-        self.stuck = stuck
-        """Seconds of waiting for another exchange after which a caller that gives up takes the connection down."""
+        self._stuck = self._patience = stuck
+        self._step: asyncio.Timeout | None = None  # the connecting or the exchange that is under way
+        self._step_since = 0.0
+        self._round_trip = 0.0  # the quickest over this connection
         self._driver = driver
         self._prepare = prepare
         self._lock = asyncio.Lock()
@@ -315,21 +334,21 @@ class Session:
             StoreUnavailable: And `StoreRejected`, `SchemaMissing`: see `translate`. The connection is gone then.
         """
         results = [] if results is None else results
-        waited_since = asyncio.get_running_loop().time()
         try:
             await self._lock.acquire()
         except BaseException:
             # Another exchange does not end, and its caller may have more time than this one: its answer was lost.
-            self.gave_up(asyncio.get_running_loop().time() - waited_since)
+            self.gave_up()
             raise
         try:
-            if self._closed:
-                raise StoreUnavailable(self._driver.description, "this store was closed")
             tries = _DEADLOCKS
             while True:
                 tries -= 1
                 try:
                     return await self._exchange(sql, parameters, results)
+                except AioleaseError:
+                    self.discard()
+                    raise
                 except Exception as error:
                     self.discard()
                     if error_number(error) == _DEADLOCK and tries:
@@ -344,28 +363,69 @@ class Session:
             self._lock.release()
 
     async def _exchange(self, sql: str, parameters: Sequence[object], results: list[Rows]) -> list[Rows]:
-        loop = asyncio.get_running_loop()
-        if self._connection is not None and loop.time() - self._used_at > self.fresh_for:
+        if self._connection is not None and asyncio.get_running_loop().time() - self._used_at > self.fresh_for:
             await self._close()
-        if self._connection is None:
-            self._connection = await self._driver.connect()
-            self.opened += 1
-            await self._prepare(self._execute)
-        self._used_at = loop.time()
-        return await execute(self._connection, self._driver.cursor, sql, parameters, results)
+        while self._connection is None:
+            try:
+                async with self._take_step():
+                    await self._connect()
+            except _TakesTooLong:
+                self.discard()  # nothing was asked yet: the next connection may be better
+        try:
+            async with self._take_step():
+                answer = await self._execute(sql, parameters, results)
+        except _TakesTooLong as error:
+            raise StoreUnavailable(self._driver.description, "no answer, and others wait for the connection") from error
+        self._patience = max(self._stuck, _ROUND_TRIPS * self._round_trip)
+        return answer
 
-    async def _execute(self, sql: str, parameters: Sequence[object] = ()) -> list[Rows]:
-        return await execute(self._connection, self._driver.cursor, sql, parameters)
+    @asynccontextmanager
+    async def _take_step(self) -> AsyncIterator[None]:
+        """Around what `gave_up` and `aclose` may end; raises `_TakesTooLong` then."""
+        if self._closed:
+            raise StoreUnavailable(self._driver.description, "this store was closed")
+        limit, self._step_since = asyncio.timeout(None), asyncio.get_running_loop().time()
+        try:
+            async with limit:
+                self._step = limit
+                yield
+        except TimeoutError as error:
+            if limit.expired():
+                raise _TakesTooLong from error
+            raise
+        finally:
+            self._step = None
+
+    async def _connect(self) -> None:
+        self._connection, self._round_trip = await self._driver.connect(), math.inf
+        self.opened += 1
+        await self._prepare(self._execute)
+
+    async def _execute(
+        self, sql: str, parameters: Sequence[object] = (), results: list[Rows] | None = None
+    ) -> list[Rows]:
+        clock = asyncio.get_running_loop().time
+        self._used_at = clock()
+        answer = await execute(self._connection, self._driver.cursor, sql, parameters, results)
+        self._round_trip = min(self._round_trip, clock() - self._used_at)
+        self._patience = max(self._patience, _ROUND_TRIPS * self._round_trip)
+        return answer
 
     @property
     def busy(self) -> bool:
         """Whether an exchange is under way."""
         return self._lock.locked()
 
-    def gave_up(self, seconds: float) -> None:
-        """Somebody does not wait any longer for an exchange that has been under way for so long."""
-        if seconds > self.stuck:
-            self.discard()
+    def gave_up(self) -> None:
+        """Somebody does not wait any longer for its turn."""
+        if asyncio.get_running_loop().time() - self._step_since > self._patience and self._end_step():
+            self._patience = max(self._patience, min(self._patience * 4, _MOST_PATIENT))
+
+    def _end_step(self) -> bool:
+        if self._step is None or self._step.when() is not None or self._step.expired():
+            return False
+        self._step.reschedule(asyncio.get_running_loop().time())
+        return True
 
     def discard(self) -> None:
         """Drops the connection without a word. The server goes on with what it was sent, and ends the session after."""
@@ -376,8 +436,7 @@ class Session:
     async def aclose(self) -> None:
         """Closes the connection for good, with a good-bye if the server listens; what is under way fails. Bounded."""
         self._closed = True
-        if self._lock.locked():
-            self.discard()
+        self._end_step()
         async with self._lock:
             await self._close()
 

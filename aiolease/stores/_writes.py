@@ -80,7 +80,7 @@ class Writes:
         description: str,
         run: Run,
         *,
-        gave_up: Callable[[float], None],
+        gave_up: Callable[[], None],
         has_others: Callable[[], bool],
         table: str,
     ) -> None:
@@ -89,7 +89,7 @@ class Writes:
         Args:
             description: Of the store, for errors.
             run: Sends a packet.
-            gave_up: Told, when a caller does not wait for its turn any longer, how long the turn of others has taken.
+            gave_up: Told when a caller does not wait for its turn any longer.
             has_others: Says whether this process has several leases.
             table: Of the leases.
         """
@@ -102,7 +102,6 @@ class Writes:
         self._waiting: dict[asyncio.Future[list[Rows]], Write] = {}
         self._task: asyncio.Task[None] | None = None
         self._one_is_under_way = False
-        self._sent_at = 0.0
         self._most = _MOST
         self._failures: dict[str, int] = {}  # batches in a row that failed, by lease
 
@@ -111,11 +110,10 @@ class Writes:
 
         A caller that stops waiting before its turn has written nothing.
         """
-        loop = asyncio.get_running_loop()
         sending = self._task is not None and not self._task.done()
         if not (sending or self._one_is_under_way or self._turn(write)[1]):
             return await self._send_one(write)
-        answer: asyncio.Future[list[Rows]] = loop.create_future()
+        answer: asyncio.Future[list[Rows]] = asyncio.get_running_loop().create_future()
         self._waiting[answer] = write
         if not sending:
             self._start()
@@ -123,12 +121,12 @@ class Writes:
             return await answer
         except asyncio.CancelledError:
             if self._waiting.pop(answer, None) is not None:
-                self._gave_up(loop.time() - self._sent_at)
+                self._gave_up()
             raise
 
     async def _send_one(self, write: Write) -> list[Rows]:
         """Sends what finds nothing else to be sent, without a detour: most processes have one lease."""
-        self._one_is_under_way, self._sent_at = True, asyncio.get_running_loop().time()
+        self._one_is_under_way = True
         try:
             sql, parameters, skipped = self._packet([write])
             return (await self._run(sql, parameters))[skipped:]
@@ -158,7 +156,6 @@ class Writes:
 
     async def _exchange(self, batch: dict[asyncio.Future[list[Rows]], Write]) -> None:
         writes = list(batch.values())
-        self._sent_at = asyncio.get_running_loop().time()
         sql, parameters, skipped = self._packet(writes)
         query = asyncio.ensure_future(self._run(sql, parameters))
         try:
