@@ -3,6 +3,9 @@
 One thread per process, however many terms. Past the deadline of a term it asks the loop for a sign of life, which
 also wakes the term's own guard after a suspension (an asyncio timer does not count suspended time). If no sign
 comes, the stack of the loop's thread is reported, and on request the process ends.
+
+A report has a thread of its own, for it calls what is not ours: a log that may hang on what blocks the loop, an
+observer that may raise anything. Neither keeps the watchdog from the other terms of the process.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from aiolease._clock import Clock
 
@@ -61,9 +64,15 @@ class _Watch:
         if silent < grace:
             return grace - silent
         self._reported = True
+        try:
+            threading.Thread(target=self._report, name="aiolease-report", daemon=True).start()
+        except RuntimeError:  # the process may have no more threads; it must be ended all the same
+            self._report()
+        return _SLICE
+
+    def _report(self) -> None:
         frame = sys._current_frames().get(self._thread)
         self._blocked("".join(traceback.format_stack(frame, limit=12) if frame else ["the thread is gone"]).rstrip())
-        return _SLICE
 
     def _answer(self) -> None:
         self._answered = True
@@ -83,7 +92,7 @@ class _Watchdog:
     def start(self) -> None:
         """Starts the thread, if it does not run; it then sleeps until there is something to watch."""
         with self._changed:
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="aiolease-watchdog", daemon=True)
                 self._thread.start()
 
@@ -106,8 +115,11 @@ class _Watchdog:
                 while not self._watches:
                     self._changed.wait()
                 watches = list(self._watches.items())
-            # Outside the lock: a report may take long, or end the process.
-            pause = min(watch.look(grace) for watch, grace in watches)
+            # Outside the lock, for which the loops wait.
+            pause = _SLICE
+            for watch, grace in watches:
+                with suppress(BaseException):  # whatever is wrong with one term, the others are watched
+                    pause = min(pause, watch.look(grace))
             with self._changed:
                 if list(self._watches.items()) == watches:
                     self._changed.wait(pause)
@@ -133,7 +145,8 @@ def watched(
         deadline: The moment by which the loop should have acted; called from the thread.
         grace: How long after it the loop may stay silent, in seconds.
         wake: Called in the loop when the deadline has passed, on any clock.
-        blocked: Called from the thread, once, with the stack of a loop that stays silent.
+        blocked: Called once, from a thread of its own, with the stack of a loop that stays silent; it may hang. What
+            it raises ends that thread and nothing else, `SystemExit` included.
     """
     watch = _Watch(clock, deadline, wake, blocked)
     watchdog.add(watch, grace)
@@ -144,10 +157,10 @@ def watched(
 
 
 def end_process(report: Callable[[], None], grace: float) -> None:
-    """Ends the process: nothing of it may go on, and a blocked loop cannot unwind.
+    """Ends the process, whatever happens: nothing of it may go on, and a blocked loop cannot unwind.
 
     Args:
-        report: Says why; it may hang, if what blocks the loop is the log itself.
+        report: Says why; it may hang, if what blocks the loop is the log itself, and raise.
         grace: How long it may take, in seconds.
     """
 
@@ -156,7 +169,9 @@ def end_process(report: Callable[[], None], grace: float) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
 
-    teller = threading.Thread(target=last_words, daemon=True)
-    teller.start()
-    teller.join(grace)
-    os._exit(EXIT_STATUS)
+    try:
+        teller = threading.Thread(target=last_words, daemon=True)
+        teller.start()
+        teller.join(grace)
+    finally:
+        os._exit(EXIT_STATUS)

@@ -209,7 +209,10 @@ class BodyStuck(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopBlocked(Event):
-    """The event loop did not run at the deadline of its term: something blocks it. Emitted from a thread.
+    """The event loop did not run at the deadline of its term: something blocks it.
+
+    Emitted from a thread of its own, since the loop's is blocked. An observer's `sys.exit` would end that thread and
+    not the process, so it is logged like any other error: what ends the process is ``on_stall="exit"``.
 
     Attributes:
         stack: The stack of the thread that blocks it.
@@ -343,7 +346,11 @@ def level_of(event: Event) -> Level:
 
 
 Observer = Callable[[Event], object]
-"""Takes every event, in the thread where it happens, mostly the loop's; must be quick. What it raises is logged."""
+"""Takes every event, in the thread where it happens, mostly the loop's; must be quick.
+
+What it raises is logged; but `KeyboardInterrupt` and `SystemExit` are for the program, and raised on, unless the
+event is a `LoopBlocked`.
+"""
 
 
 def _facts(event: Event) -> dict[str, object]:
@@ -382,15 +389,20 @@ def use_stdlib_logging() -> None:
 
 
 def emit(event: Event, observer: Observer | None = None) -> None:
-    """Hands an event to the log and to `observer`. Never raises: a broken observer must not cost a lease."""
+    """Hands an event to the log and to `observer`: a broken one must not cost a lease, and what it raises is logged.
+
+    Raises:
+        KeyboardInterrupt: Raised by one of them, and meant for the program; `SystemExit` likewise. From the thread of
+            a `LoopBlocked` neither would reach the program, so there they are logged too.
+    """
     for observe in (_log, observer):
         if observe is None:
             continue
         try:
             observe(event)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # noqa: BLE001 - whatever an observer raises, the lease goes on
+        except BaseException as error:  # whatever an observer raises, the lease goes on
+            if isinstance(error, KeyboardInterrupt | SystemExit) and not isinstance(event, LoopBlocked):
+                raise
             trouble = Notice(
                 lease=event.lease,
                 holder=event.holder,
