@@ -11,6 +11,7 @@ import pytest
 
 from aiolease import leadership, open_store
 from aiolease._lease import new_holder
+from aiolease._settle import bounded
 from aiolease.errors import StoreUnavailable
 from aiolease.events import Lost, Renewed, RenewFailed
 from aiolease.stores._drivers import Rows
@@ -129,6 +130,43 @@ async def test_a_locked_fence_holds_up_its_own_claim_only(mysql_server: Server, 
             assert answer.holder == holders[name]
 
 
+@pytest.mark.parametrize("table", ["lease", "fence"])
+async def test_a_claim_that_meets_a_locked_row_delays_no_heartbeat(
+    mysql_server: Server, mysql_url: str, table: str
+) -> None:
+    """A row of a lease stays locked: who claims it is told, beside it no lease misses a beat; once free, it is won."""
+    async with open_store(mysql_url) as store:
+        for name in ("one", "two"):
+            assert await store.claim(name, "me", 30.0, seen=None, force=False)
+        await store.claim("other", "old", 0.1, seen=None, force=False)
+        store.forget("other")
+        seen = await store.read("other")
+        stranger = await connect(mysql_server, database_of(mysql_url))
+        try:
+            await stranger.begin()
+            async with stranger.cursor() as cursor:
+                await cursor.execute(f"SELECT * FROM aiolease_{table} WHERE name = 'other' FOR UPDATE")
+            claim = asyncio.create_task(store.claim("other", "new", 30.0, seen=seen, force=True))
+            beat = 5
+            while not claim.done():
+                for name in ("one", "two"):
+                    renewed = await bounded(0.7, name, store.renew(name, "me", 1, beat, 30.0))
+                    assert renewed is not None
+                    assert renewed.beat == beat
+                beat += 1
+                await asyncio.sleep(0.05)
+            with pytest.raises(StoreUnavailable, match=r"1205|3572"):
+                await claim
+            claim = asyncio.create_task(store.claim("other", "new", 30.0, seen=seen, force=True))
+            await asyncio.sleep(0.05)  # it is at it
+            await stranger.rollback()
+            won = await bounded(LIMIT, "other", claim)
+            assert won is not None
+            assert (won.holder, won.token) == ("new", 2)
+        finally:
+            stranger.close()
+
+
 async def test_who_gives_up_takes_nobody_along(mysql_server: Server, mysql_url: str) -> None:
     """Callers that stop waiting leave the others their answers; when all have, the next exchange works."""
     holders = {f"lease-{number}": new_holder() for number in range(50)}
@@ -165,7 +203,7 @@ class Wire:
 async def test_heartbeats_go_before_claims() -> None:
     """What is more urgent overtakes what waits longer; of one kind, the first goes first, a hundred at a time."""
     wire = Wire()
-    writes = Writes("wire", wire.run, gave_up=lambda: None, has_others=lambda: False, table="lease")
+    writes = Writes("wire", wire.run, gave_up=lambda: None, has_others=lambda _: False, table="l", fence_table="f")
 
     def send(kind: Kind, *names: str) -> list[asyncio.Task[list[Rows]]]:
         return [asyncio.create_task(writes.send(Write(kind, name, f"write {name}", (name,)))) for name in names]
@@ -181,7 +219,8 @@ async def test_heartbeats_go_before_claims() -> None:
     for _ in range(6):
         wire.answers.put_nowait(None)
     answers = [(await task)[0] for task in sent]
-    batch = " ".join(f"{number:03}" for number in range(100))
+    names = [f"{number:03}" for number in range(100)]
+    batch = " ".join([*(f"{name} {name}" for name in names), *names])  # both rows of each are locked first
     assert wire.packets == ["first", "a b a b", "r", batch, "100", "m"]
     assert [answer[0][0] for answer in answers[-2:]] == ["write b", "write a"]
 
@@ -189,7 +228,7 @@ async def test_heartbeats_go_before_claims() -> None:
 async def test_what_is_cancelled_behind_its_back_is_an_error() -> None:
     """Somebody who cancels every task does not leave those that wait without an answer."""
     wire = Wire()
-    writes = Writes("wire", wire.run, gave_up=lambda: None, has_others=lambda: False, table="lease")
+    writes = Writes("wire", wire.run, gave_up=lambda: None, has_others=lambda _: False, table="l", fence_table="f")
     mine = asyncio.all_tasks()
     calls = []
     for name in ("first", "under way", "waiting"):

@@ -8,9 +8,10 @@ Writings of one kind only go together, the most urgent kind first: heartbeats ne
 share a transaction with a claim that waits for a fence. Within a batch they are in the order of their names, so that
 two processes that claim the same leases do not lock them crosswise.
 
-A row that a stranger holds locked must not cost the other leases anything. Renewals and releases, whose rows are nobody
-else's business, lock their rows first and fail at once if they cannot; a batch that failed is sent again in smaller
-ones, apart from what did not fail, until the locked row is alone. A process with one lease waits for its row.
+A row that a stranger holds locked must not cost the other leases anything. All but the making of rows locks its rows
+first and fails at once if it cannot; a batch that failed is sent again in smaller ones, apart from what did not fail,
+until the locked row is alone. A claim, whose row others may have locked with good reason, is then tried a few times
+more. A process with one lease waits for its row.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ _LOCKED = frozenset({1205, 3572})
 _PAUSE = 0.02
 """Seconds after which a locked row is tried again: it may be that of an exchange of ours that was given up."""
 
+_CLAIM_PAUSES = (0.02, 0.1, 0.5)
+"""Seconds after which a claim that met a locked row is tried again: each time costs the connection."""
+
 Run = Callable[[str, tuple[object, ...]], Awaitable[list[Rows]]]
 
 
@@ -49,6 +53,11 @@ class Kind(IntEnum):
     def is_of_own_rows(self) -> bool:
         """Whether no other process has any business with the rows that it writes."""
         return self in {Kind.RENEW, Kind.RELEASE}
+
+    @property
+    def locks_first(self) -> bool:
+        """Whether its rows are there, to be locked before they are written."""
+        return self is not Kind.MAKE
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +90,9 @@ class Writes:
         run: Run,
         *,
         gave_up: Callable[[], None],
-        has_others: Callable[[], bool],
+        has_others: Callable[[str], bool],
         table: str,
+        fence_table: str,
     ) -> None:
         """Makes it.
 
@@ -90,8 +100,9 @@ class Writes:
             description: Of the store, for errors.
             run: Sends a packet.
             gave_up: Told when a caller does not wait for its turn any longer.
-            has_others: Says whether this process has several leases.
+            has_others: Says whether this process has other leases than this one.
             table: Of the leases.
+            fence_table: Of the fences.
         """
         self._description = description
         self._run = run
@@ -99,6 +110,7 @@ class Writes:
         self._has_others = has_others
         # Each row by its key alone: a range would lock the rows between, which may be another process's.
         self._lock_sql = f"(SELECT 1 FROM {table} WHERE name = %s FOR UPDATE NOWAIT)"
+        self._lock_fence_sql = f"(SELECT 1 FROM {fence_table} WHERE name = %s FOR UPDATE NOWAIT)"
         self._waiting: dict[asyncio.Future[list[Rows]], Write] = {}
         self._task: asyncio.Task[None] | None = None
         self._one_is_under_way = False
@@ -110,6 +122,17 @@ class Writes:
 
         A caller that stops waiting before its turn has written nothing.
         """
+        pauses = _CLAIM_PAUSES if write.kind is Kind.CLAIM else ()
+        for pause in pauses:
+            try:
+                return await self._send(write)
+            except StoreUnavailable as error:
+                if not (_is_locked(error) and self._has_others(write.name)):
+                    raise
+            await asyncio.sleep(pause)
+        return await self._send(write)
+
+    async def _send(self, write: Write) -> list[Rows]:
         sending = self._task is not None and not self._task.done()
         if not (sending or self._one_is_under_way or self._turn(write)[1]):
             return await self._send_one(write)
@@ -191,16 +214,18 @@ class Writes:
     def _packet(self, writes: list[Write]) -> tuple[str, tuple[object, ...], int]:
         """The statements, their parameters, and how many results come before those of the writings."""
         alone = len(writes) == 1
-        locked = writes if writes[0].kind.is_of_own_rows and not (alone and not self._has_others()) else []
+        kind = writes[0].kind
+        locked = writes if kind.locks_first and not (alone and not self._has_others(writes[0].name)) else []
+        lock = [self._lock_sql, self._lock_fence_sql] if kind is Kind.CLAIM else [self._lock_sql]
         before = [] if alone else ["START TRANSACTION"]
-        before += [" UNION ALL ".join([self._lock_sql] * len(locked))] if locked else []
+        before += [" UNION ALL ".join(lock * len(locked))] if locked else []
         parts = [
             *before,
             *(write.sql for write in writes),
             *([] if alone else ["COMMIT AND NO CHAIN NO RELEASE"]),  # whatever the session's completion_type is
             *(write.after for write in writes if write.after),
         ]
-        parameters: list[object] = [write.name for write in locked]
+        parameters: list[object] = [write.name for write in locked for _ in lock]
         parameters += (parameter for write in writes for parameter in write.parameters)
         parameters += (parameter for write in writes for parameter in write.after_parameters)
         return "; ".join(parts), tuple(parameters), len(before)

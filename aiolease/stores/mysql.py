@@ -111,8 +111,9 @@ class MySQLStore(MySQLLedger):
             self.description,
             self._run,
             gave_up=self._lease_session.gave_up,
-            has_others=lambda: len(self._leading) > 1,
+            has_others=lambda name: len(self._leading) > (name in self._leading),
             table=f"{table_prefix}lease",
+            fence_table=f"{table_prefix}fence",
         )
         self._make_statements(table_prefix)
         self._name_ledger_tables(table_prefix)
