@@ -321,6 +321,21 @@ async def test_ticks_are_exact_to_the_microsecond(make_store: MakeStore) -> None
     ]
 
 
+async def test_a_lease_that_vanished_is_made_above_its_ledger(database: Database, make_store: MakeStore) -> None:
+    """Where both rows of a lease are gone, its next term is above every one that the lease's own runs know."""
+    store, other = await make_store(), await make_store()
+    for name, terms in (("cron", 3), ("another", 5)):
+        for _ in range(terms):
+            term = await enrolled(store, "job", name=name)
+        await store.record(term, claiming(run(term, "job", await now_of(store))))
+    await lead(store)  # a term of which the ledger knows nothing
+    for through in (store, other):
+        database.delete_lease("cron")
+        database.delete_fence("cron")
+        assert (await lead(through)).token == 4
+        assert database.fence("cron") == ((await through.status("cron")).holder, 4)  # type: ignore[union-attr]
+
+
 async def test_history_is_in_the_order_of_ticks(make_store: MakeStore) -> None:
     """However rows were claimed, a job's history is in the order of its ticks, and of no other job."""
     store = await make_store()

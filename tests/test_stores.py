@@ -57,6 +57,10 @@ class Database:
         """Deletes a row of the lease table by hand."""
         raise NotImplementedError
 
+    def delete_fence(self, name: str) -> None:
+        """Deletes a row of the fence table by hand."""
+        raise NotImplementedError
+
 
 class InMemory(Database):
     kind = "memory"
@@ -73,6 +77,9 @@ class InMemory(Database):
 
     def delete_lease(self, name: str) -> None:
         del self.server.leases[name]
+
+    def delete_fence(self, name: str) -> None:
+        del self.server.fences[name]
 
 
 class InSQLite(Database):
@@ -94,6 +101,9 @@ class InSQLite(Database):
 
     def delete_lease(self, name: str) -> None:
         self.sql("DELETE FROM aiolease_lease WHERE name = ?", name)
+
+    def delete_fence(self, name: str) -> None:
+        self.sql("DELETE FROM aiolease_fence WHERE name = ?", name)
 
 
 class OnServer(Database):
@@ -117,6 +127,9 @@ class OnServer(Database):
 
     def delete_lease(self, name: str) -> None:
         self.server.sql(f"DELETE FROM aiolease_lease WHERE name = X'{name.encode().hex()}'", self.schema)
+
+    def delete_fence(self, name: str) -> None:
+        self.server.sql(f"DELETE FROM aiolease_fence WHERE name = X'{name.encode().hex()}'", self.schema)
 
 
 class MakeStore(Protocol):

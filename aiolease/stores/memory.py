@@ -212,8 +212,10 @@ class MemoryServer:
         if lease is None:
             if seen is not None:
                 return None
-            fence = self.fences.get(name)
-            lease = _released(name, fence.token if fence else 0, now)
+            # A row that vanished is made anew above the highest token that is known of it.
+            fence, runs = self.fences.get(name), self.ledgers[name].runs.values()
+            known = max([fence.token if fence else 0, *(run.token for run in runs)])
+            lease = _released(name, known, now)
             won = True
         elif seen is None:
             won = lease.holder is None

@@ -128,7 +128,9 @@ class MySQLStore(MySQLLedger):
         self._make_sql = (
             # A row that vanished is made anew above the highest token that is known of it.
             f"INSERT INTO {p}lease (name, token, beat, elected_at, renewed_at, expires_at) "
-            "SELECT %s, COALESCE(MAX(f.token), 0), 0, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), UTC_TIMESTAMP(6) "
+            "SELECT %s, GREATEST(COALESCE(MAX(f.token), 0), "
+            f"COALESCE((SELECT MAX(r.token) FROM {p}run AS r WHERE r.lease = %s), 0)), "
+            "0, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), UTC_TIMESTAMP(6) "
             f"FROM {p}fence AS f WHERE f.name = %s "
             f"ON DUPLICATE KEY UPDATE beat = {p}lease.beat; "
             f"INSERT INTO {p}fence (name, token) SELECT l.name, l.token FROM {p}lease AS l WHERE l.name = %s "
@@ -261,7 +263,7 @@ class MySQLStore(MySQLLedger):
         return (await self._read_many([name])).get(name)
 
     def _make(self, name: str) -> Write:
-        return Write(Kind.MAKE, name, self._make_sql, (name,) * 3, f"{self._read_sql}(%s)", (name,))
+        return Write(Kind.MAKE, name, self._make_sql, (name,) * 4, f"{self._read_sql}(%s)", (name,))
 
     async def claim(self, name: str, holder: str, duration: float, *, seen: Lease | None, force: bool) -> Lease | None:
         """See `LeaseStore.claim`."""

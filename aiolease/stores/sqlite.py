@@ -90,11 +90,11 @@ class SQLiteStore(SQLiteLedger):
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._closed = False
-        self._make_statements(f'"{table_prefix}lease"', f'"{table_prefix}fence"')
+        self._make_statements(*(f'"{table_prefix}{table}"' for table in ("lease", "fence", "run")))
         self._make_ledger_statements(table_prefix)
         _stores.add(self)
 
-    def _make_statements(self, lease: str, fence: str) -> None:
+    def _make_statements(self, lease: str, fence: str, run: str) -> None:
         mine = "name = :name AND holder = :holder AND token = :token"
         self._lease_table_sql = (
             f"CREATE TABLE IF NOT EXISTS {lease} (name TEXT NOT NULL PRIMARY KEY, holder TEXT, token INTEGER NOT NULL, "
@@ -119,7 +119,9 @@ class SQLiteStore(SQLiteLedger):
         self._make_sql = (
             # A row that vanished is made anew above the highest token that is known of it.
             f"INSERT OR IGNORE INTO {lease} (name, token, beat, elected_at, renewed_at, expires_at) "
-            f"SELECT :name, COALESCE(MAX(token), 0), 0, :now, :now, :now FROM {fence} WHERE name = :name"
+            "SELECT :name, MAX(COALESCE(MAX(token), 0), "
+            f"COALESCE((SELECT MAX(token) FROM {run} WHERE lease = :name), 0)), "
+            f"0, :now, :now, :now FROM {fence} WHERE name = :name"
         )
         self._claim_sql = (
             f"UPDATE {lease} SET holder = :holder, token = token + 1, beat = beat + 1, elected_at = :now, "
