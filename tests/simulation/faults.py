@@ -239,6 +239,12 @@ class Scenario:
     def _late(self, process: Process, lasts: float) -> None:
         process.link.late = [lasts * self._chance.random() for _ in range(self._chance.randint(1, 3))]
 
+    def _lag(self, process: Process, lasts: float) -> None:
+        """The next batches of the ledger are given up, and take effect one beside the other."""
+        attempt, chance = process.timings.attempt, self._chance
+        process.link.late_batches = [attempt * chance.uniform(0.3, 2) for _ in range(chance.randint(2, 4))]
+        self.world.after(lasts, process.link.heal)
+
     def _unanswered(self, process: Process, _: float) -> None:
         process.link.unanswered = self._chance.randint(1, 3)
 
@@ -307,6 +313,7 @@ _FAULTS = {
     "slow": 3,
     "fade": 3,
     "late": 5,
+    "lag": 3,
     "unanswered": 2,
     "step": 3,
     "leave": 2,

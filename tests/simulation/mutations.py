@@ -10,13 +10,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
-from aiolease import StoreUnavailable, _candidate, _ledger
-from aiolease._agenda import Agenda
+from aiolease import BodyStuck, StoreUnavailable, _agenda, _candidate, _ledger, _tenure
+from aiolease._agenda import Agenda, Plan
 from aiolease._candidate import Candidate, Claim
 from aiolease._fence import RunKey, Term
 from aiolease._leadership import Leadership
 from aiolease._lease import Lease, Sighting
-from aiolease._records import Batch, Change, RunStatus, Stock
+from aiolease._records import Batch, Change, RunRecord, RunStatus, Stock
+from aiolease._runs import Outcome
 from aiolease._settings import Timings
 from aiolease._settle import settled
 from aiolease._tenure import Tenure
@@ -222,6 +223,97 @@ def _ticks_by_the_client_clock() -> AbstractContextManager[Any]:
     return patch.object(Leadership, "database_now", mutated)
 
 
+def _everybody_is_fit() -> AbstractContextManager[Any]:
+    async def mutated(*_: Any) -> tuple[bool, str]:
+        return True, ""
+
+    patches = ExitStack()
+    patches.enter_context(patch.object(_candidate, "is_eligible", mutated))
+    patches.enter_context(patch.object(_tenure, "is_eligible", mutated))
+    return patches
+
+
+def _renews_for_ever() -> AbstractContextManager[Any]:
+    async def mutated(tenure: Tenure) -> None:
+        while tenure._reason is None:
+            if (left := tenure.lead._deadline - tenure._clock()) <= 0:
+                tenure.end("expired")
+            else:
+                await tenure._woken(left)
+        tenure._emit(BodyStuck(**tenure.facts(), since_lost=0.0, renewing=True))
+        await asyncio.Event().wait()
+
+    return patch.object(Tenure, "_guard", mutated)
+
+
+def _no_heartbeat_while_unwinding() -> AbstractContextManager[Any]:
+    end = Tenure.end
+
+    def mutated(tenure: Tenure, reason: Any, **how: bool) -> None:
+        end(tenure, reason, **how)
+        tenure._renewing = False
+
+    return patch.object(Tenure, "end", mutated)
+
+
+def _unlimited_running() -> AbstractContextManager[Any]:
+    init = Agenda.__init__
+
+    def mutated(agenda: Agenda, *args: Any, **options: Any) -> None:
+        init(agenda, *args, **options | {"max_running": 1000})
+
+    return patch.object(Agenda, "__init__", mutated)
+
+
+def _triggers_are_cleared() -> AbstractContextManager[Any]:
+    def mutated(agenda: Agenda, plan: Plan, *_: Any) -> int:
+        plan.batch.requests |= agenda._requests
+        return 0
+
+    return patch.object(Agenda, "_plan_requests", mutated)
+
+
+def _no_run_is_too_old() -> AbstractContextManager[Any]:
+    patches = ExitStack()
+    due = _ledger.due
+    patches.enter_context(patch.object(_agenda, "due", lambda *args, **how: due(*args, **how | {"max_age": None})))
+    patches.enter_context(patch.object(_agenda, "overdue", lambda *_: None))
+    return patches
+
+
+def _all_ends_are_losses() -> AbstractContextManager[Any]:
+    finished = TermOfJobs._finished
+
+    def mutated(jobs: TermOfJobs, task: asyncio.Task[Outcome]) -> None:
+        before = len(jobs._changes)
+        finished(jobs, task)
+        for number in range(before, len(jobs._changes)):
+            if jobs._changes[number].status == "succeeded":
+                jobs._changes[number] = replace(jobs._changes[number], status="lost")
+
+    return patch.object(TermOfJobs, "_finished", mutated)
+
+
+def _late_reruns_are_skipped() -> AbstractContextManager[Any]:
+    inherited = _ledger.inherited
+
+    def mutated(run: RunRecord, **how: Any) -> Change:
+        change = inherited(run, **how)
+        late = run.status == "queued" and change.status == "lost"
+        return replace(change, status="skipped", attempt=run.attempt) if late else change
+
+    return patch.object(_agenda, "inherited", mutated)
+
+
+def _high_ticks_are_not_compared() -> AbstractContextManager[Any]:
+    record = ArchivedLedger.record
+
+    def mutated(ledger: ArchivedLedger, term: Term, batch: Batch, now: datetime) -> None:
+        record(ledger, term, replace(batch, seen={}), now)
+
+    return patch.object(ArchivedLedger, "record", mutated)
+
+
 MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "release before the body ended": _release_before_the_body_ended,
     "deadline from the reply": _deadline_from_the_reply,
@@ -243,5 +335,14 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "a run is begun again as the same attempt": _rerun_as_the_same_attempt,
     "released before the runs ended": _released_before_the_runs_ended,
     "ticks by the client's clock": _ticks_by_the_client_clock,
+    "everybody is fit to lead": _everybody_is_fit,
+    "renews for ever for a body that hangs": _renews_for_ever,
+    "no heartbeat while a body unwinds": _no_heartbeat_while_unwinding,
+    "any number runs at once": _unlimited_running,
+    "triggers are cleared and not run": _triggers_are_cleared,
+    "no run is too old": _no_run_is_too_old,
+    "what has succeeded is recorded as lost": _all_ends_are_losses,
+    "what comes too late to be run again is skipped": _late_reruns_are_skipped,
+    "high ticks are not compared": _high_ticks_are_not_compared,
 }
 """By name, what breaks one rule of the package or of its database."""

@@ -164,6 +164,7 @@ class Link:
         no_replies: Whether replies are lost.
         slow: Seconds by which a request, and a reply, may be slowed down.
         late: For each of the next statements, how long it waits at the server, or in the network before it.
+        late_batches: The same for the next batches of the ledger.
         unanswered: How many of the next statements are not answered.
     """
 
@@ -175,6 +176,7 @@ class Link:
         self.no_replies = False
         self.slow = _QUICK
         self.late: list[float] = []
+        self.late_batches: list[float] = []
         self.unanswered = 0
         self._outstanding = 0  # statements that are late, and the process may have given up
         self._released = asyncio.Event()
@@ -187,6 +189,7 @@ class Link:
             or self.no_replies
             or self.slow != _QUICK
             or self.late
+            or self.late_batches
             or self.unanswered
             or self._outstanding
         )
@@ -195,7 +198,7 @@ class Link:
     def heal(self) -> None:
         """From now on nothing is wrong, but for what is under way."""
         self.up, self.no_requests, self.no_replies = True, False, False
-        self.slow, self.late, self.unanswered = _QUICK, [], 0
+        self.slow, self.late, self.late_batches, self.unanswered = _QUICK, [], [], 0
         self._process.look_well()
 
     def _travel(self, slow: float = 0.0) -> float:
@@ -211,7 +214,9 @@ class Link:
         reply: asyncio.Future[T] = process.loop.create_future()
         odd = self.slow != _QUICK
         delay, answered = 0.0, True
-        if self.late:
+        if self.late_batches and method == "record":
+            delay, odd = self.late_batches.pop(), True
+        elif self.late:
             delay, odd = self.late.pop(), True
         if self.unanswered:
             self.unanswered -= 1
