@@ -152,6 +152,7 @@ class Checker:
         self.paid: set[tuple[str, datetime]] = set()  # the ticks whose effect is there
         self.terms = 0
         self.commits = 0
+        self.gaps = 0  # known violations that were let pass
 
     def feed(self, record: Record) -> None:
         """Checks one record against all before it.
@@ -193,6 +194,7 @@ class Checker:
         if resumed_at >= body.began_at and min(at, body.told_at) <= notice:
             return True  # it stood still at its deadline or while it unwound
         if any(body.token < token <= newest for token in self._misled):
+            self.gaps += 1
             return True
         if not body.overdue(at, POLITE * (1 + DRIFT)):
             return False

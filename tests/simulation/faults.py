@@ -59,11 +59,13 @@ class Outcome:
         seed: The seed.
         found: What is wrong with it; empty if nothing is.
         happened: How often each kind of record came, if nothing is.
+        gap: Whether the known gap was let pass.
     """
 
     seed: int
     found: str
     happened: Counter[Kind]
+    gap: bool = False
 
     @property
     def replay(self) -> str:
@@ -77,7 +79,7 @@ def outcome_of(seed: int, known: Collection[Finding] = KNOWN) -> Outcome:
         world = simulate(seed, known=known)
     except Violation as found:
         return Outcome(seed, str(found), Counter())
-    return Outcome(seed, "", Counter(record.kind for record in world.journal))
+    return Outcome(seed, "", Counter(record.kind for record in world.journal), world.checker.gaps > 0)
 
 
 class Scenario:

@@ -51,9 +51,9 @@ class World:
         self.tracing = tracing
         self.trace: list[str] = []
         self.journal: list[Record] = []
+        self.checker = checker
         self.server = Server(self)
         self.processes: list[Process] = []
-        self._checker = checker
         self._buried: list[Process] = []
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
@@ -74,7 +74,7 @@ class World:
         if self.tracing:
             self.trace.append(str(record))
         try:
-            self._checker.feed(record)
+            self.checker.feed(record)
         except Violation as violation:  # raised by `run`: a process must not catch it
             self.fail(violation)
 
@@ -137,7 +137,7 @@ class World:
                 self.now, _, call = heapq.heappop(self._events)
                 call()
         if self.failure is None:
-            self._checker.finish(self.now)
+            self.checker.finish(self.now)
 
 
 def _due(process: Process) -> float:
