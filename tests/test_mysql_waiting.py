@@ -158,6 +158,25 @@ async def test_candidates_do_not_pass_an_orphaned_lock_round(mysql_server: Serve
     journal.check()
 
 
+@pytest.mark.parametrize(("age", "least", "most"), [(0, 0.0, 1.0), (10, 14.0, 18.0)])
+async def test_a_new_leader_is_given_time_to_take_its_lock(
+    mysql_server: Server, mysql_url: str, age: int, least: float, most: float
+) -> None:
+    """A candidate that finds the lock free tries it again soon if the term is new: its leader is about to ask for it.
+
+    If the term is old, its leader has died or lost its connection, and the lock is left alone for half a lease.
+    """
+    async with open_store(mysql_url) as store:
+        assert isinstance(store, MySQLStore)
+        await store.claim("cron", "another", 30.0, seen=None, force=False)
+        store.forget("cron")  # the lock is free, and the row is held
+        elected_at = f"UTC_TIMESTAMP(6) - INTERVAL {age} SECOND"
+        mysql_server.sql(f"UPDATE aiolease_lease SET elected_at = {elected_at} WHERE name = 'cron'", database_of(mysql_url))
+        lease = await store.read("cron")
+        await store.watch("cron", 5.0, lease=lease, poll=2.0, hint=True)
+        assert least <= store._distrust_until - asyncio.get_running_loop().time() <= most
+
+
 async def test_a_lock_in_a_strangers_hands_is_not_needed(mysql_server: Server, mysql_url: str) -> None:
     """Where a stranger holds the lock, or a wait in it is killed, leases are won, kept and handed over all the same."""
     names: set[str] = set()

@@ -23,7 +23,7 @@ import random
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -442,7 +442,9 @@ class MySQLStore(MySQLLedger):
         return found
 
     def _distrust(self, before: Lease | None, found: Lease | None) -> None:
-        if before is not None and found is not None and found.token != before.token:
+        changed = before is not None and found is not None and found.token != before.token
+        young = found is not None and found.now - found.elected_at < timedelta(seconds=2 * _RACE)
+        if changed or young:
             pause = _RACE  # a new leader, which is about to ask for its lock
         else:
             # Longer than any heartbeat, which is at most 0.45 of a lease: then its leader, if it lives, has it again.
