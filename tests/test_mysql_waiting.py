@@ -171,7 +171,9 @@ async def test_a_new_leader_is_given_time_to_take_its_lock(
         await store.claim("cron", "another", 30.0, seen=None, force=False)
         store.forget("cron")  # the lock is free, and the row is held
         elected_at = f"UTC_TIMESTAMP(6) - INTERVAL {age} SECOND"
-        mysql_server.sql(f"UPDATE aiolease_lease SET elected_at = {elected_at} WHERE name = 'cron'", database_of(mysql_url))
+        mysql_server.sql(
+            f"UPDATE aiolease_lease SET elected_at = {elected_at} WHERE name = 'cron'", database_of(mysql_url)
+        )
         lease = await store.read("cron")
         await store.watch("cron", 5.0, lease=lease, poll=2.0, hint=True)
         assert least <= store._distrust_until - asyncio.get_running_loop().time() <= most
