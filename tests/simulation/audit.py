@@ -99,7 +99,10 @@ def _wrong(books: Books, rules: Mapping[str, Rules], now: datetime | None, behin
     for job, record in books.jobs.items():
         if job in rules:
             of_job = sorted((row for row in rows.values() if row.job == job), key=lambda row: row.tick)
-            yield from _lost_ticks(record, of_job, rules[job], now, behind)
+            # What falls due behind a run of an earlier term waits for its end, also when its final commit is there.
+            going_on = books.begun.keys() - books.over.keys()
+            waits = any(run.job == job and books.begun[run] == books.term for run in going_on)
+            yield from _lost_ticks(record, of_job, rules[job], None if waits else now, behind)
             for row in of_job:
                 yield from _untrue(row, rules[job], books)
     for job, tick in books.paid:
