@@ -135,7 +135,7 @@ class Agenda:
         pending: Sequence[Change],
         ended: Collection[RunKey],
         unanswered: Collection[RunKey],
-    ) -> list[tuple[Job, RunRecord, Change]]:
+    ) -> list[tuple[RunRecord, Change]]:
         """Starts anew from a whole reading of the ledger, which knows all jobs.
 
         Args:
@@ -178,7 +178,7 @@ class Agenda:
                 continue
             job = standing.job
             change = inherited(run, rerun_lost=job.rerun_lost, max_age=job.max_age, now=stock.now)
-            left_behind.append((job, run, change))
+            left_behind.append((run, change))
             if change.status == "queued":
                 standing.going_on += 1
                 standing.backlog = standing.inherited = True

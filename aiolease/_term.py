@@ -242,7 +242,7 @@ class TermOfJobs:
             ended=committed,
             unanswered=self._unanswered,
         )
-        for _, run, change in left_behind:
+        for run, change in left_behind:
             self._changes.append(change)
             if run.status == "running":
                 took = (stock.now - run.started_at).total_seconds() if run.started_at else 0.0
