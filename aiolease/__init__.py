@@ -31,6 +31,7 @@ from aiolease._campaign import Campaign, CampaignStatus, leadership, run_as_lead
 from aiolease._jobs import JobRegistry
 from aiolease._leadership import Leadership, current_leadership
 from aiolease._lease import Lease, LeaseStore
+from aiolease._logging import use_stdlib_logging
 from aiolease._records import RunRecord
 from aiolease._runs import JobRun
 from aiolease.errors import (
@@ -65,7 +66,6 @@ from aiolease.events import (
     RunStarted,
     TickSkipped,
     Waiting,
-    use_stdlib_logging,
 )
 from aiolease.stores import open_store
 

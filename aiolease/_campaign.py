@@ -20,11 +20,12 @@ from aiolease._candidate import Candidate, Contact, Eligible, StayOut
 from aiolease._clock import current_clock
 from aiolease._leadership import Leadership
 from aiolease._lease import LeaseStore
+from aiolease._logging import emit
 from aiolease._settings import OnStall, Timings, check_stall, check_wait
 from aiolease._settle import settled
 from aiolease._tenure import hold
 from aiolease.errors import LeadershipLost
-from aiolease.events import Notice, Observer, describe, emit
+from aiolease.events import Notice, Observer, describe
 from aiolease.stores import Target, check_target, open_store
 
 State = Literal["starting", "following", "leading", "draining", "failed", "stopped"]

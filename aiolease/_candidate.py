@@ -16,11 +16,12 @@ import anyio
 
 from aiolease._clock import boot_clock, current_clock, jitter
 from aiolease._lease import Lease, LeaseStore, Sighting, new_holder
+from aiolease._logging import emit
 from aiolease._settings import Timings
 from aiolease._settle import bounded, settled
 from aiolease._watchdog import watchdog
 from aiolease.errors import LeaseHeld, SchemaMissing, StoreRejected, StoreUnavailable
-from aiolease.events import Following, Notice, Observer, Waiting, describe, emit
+from aiolease.events import Following, Notice, Observer, Waiting, describe
 
 Eligible = Callable[[], Awaitable[bool]]
 

@@ -16,11 +16,12 @@ from aiolease._campaign import Campaign, Options
 from aiolease._leadership import Leadership
 from aiolease._lease import check_name
 from aiolease._ledger import Missed
+from aiolease._logging import emit
 from aiolease._runs import Job, Overlap, Threads, is_async, takes_run
 from aiolease._schedule import Cron, Every, Schedule
 from aiolease._term import TermOfJobs
 from aiolease.errors import ConfigurationError, DuplicateJob, InvalidJob
-from aiolease.events import Notice, emit
+from aiolease.events import Notice
 from aiolease.stores import Target
 
 P = ParamSpec("P")

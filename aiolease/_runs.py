@@ -21,9 +21,10 @@ from typing import Any, Literal, final
 from aiolease._fence import RunKey
 from aiolease._leadership import Leadership
 from aiolease._ledger import Missed
+from aiolease._logging import emit
 from aiolease._schedule import Schedule
 from aiolease.errors import CommitUnknown, InvalidJob, LeadershipLost, RunEnded, StoreUnavailable
-from aiolease.events import Notice, emit
+from aiolease.events import Notice
 
 _CALLERS = frozenset({"aiolease", "asyncio"})
 Overlap = Literal["skip", "allow"]

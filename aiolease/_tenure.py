@@ -32,6 +32,7 @@ from aiolease._candidate import TROUBLE, Claim, Contact, Eligible, is_eligible
 from aiolease._clock import boot_clock, current_clock, jitter
 from aiolease._leadership import Leadership, leading
 from aiolease._lease import Lease, LeaseStore
+from aiolease._logging import emit
 from aiolease._settings import OnStall, Timings
 from aiolease._settle import bounded, settled
 from aiolease._watchdog import end_process, watched
@@ -49,7 +50,6 @@ from aiolease.events import (
     RenewFailed,
     Resigned,
     describe,
-    emit,
 )
 
 _FIRST_RETRY = 0.25

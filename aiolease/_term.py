@@ -27,11 +27,12 @@ from aiolease._clock import jitter
 from aiolease._fence import FenceBroken, Refused, RunKey, Term
 from aiolease._leadership import Leadership, is_within, leading
 from aiolease._ledger import Skip, lost
+from aiolease._logging import emit
 from aiolease._records import Batch, Change, LedgerStore, Stock
 from aiolease._runs import Execution, Job, JobRun, Outcome, Threads
 from aiolease._settle import bounded, given_up, settled
 from aiolease.errors import LeadershipLost
-from aiolease.events import Event, Notice, RunFinished, RunStarted, TickSkipped, describe, emit
+from aiolease.events import Event, Notice, RunFinished, RunStarted, TickSkipped, describe
 
 R = TypeVar("R")
 

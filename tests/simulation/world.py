@@ -15,8 +15,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from aiolease import _tenure
-from aiolease import events as aiolease_events
+from aiolease import _logging, _tenure
 from tests.simulation.checker import Checker, Record, Violation
 from tests.simulation.jobs import journaled
 from tests.simulation.network import Server
@@ -104,7 +103,7 @@ class World:
             state = random.getstate()
             patches.callback(random.setstate, state)
             random.seed(self.seed)
-            patches.enter_context(patch.object(aiolease_events, "_log", None))
+            patches.enter_context(patch.object(_logging, "_log", None))
             patches.enter_context(patch.object(_tenure.Tenure, "watching", _watching))
             patches.enter_context(journaled())
             try:
