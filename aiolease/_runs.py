@@ -15,7 +15,6 @@ from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import datetime
-from types import TracebackType
 from typing import Any, Literal, final
 
 from aiolease._fence import RunKey
@@ -23,10 +22,10 @@ from aiolease._leadership import Leadership
 from aiolease._ledger import Missed
 from aiolease._logging import emit
 from aiolease._schedule import Schedule
+from aiolease._tracebacks import hide_values
 from aiolease.errors import CommitUnknown, InvalidJob, LeadershipLost, RunEnded, StoreUnavailable
 from aiolease.events import Notice
 
-_CALLERS = frozenset({"aiolease", "asyncio"})
 Overlap = Literal["skip", "allow"]
 Ending = Literal["succeeded", "failed", "lost"]
 Threads = dict[str, set[threading.Thread]]
@@ -191,14 +190,6 @@ def _start_thread(call: Callable[[], object], name: str) -> tuple[threading.Thre
     return thread, ended
 
 
-def _of_the_job(trace: TracebackType | None) -> TracebackType | None:
-    """What of a traceback lies behind this package and the libraries that call a job for it."""
-    own = trace
-    while own is not None and own.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _CALLERS:
-        own = own.tb_next
-    return own
-
-
 def is_async(function: Callable[..., object]) -> bool:
     """Whether a call gives something to await: a coroutine function, a partial of one, an object with an async call."""
     while isinstance(function, functools.partial):
@@ -281,8 +272,7 @@ class Execution:
         if run._doubt is not None and not run._committed and status == "succeeded":
             status, error = "lost", run._doubt  # swallowed: its effect may not be there
         if error is not None:
-            # From the job's own frame on: loguru prints the variables of all others too, a URL with its password say.
-            error = error.with_traceback(_of_the_job(error.__traceback__))
+            hide_values(error)
         return Outcome("succeeded" if run._committed else status, clock() - started, error, run._committed)
 
     async def _call(self) -> None:

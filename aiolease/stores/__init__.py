@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import unquote
 
@@ -38,7 +38,7 @@ class Store(LeaseStore, LedgerStore, Protocol):
 
 @dataclass(slots=True)
 class _Shared:
-    target: Target  # kept, so that no other can get its id meanwhile
+    target: Target = field(repr=False)  # kept, so that no other can get its id meanwhile; a URL may hold a password
     store: Store
     users: int = 0
 

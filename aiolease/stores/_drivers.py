@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from aiolease._tracebacks import hide_values
 from aiolease.errors import AioleaseError, ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.events import describe
 
@@ -232,9 +233,13 @@ def error_number(error: BaseException) -> int | None:
 
 
 def translate(store: str, error: BaseException) -> AioleaseError:
-    """What a driver's error means to the caller. Whatever is not known to be final may pass."""
+    """What a driver's error means to the caller. Whatever is not known to be final may pass.
+
+    The driver's error will be the cause of this one, and its frames hold the password: nobody who logs them sees it.
+    """
     if isinstance(error, AioleaseError):
         return error
+    hide_values(error)
     number = error_number(error)
     text = f"{error.args[1]} ({number})" if number is not None and len(error.args) > 1 else describe(error)
     if number in _REJECTED:
