@@ -133,8 +133,9 @@ def _from_url(url: str, table_prefix: str, create_tables: bool) -> Store:
     scheme, separator, rest = url.partition("://")
     if separator and scheme in {"mysql", "mysql+asyncmy", "mariadb", "mariadb+asyncmy"}:
         from aiolease.stores import _drivers
+        from aiolease.stores._url import parse_url
 
-        return _mysql(_drivers.asyncmy_driver(_drivers.parse_url(url)), None, table_prefix, create_tables)
+        return _mysql(_drivers.asyncmy_driver(parse_url(url)), None, table_prefix, create_tables)
     if separator and scheme in {"sqlite", "sqlite+aiosqlite"}:
         path = unquote(rest.removeprefix("/"))
         if not rest.startswith("/") or not path or path == ":memory:" or "?" in rest:
