@@ -31,7 +31,7 @@ from aiolease._campaign import Campaign, CampaignStatus, leadership, run_as_lead
 from aiolease._jobs import JobRegistry
 from aiolease._leadership import Leadership, current_leadership
 from aiolease._lease import Lease, LeaseStore
-from aiolease._logging import use_stdlib_logging
+from aiolease._logging import RunFilter, use_stdlib_logging
 from aiolease._records import RunRecord
 from aiolease._runs import JobRun
 from aiolease.errors import (
@@ -104,6 +104,7 @@ __all__ = [
     "Renewed",
     "Resigned",
     "RunEnded",
+    "RunFilter",
     "RunFinished",
     "RunRecord",
     "RunStarted",

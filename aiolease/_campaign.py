@@ -279,7 +279,8 @@ class Campaign:
             if lost.holder != claim.lease.holder:
                 raise
             if lost.__cause__ is not None:
-                text = f"{self._name!r} (term {lost.token}): the body ended with {describe(lost.__cause__)}"
+                raised = describe(lost.__cause__)
+                text = f"{self._name!r} (term {lost.token}): the body ended with {raised} (holder {lost.holder})"
                 notice = Notice(lease=self._name, holder=lost.holder, token=lost.token, severity="ERROR", text=text)
                 emit(notice, self._observer)
             return None

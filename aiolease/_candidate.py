@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import anyio
 
@@ -260,7 +261,8 @@ class Candidate:
                     f"its lease has run out by the database's clock, but was not released and may be alive: "
                     f"watching it for {sighting.duration:.1f} s"
                 )
-            emit(Following(lease=self._name, holder=lease.holder, token=lease.token, note=note), self._observer)
+            facts: Any = {"lease": self._name, "holder": lease.holder, "token": lease.token}
+            emit(Following(**facts, database=self._store.description, note=note), self._observer)
         return None
 
     async def _adopt(self, lease: Lease, now: float) -> Claim | None:

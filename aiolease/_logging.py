@@ -1,25 +1,77 @@
-"""The observers that turn events into log lines, and `emit`, which hands an event to them and to the user's own."""
+"""The observers that turn events into log lines, and `emit`, which hands an event to them and to the user's own.
+
+Lines that a job writes itself carry its run's facts: with loguru at once, with the standard library by `RunFilter`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields
+from datetime import datetime
+from typing import TypedDict, Unpack
 
 from loguru import logger
 
 from aiolease.events import Event, LoopBlocked, Notice, Observer, RunFinished, describe, level_of
 
 
+class _RunFacts(TypedDict):
+    """What the lines of one run carry."""
+
+    lease: str
+    job: str
+    tick: datetime
+    attempt: int
+
+
+_run: ContextVar[_RunFacts | None] = ContextVar("_run", default=None)
+
+
+@contextmanager
+def in_run(**facts: Unpack[_RunFacts]) -> Iterator[None]:
+    """While the block runs, lines of this task, and of tasks and threads that it starts, carry these facts."""
+    token = _run.set(facts)
+    try:
+        with logger.contextualize(**facts):
+            yield
+    finally:
+        _run.reset(token)
+
+
+class RunFilter(logging.Filter):
+    """Adds ``lease``, ``job``, ``tick`` and ``attempt`` to the records that a job writes with the standard library.
+
+    Add it to a handler; a format may then name them: ``%(job)s``. Outside a run they are ``None``. Facts that a record
+    has already stay. With loguru nothing is to be added: its ``extra`` has them.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Lets every record pass."""
+        facts = _run.get()
+        for name in _RunFacts.__annotations__:
+            if not hasattr(record, name):
+                setattr(record, name, None if facts is None else facts[name])  # type: ignore[literal-required]
+        return True
+
+
 def _facts(event: Event) -> dict[str, object]:
-    return {"lease": event.lease, "holder": event.holder, "token": event.token}
+    """Every field of an event. An exception as text: sinks pickle and serialize these, and have it in the record."""
+    facts = {field.name: getattr(event, field.name) for field in fields(event)}
+    return {name: describe(fact) if isinstance(fact, BaseException) else fact for name, fact in facts.items()}
+
+
+def _raised(event: Event) -> BaseException | None:
+    return event.error if isinstance(event, RunFinished) and event.status == "failed" else None
 
 
 def log_to_loguru(event: Event) -> None:
-    """Writes an event with loguru, bound with ``lease``, ``holder`` and ``token``."""
-    traceback = event.error if isinstance(event, RunFinished) and event.status == "failed" else None
+    """Writes an event with loguru, bound with every fact of it."""
     # Passed as an argument, not as the message: a brace in an error's text must not be taken for a field.
-    logger.bind(**_facts(event)).opt(depth=2, exception=traceback).log(level_of(event), "{}", event.phrase)
+    logger.bind(**_facts(event)).opt(depth=2, exception=_raised(event)).log(level_of(event), "{}", event.phrase)
 
 
 _stdlib = logging.getLogger("aiolease")
@@ -29,11 +81,8 @@ def log_to_stdlib(event: Event) -> None:
     """Writes an event to ``logging.getLogger("aiolease")``, every fact of it in ``extra``; TRACE is level 5."""
     level = level_of(event)
     number = 5 if level == "TRACE" else logging.getLevelNamesMapping()[level]
-    if not _stdlib.isEnabledFor(number):
-        return
-    extra = {field.name: getattr(event, field.name) for field in fields(event)}
-    traceback = event.error if isinstance(event, RunFinished) and event.status == "failed" else None
-    _stdlib.log(number, "%s", event.phrase, extra=extra, exc_info=traceback)
+    if _stdlib.isEnabledFor(number):
+        _stdlib.log(number, "%s", event.phrase, extra=_facts(event), exc_info=_raised(event))
 
 
 _log: Observer = log_to_loguru

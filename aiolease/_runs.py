@@ -20,7 +20,7 @@ from typing import Any, Literal, final
 from aiolease._fence import RunKey
 from aiolease._leadership import Leadership
 from aiolease._ledger import Missed
-from aiolease._logging import emit
+from aiolease._logging import emit, in_run
 from aiolease._schedule import Schedule
 from aiolease._tracebacks import hide_values
 from aiolease.errors import CommitUnknown, InvalidJob, LeadershipLost, RunEnded, StoreUnavailable
@@ -252,7 +252,8 @@ class Execution:
         limit = asyncio.timeout(job.timeout)
         try:
             async with limit:
-                await self._call()
+                with in_run(lease=run.leadership.name, job=run.job, tick=run.tick, attempt=run.attempt):
+                    await self._call()
         except asyncio.CancelledError as raised:
             # Cancelled by the end of the term, or by itself: by something it awaited that was cancelled elsewhere.
             status, error = ("lost", None) if self.given_up or _being_cancelled() else ("failed", raised)

@@ -304,7 +304,9 @@ class Tenure:
             released = await bounded(limit, self._store.description, call)
         except TROUBLE as error:
             self._store.forget(lead.name)
-            text = f"could not release {lead.name!r} (term {lead.token}), it expires by itself: {error}"
+            text = (
+                f"could not release {lead.name!r} (term {lead.token}) as {lead.holder}, it expires by itself: {error}"
+            )
             self._emit(Notice(**self.facts(), severity="WARNING", text=text))
         else:
             if released:
@@ -441,7 +443,8 @@ async def hold(
         keeper = asyncio.create_task(tenure.keep())
         keeper.add_done_callback(lambda task: tenure.keeper_failed(None if task.cancelled() else task.exception()))
         try:
-            emit(Elected(**tenure.facts(), elected_at=tenure.lead.elected_at), observer)
+            since = tenure.lead.elected_at
+            emit(Elected(**tenure.facts(), elected_at=since, database=store.description), observer)
             with leading(tenure.lead):
                 yield tenure.lead
         except BaseException as raised:  # noqa: BLE001 - it is raised again by `outcome`, or belongs to the loss

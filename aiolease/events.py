@@ -65,13 +65,15 @@ class Elected(Event):
 
     Attributes:
         elected_at: When the term began, by the database's clock.
+        database: Where the lease is, without a password.
     """
 
     elected_at: datetime
+    database: str
 
     @property
     def phrase(self) -> str:
-        return f"acquired leadership of {self.lease!r} (term {self.token})"
+        return f"acquired leadership of {self.lease!r} (term {self.token}) as {self.holder}, on {self.database}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,14 +81,17 @@ class Following(Event):
     """Another process leads (`holder`, `token`), this one waits. Once per term that it sees.
 
     Attributes:
+        database: Where the lease is, without a password.
         note: Why it waits although the lease looks expired; empty otherwise.
     """
 
+    database: str
     note: str = ""
 
     @property
     def phrase(self) -> str:
-        return f"another instance leads {self.lease!r}: {self.holder}, waiting" + (self.note and f" ({self.note})")
+        note = self.note and f" ({self.note})"
+        return f"another instance leads {self.lease!r}: {self.holder}, waiting, on {self.database}{note}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +165,7 @@ class Lost(Event):
 
     @property
     def phrase(self) -> str:
-        return f"lost leadership of {self.lease!r} (term {self.token}): {self.reason}"
+        return f"lost leadership of {self.lease!r} (term {self.token}): {self.reason} (holder {self.holder})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +181,7 @@ class Resigned(Event):
     @property
     def phrase(self) -> str:
         asked = ", as was asked for" if self.requested else ""
-        return f"resigned from {self.lease!r} (term {self.token}){asked}"
+        return f"resigned from {self.lease!r} (term {self.token}) as {self.holder}{asked}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +203,7 @@ class BodyStuck(Event):
         gone = "" if self.renewing else "; the lease is not renewed any more, another process may lead beside it"
         return (
             f"{self.lease!r} (term {self.token}): the body has not ended, "
-            f"{self.since_lost:.1f} s after the lease was lost{gone}"
+            f"{self.since_lost:.1f} s after the lease was lost{gone} (holder {self.holder})"
         )
 
 
@@ -228,7 +233,7 @@ class Released(Event):
 
     @property
     def phrase(self) -> str:
-        return f"released {self.lease!r} (term {self.token})"
+        return f"released {self.lease!r} (term {self.token}) as {self.holder}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,7 +297,7 @@ class RunFinished(Event):
         if self.status == "succeeded":
             return f"ran {self.job!r} in {self.took:.2f} s"
         if self.status == "lost":
-            return f"{self.job!r} was lost with term {self.token}"
+            return f"{self.job!r} was lost with term {self.token} (holder {self.holder})"
         return f"{self.job!r} failed: {describe(self.error)}"
 
 

@@ -709,7 +709,9 @@ async def test_a_cold_start_on_a_row_that_was_never_released_says_why_it_waits()
     assert following.note == (
         "its lease has run out by the database's clock, but was not released and may be alive: watching it for 12.0 s"
     )
-    assert following.phrase == f"another instance leads 'cron': {following.holder}, waiting ({following.note})"
+    assert (
+        following.phrase == f"another instance leads 'cron': {following.holder}, waiting, on memory ({following.note})"
+    )
     await end(second.task)
 
 
@@ -1147,7 +1149,7 @@ async def test_a_waiting_candidate_only_reads() -> None:
     assert len(second.store.sent) <= 2 * LONG / LEASE
     assert len(second.log.of(Following)) == 1
     (following,) = second.log.of(Following)
-    assert following.phrase == f"another instance leads 'cron': {server.leases['cron'].holder}, waiting"
+    assert following.phrase == f"another instance leads 'cron': {server.leases['cron'].holder}, waiting, on memory"
     await end(*(process.task for process in fleet))
 
 
@@ -1666,15 +1668,15 @@ def test_log_phrases_are_stable(lines: list[tuple[str, str, dict[str, Any]]]) ->
     said = [(level, text) for level, text, _ in lines]
     for entry in [
         ("WARNING", "waiting for the database: memory: the network is down"),
-        ("INFO", "acquired leadership of 'cron' (term 1)"),
-        ("INFO", f"another instance leads 'cron': {first}, waiting"),
+        ("INFO", f"acquired leadership of 'cron' (term 1) as {first}, on memory"),
+        ("INFO", f"another instance leads 'cron': {first}, waiting, on memory"),
         ("TRACE", "renewed 'cron'"),
-        ("ERROR", "lost leadership of 'cron' (term 1): expired"),
-        ("CRITICAL", "'cron' (term 1): the body has not ended, 5.0 s after the lease was lost"),
-        ("INFO", "released 'cron' (term 1)"),
-        ("INFO", "acquired leadership of 'cron' (term 2)"),
-        ("INFO", "resigned from 'cron' (term 2)"),
-        ("INFO", "released 'cron' (term 2)"),
+        ("ERROR", f"lost leadership of 'cron' (term 1): expired (holder {first})"),
+        ("CRITICAL", f"'cron' (term 1): the body has not ended, 5.0 s after the lease was lost (holder {first})"),
+        ("INFO", f"released 'cron' (term 1) as {first}"),
+        ("INFO", f"acquired leadership of 'cron' (term 2) as {second}, on memory"),
+        ("INFO", f"resigned from 'cron' (term 2) as {second}"),
+        ("INFO", f"released 'cron' (term 2) as {second}"),
     ]:
         assert said.count(entry) == 1, entry
     failures = [text for level, text in said if level == "WARNING" and text.startswith("could not renew")]
@@ -1732,13 +1734,15 @@ def test_log_phrases_through_the_standard_library() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     said = done.stdout.splitlines()
-    assert said[0] == "INFO|acquired leadership of 'cron' (term 1)|cron|1"
+    holder = r"[^ |,]+-[0-9a-f]{32}"
+    assert re.fullmatch(rf"INFO\|acquired leadership of 'cron' \(term 1\) as {holder}, on memory\|cron\|1", said[0])
     assert said[1] == "TRACE|renewed 'cron'|cron|1"
     assert re.fullmatch(
         r"WARNING\|could not renew 'cron', \d+\.\d s left: memory: the network is down\|cron\|1", said[2]
     )
-    assert "ERROR|lost leadership of 'cron' (term 1): expired|cron|1" in said
-    assert said[-2:] == ["INFO|acquired leadership of 'cron' (term 2)|cron|2", "INFO|released 'cron' (term 2)|cron|2"]
+    lost = rf"ERROR\|lost leadership of 'cron' \(term 1\): expired \(holder {holder}\)\|cron\|1"
+    assert any(re.fullmatch(lost, line) for line in said)
+    assert re.fullmatch(rf"INFO\|released 'cron' \(term 2\) as {holder}\|cron\|2", said[-1])
 
 
 @virtual_time

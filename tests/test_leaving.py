@@ -960,7 +960,9 @@ async def test_a_body_that_does_not_end(how: str) -> None:
     assert [event.renewing for _, event in stuck] == [True, False]
     assert [event.level for _, event in stuck] == ["CRITICAL"] * 2
     assert [event.since_lost for _, event in stuck] == pytest.approx([UNWIND, LEASE], abs=0.01)
-    phrase = f"'cron' (term {lead.token}): the body has not ended, 5.0 s after the lease was lost"
+    phrase = (
+        f"'cron' (term {lead.token}): the body has not ended, 5.0 s after the lease was lost (holder {lead.holder})"
+    )
     assert stuck[0][1].phrase == phrase
     # Renewed at every heartbeat, and no longer than one more lease.
     assert len(renewed) >= 2

@@ -50,10 +50,14 @@ def failures(told: list[str]) -> list[str]:
 # -- every kind of target
 
 
+def user_of(url: str) -> str:
+    return f"u_{database_of(url)[-10:]}"
+
+
 @asynccontextmanager
 async def target_of(kind: str, server: Server, url: str, proxy: TCPProxy) -> AsyncIterator[Any]:
     """A target behind a proxy, with a password."""
-    user, database = f"u_{database_of(url)[-10:]}", database_of(url)
+    user, database = user_of(url), database_of(url)
     server.create_user(user, SECRET, f"ALL ON {database}.*")
     url = f"mysql://{user}:{SECRET}@127.0.0.1:{proxy.port}/{database}"
     login = {"host": "127.0.0.1", "port": proxy.port, "user": user, "password": SECRET, "db": database}
@@ -162,6 +166,8 @@ async def test_an_outage_shows_no_password(mysql_server: Server, mysql_url: str,
                 await see_all_fail(jobs_that_meet_an_outage(cut), lead, heard, proxy.heal)
     assert len(failures(told)) >= 5
     assert_safe(told)
+    where = rf"on mysql://{user_of(mysql_url)}@127\.0\.0\.1:{proxy.port}/{database_of(mysql_url)} "
+    assert re.match(rf"INFO acquired leadership of 'default' \(term 1\) as \S+, {where}", told[0])
 
 
 async def test_an_outage_of_sqlite_shows_no_variables(tmp_path: Path, told: list[str]) -> None:

@@ -43,6 +43,7 @@ PUBLIC = {
     "LeaseHeld",
     "NotLeader",
     "RunEnded",
+    "RunFilter",
     "SchemaMissing",
     "StoreRejected",
     "StoreUnavailable",

@@ -1,0 +1,242 @@
+"""What a log line carries: every fact of its event, the run that wrote it, the holder of a term, the database."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import pickle
+from collections.abc import Iterator
+from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from loguru import logger
+
+from aiolease import JobRegistry, JobRun, RunFilter, events, leadership
+from aiolease._logging import log_to_loguru, log_to_stdlib
+from aiolease.events import (
+    BodyStuck,
+    Elected,
+    Event,
+    Following,
+    LoopBlocked,
+    Lost,
+    Notice,
+    Released,
+    Renewed,
+    RenewFailed,
+    Resigned,
+    RunFinished,
+    RunStarted,
+    TickSkipped,
+    Waiting,
+)
+from aiolease.testing import MemoryServer, MemoryStore, virtual_time
+
+if TYPE_CHECKING:
+    from loguru import Record
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+TERM: dict[str, Any] = {"lease": "cron", "holder": "web1-7-0123456789abcdef", "token": 7}
+RUN: dict[str, Any] = {**TERM, "job": "debt_aging", "tick": NOON}
+
+EVENTS: list[Event] = [
+    Elected(**TERM, elected_at=NOON, database="memory"),
+    Following(**TERM, database="memory", note="it may be alive"),
+    Renewed(**TERM, beat=3, took=0.1),
+    RenewFailed(**TERM, left=4.5, error="gone"),
+    Waiting(lease="cron", error="gone", attempts=3),
+    Lost(**TERM, reason="expired"),
+    Resigned(**TERM, requested=True),
+    BodyStuck(**TERM, since_lost=5.0, renewing=True),
+    BodyStuck(**TERM, since_lost=5.0, renewing=False),
+    LoopBlocked(**TERM, stack="here"),
+    Released(**TERM),
+    Notice(**TERM, severity="WARNING", text="something"),
+    RunStarted(**RUN, late=0.1),
+    RunFinished(**RUN, status="succeeded", took=1.0),
+    RunFinished(**RUN, status="lost", took=1.0),
+    RunFinished(**RUN, status="failed", took=1.0, error=ValueError("no customers")),
+    TickSkipped(**TERM, job="debt_aging", since=NOON, count=3, reason="too old"),
+]
+
+
+class Odd(Exception):
+    """As some drivers' errors are: it holds what cannot be pickled."""
+
+    def __init__(self, one: object, *, two: object) -> None:
+        super().__init__("odd")
+        self.handle = lambda: (one, two)
+
+
+@pytest.fixture
+def records() -> Iterator[list[Record]]:
+    """What loguru was told."""
+    found: list[Record] = []
+    logger.enable("aiolease")
+    sink = logger.add(lambda message: found.append(message.record), level=0)
+    yield found
+    logger.remove(sink)
+
+
+def test_every_event_is_tried() -> None:
+    """The events above are all that there are."""
+    kinds = {kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, Event)}
+    assert {type(event) for event in EVENTS} == kinds - {Event}
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_every_fact_is_in_extra(event: Event, records: list[Record]) -> None:
+    """Both logs carry every field of an event, an exception as its text: what a sink may pickle and serialize."""
+    facts = {field.name: getattr(event, field.name) for field in fields(event)}
+    if facts.get("error") is not None and not isinstance(facts["error"], str):
+        facts["error"] = "ValueError: no customers"
+    log_to_loguru(event)
+    assert records[0]["extra"] == facts
+    assert pickle.loads(pickle.dumps(records[0]["extra"])) == facts
+    json.dumps(facts, default=datetime.isoformat)
+
+    found: list[logging.LogRecord] = []
+    handler = logging.Handler(level=1)
+    handler.emit = found.append  # type: ignore[method-assign, assignment]
+    log = logging.getLogger("aiolease")
+    level = log.level
+    log.setLevel(1)
+    log.addHandler(handler)
+    try:
+        log_to_stdlib(event)
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+    assert {name: getattr(found[0], name) for name in facts} == facts
+    assert found[0].getMessage() == event.phrase
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_a_line_about_a_term_names_its_holder(event: Event) -> None:
+    """Whoever reads that a term was won, lost or released reads which process had it."""
+    if "term 7" in event.phrase:
+        assert TERM["holder"] in event.phrase
+
+
+@virtual_time
+async def test_a_line_about_any_term_names_its_holder(records: list[Record]) -> None:
+    """So do the lines that are no events of their own: a body that raised when it lost its term, a failed release."""
+    store, jobs = MemoryStore(), JobRegistry()
+
+    @jobs.every(10)
+    async def nothing() -> None: ...
+
+    async with jobs.background(store):
+        await asyncio.sleep(25)
+        store.fail("release", OSError("broken"), 1)
+        store.down = True
+        await asyncio.sleep(60)
+        store.down = False
+        await asyncio.sleep(60)
+    told = [record for record in records if "term 1" in record["message"] or "term 2" in record["message"]]
+    assert {record["level"].name for record in told} >= {"INFO", "ERROR", "WARNING"}
+    for record in told:
+        assert record["extra"]["holder"] in record["message"]
+
+
+async def test_elections_name_their_database(tmp_path: Path, records: list[Record]) -> None:
+    """Who leads and who waits say on which database: two fleets on two databases are seen at once."""
+    url, waits = f"sqlite:///{tmp_path}/jobs.db", asyncio.Event()
+
+    def heard(event: Event) -> None:
+        if isinstance(event, Following):
+            waits.set()
+
+    async with leadership(url, "cron") as first:
+        second = asyncio.create_task(leadership(url, "cron", on_event=heard).__aenter__())
+        async with asyncio.timeout(10):
+            await waits.wait()
+        second.cancel()
+        await asyncio.wait([second])
+    lines = [record["message"] for record in records]
+    assert lines[0] == f"acquired leadership of 'cron' (term 1) as {first.holder}, on {url}"
+    assert lines[1] == f"another instance leads 'cron': {first.holder}, waiting, on {url}"
+
+
+# -- the lines of a job
+
+
+@virtual_time
+async def test_a_job_s_own_lines_carry_its_run(records: list[Record]) -> None:
+    """Each line that a job writes carries its lease, job, tick and attempt: in tasks, in threads, in two at once."""
+    jobs = JobRegistry()
+
+    @jobs.every(10)
+    async def first() -> None:
+        logger.info("first begins")
+        await asyncio.sleep(1)
+        await asyncio.create_task(inner())
+
+    async def inner() -> None:
+        logger.info("first ends")
+
+    @jobs.every(10)
+    def second() -> None:
+        logger.info("second begins")
+
+    async with jobs.background(MemoryStore(MemoryServer(NOON)), "cron"):
+        await asyncio.sleep(15)
+        logger.info("outside")
+    lines = [record for record in records if record["message"].split()[0] in {"first", "second"}]
+    assert sorted(record["message"] for record in lines) == ["first begins", "first ends", "second begins"]
+    for record in lines:
+        assert record["extra"].pop("tick") > NOON
+        assert record["extra"] == {"lease": "cron", "job": record["message"].split()[0], "attempt": 1}
+    assert [record["extra"] for record in records if record["message"] == "outside"] == [{}]
+
+
+@virtual_time
+async def test_the_standard_library_s_lines_carry_it_by_a_filter() -> None:
+    """`RunFilter` on a handler adds the same facts to records of the standard library, and spoils none."""
+    found: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = found.append  # type: ignore[method-assign, assignment]
+    handler.addFilter(RunFilter())
+    log = logging.getLogger("an.application")
+    log.addHandler(handler)
+    log.setLevel("INFO")
+    jobs = JobRegistry()
+
+    @jobs.every(10)
+    async def job(run: JobRun) -> None:
+        log.info("in a task")
+        log.info("its own word", extra={"job": "mine"})
+
+    @jobs.every(10)
+    def threaded() -> None:
+        log.info("in a thread")
+
+    try:
+        async with jobs.background(MemoryStore(), "cron"):
+            await asyncio.sleep(15)
+            log.info("outside")
+    finally:
+        log.removeHandler(handler)
+    said: dict[str, Any] = {record.getMessage(): record for record in found}
+    for text, name in [("in a task", "job"), ("in a thread", "threaded"), ("its own word", "mine")]:
+        assert (said[text].lease, said[text].job, said[text].attempt) == ("cron", name, 1)
+        assert isinstance(said[text].tick, datetime)
+    assert (said["outside"].lease, said["outside"].job, said["outside"].tick) == (None, None, None)
+
+
+def test_an_error_that_cannot_be_pickled_costs_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """A sink with a queue gets the line of a job whose error cannot be pickled."""
+    lines: list[str] = []
+    logger.enable("aiolease")
+    sink = logger.add(lines.append, level=0, enqueue=True, format="{message}")
+    try:
+        log_to_loguru(RunFinished(**RUN, status="failed", took=1.0, error=Odd(1, two=2)))
+        logger.complete()
+    finally:
+        logger.remove(sink)
+    assert "'debt_aging' failed: Odd: odd" in lines[0]
+    assert "Logging error" not in capsys.readouterr().err
