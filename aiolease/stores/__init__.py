@@ -114,7 +114,7 @@ def _make(target: Target, table_prefix: str, create_tables: bool) -> Store:
             # Private, but the only place: a connection of our own needs the pool's parameters.
             from aiolease.stores._transactions import PoolLender
 
-            return _mysql(make(target._conn_kwargs), PoolLender(target), table_prefix, create_tables)
+            return _mysql(make(lambda: target._conn_kwargs), PoolLender(target), table_prefix, create_tables)
     problem = _HELP
     if inspect.isawaitable(target) or any("PoolContextManager" in name for _, name in kinds):
         problem = "await it first: `pool = await create_pool(…)`, or `async with create_pool(…) as pool:`"

@@ -7,14 +7,19 @@ differences are here: asyncmy (also from a URL), aiomysql, and a SQLAlchemy engi
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from aiolease._tracebacks import hide_values
 from aiolease.errors import AioleaseError, ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.events import describe
+from aiolease.stores._resolve import resolve
+from aiolease.stores._tls import Contexts, TLSRefused, final_failure
 
 Rows = list[tuple[Any, ...]]
 Execute = Callable[..., Awaitable[list[Rows]]]
@@ -36,6 +41,7 @@ _REJECTED = frozenset({
     1820,  # the password has to be changed first
     1862,  # the password has expired
     3118,  # the account is locked
+    3159,  # the server demands TLS
     4151,  # the account is locked (MariaDB)
 })  # fmt: skip
 NO_SUCH_TABLE, UNKNOWN_COLUMN, TABLE_EXISTS = 1146, 1054, 1050
@@ -47,6 +53,9 @@ _ROUND_TRIPS = 8
 
 _MOST_PATIENT = 5.0
 """Seconds that a network which does not answer at all is borne with, when others wait."""
+
+_TLS = 1 << 11
+"""The capability of a server that offers TLS."""
 
 _DENIED = frozenset({1044, 1142, 1227})
 
@@ -66,9 +75,16 @@ class Driver:
         """The driver's plain cursor class: the pool's own may be any."""
 
 
-def asyncmy_driver(parameters: Mapping[str, Any]) -> Driver:
+class Misconfigured(Exception):
+    """The driver refuses its parameters, before anything is sent."""
+
+
+Parameters = Callable[[], Mapping[str, Any]]
+"""Gives the parameters of a pool or a URL as they are now: a password may have been changed."""
+
+
+def asyncmy_driver(parameters: Parameters) -> Driver:
     """Connections made by asyncmy, with the parameters of a pool or a URL, but for what is aiolease's to decide."""
-    from asyncmy.connection import Connection
     from asyncmy.cursors import Cursor
 
     ours = {
@@ -77,49 +93,132 @@ def asyncmy_driver(parameters: Mapping[str, Any]) -> Driver:
         "echo": False,
         "charset": "utf8mb4",  # whatever the pool's: an error may have any character
         "stmt_cache_size": 0,
-        "connect_timeout": min(parameters.get("connect_timeout") or CONNECT_LIMIT, CONNECT_LIMIT),
     }
-    kept = {key: value for key, value in parameters.items() if key not in {"conv", "read_timeout", "query_callback"}}
+    left_out = {"conv", "read_timeout", "query_callback"}
+    tls: dict[str, Any] = {}
 
     async def connect() -> Any:
-        connection: Any = Connection(**{**kept, **ours})  # type: ignore[no-untyped-call]  # asyncmy has no types for it
-        try:
-            await connection.connect()
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        given = {key: value for key, value in parameters().items() if key not in left_out}
+        if isinstance(given.get("ssl"), dict) or given.get("ssl") is True:
+            given["ssl"] = _asyncmy_context(given["ssl"], tls)
+        return await _open_asyncmy(**{**given, **ours})
 
-    return Driver(_description(parameters), connect, Cursor)
+    return Driver(_description(parameters()), connect, Cursor)
 
 
-def aiomysql_driver(parameters: Mapping[str, Any]) -> Driver:
+def _asyncmy_context(given: Any, made: dict[str, Any]) -> Any:
+    """The context that asyncmy makes of a pool's ``ssl``, made once, and kept in `made`."""
+    from asyncmy.connection import Connection
+
+    if made.get("for") != given:
+        made["for"] = given.copy() if isinstance(given, dict) else given
+        files = [given[key] for key in ("ca", "cert", "key") if given.get(key)] if isinstance(given, dict) else []
+        made["contexts"] = Contexts(lambda: Connection(ssl=given)._ssl_context, files)  # type: ignore[no-untyped-call, attr-defined]
+    try:
+        return made["contexts"].get()
+    except (TypeError, ValueError, OSError) as error:
+        raise Misconfigured(describe(error)) from error
+
+
+def aiomysql_driver(parameters: Parameters) -> Driver:
     """Connections made by aiomysql, with the parameters of a pool, but for what is aiolease's to decide."""
-    from aiomysql import Connection, Cursor
+    from aiomysql import Cursor
 
-    ours = {
-        "autocommit": True,
-        "cursorclass": Cursor,
-        "echo": False,
-        "charset": "utf8mb4",
-        "connect_timeout": min(parameters.get("connect_timeout") or CONNECT_LIMIT, CONNECT_LIMIT),
-    }
-    kept = {key: value for key, value in parameters.items() if key not in {"conv", "loop"}}
+    ours = {"autocommit": True, "cursorclass": Cursor, "echo": False, "charset": "utf8mb4"}
 
     async def connect() -> Any:
-        connection = Connection(**{**kept, **ours})
-        try:
-            await connection.ping()  # connects; aiomysql.connect() leaks the socket when it is cancelled
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        given = {key: value for key, value in parameters().items() if key not in {"conv", "loop"}}
+        return await _open_aiomysql(**{**given, **ours})
 
-    return Driver(_description(parameters), connect, Cursor)
+    return Driver(_description(parameters()), connect, Cursor)
+
+
+class _ByAddress:
+    """A connection that looks up the host's name on its own, and knows what TLS is for. Goes before a driver's class.
+
+    Both drivers would have the event loop look the name up, in its default executor, behind all that an application
+    does there; and aiomysql would send all in the clear to a server that offers no TLS.
+    """
+
+    _greeted = False
+    _name: str
+    _host: str
+    _ssl_context: Any
+    server_capabilities: int
+
+    async def open(self, start: Callable[[], Awaitable[object]], limit: str) -> None:
+        """Connects by `start` to one address of the host after the other; closing is the caller's.
+
+        Args:
+            start: The driver's method.
+            limit: The name of the attribute that limits it.
+        """
+        self._name = self._host
+        over_tcp = not getattr(self, "_unix_socket", None) and getattr(self, "_sock", None) is None
+        addresses = await resolve(self._host) if over_tcp else [self._host]
+        setattr(self, limit, getattr(self, limit) / len(addresses))
+        for left in reversed(range(len(addresses))):
+            self._host = addresses[-1 - left]
+            try:
+                await start()
+            except Exception:
+                if self._greeted or not left:
+                    raise
+            else:
+                break
+
+    async def _get_server_information(self) -> None:
+        self._greeted = True
+        self._host = self._name  # what TLS verifies
+        await super()._get_server_information()  # type: ignore[misc]  # the driver's
+        if self._ssl_context and not self.server_capabilities & _TLS:
+            raise ssl.SSLError("TLS is asked for, and the server offers none")
+
+
+async def _open_asyncmy(**parameters: Any) -> Any:
+    from asyncmy.connection import Connection
+
+    return await _open(Connection, "connect", "_connect_timeout", parameters)
+
+
+async def _open_aiomysql(**parameters: Any) -> Any:
+    from aiomysql import Connection
+
+    return await _open(Connection, "_connect", "connect_timeout", parameters)  # its connect() leaks when cancelled
+
+
+async def _open(kind: type, start: str, limit: str, parameters: dict[str, Any]) -> Any:
+    seconds = min(parameters.get("connect_timeout") or CONNECT_LIMIT, CONNECT_LIMIT)
+    try:
+        connection = _by_address(kind)(**{**parameters, "connect_timeout": seconds})
+    except (TypeError, ValueError, OSError) as error:
+        raise Misconfigured(describe(error)) from error
+    try:
+        await connection.open(getattr(connection, start), limit)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@functools.cache
+def _by_address(kind: type) -> Any:
+    return type("Connection", (_ByAddress, kind), {"__module__": kind.__module__})
+
+
+_connecting_for_us = ContextVar("connecting_for_us", default=False)
+_OPENERS = {"asyncmy": _open_asyncmy, "aiomysql": _open_aiomysql}
+
+
+def _open_by_address(dialect: Any, record: Any, args: list[Any], parameters: dict[str, Any]) -> None:
+    """On an engine's event `do_connect`: has our connections opened as those of a pool; leaves the engine's alone."""
+    if _connecting_for_us.get():
+        parameters.setdefault("async_creator_fn", _OPENERS[dialect.driver])
 
 
 def engine_driver(engine: Any) -> Driver:
     """Connections made as those of a SQLAlchemy `AsyncEngine`, its events and connect arguments included."""
+    from sqlalchemy import event
     from sqlalchemy.ext.asyncio import create_async_engine
 
     url = engine.url
@@ -137,9 +236,13 @@ def engine_driver(engine: Any) -> Driver:
             "target", url.render_as_string(hide_password=True), "use an engine on mysql+asyncmy or mysql+aiomysql"
         )
 
+    if not event.contains(engine.sync_engine, "do_connect", _open_by_address):
+        event.listen(engine.sync_engine, "do_connect", _open_by_address)
+
     async def connect() -> Any:
         # A pool of its own with the engine's creator: the engine's may be exhausted by jobs.
         own = create_async_engine(url, pool=engine.sync_engine.pool.recreate())
+        ours = _connecting_for_us.set(True)
         try:
             lent = await own.raw_connection()
             connection: Any = lent.driver_connection
@@ -149,6 +252,7 @@ def engine_driver(engine: Any) -> Driver:
             await execute(connection, cursor, "SET NAMES utf8mb4")  # set_charset of asyncmy 0.2.18 raises
             connection._charset, connection._encoding = "utf8mb4", "utf8"
         finally:
+            _connecting_for_us.reset(ours)
             await own.dispose()
         return connection
 
@@ -181,8 +285,10 @@ def translate(store: str, error: BaseException) -> AioleaseError:
         return StoreRejected(store, text)
     if number in {NO_SUCH_TABLE, UNKNOWN_COLUMN}:
         return SchemaMissing(store, text)
+    if (failure := final_failure(error)) is not None:
+        return StoreRejected(store, failure)
     missing = isinstance(error, RuntimeError) and "cryptography" in str(error)
-    if missing or (number is None and isinstance(error, TypeError | FileNotFoundError)):
+    if missing or (number is None and isinstance(error, Misconfigured | TypeError | FileNotFoundError | TLSRefused)):
         # Not from the server: a missing package, a parameter that the driver does not take, a certificate's path.
         return StoreRejected(store, f"the driver cannot connect: {text}")
     return StoreUnavailable(store, text)

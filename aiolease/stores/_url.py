@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from aiolease.errors import ConfigurationError
+from aiolease.stores._tls import PARAMETERS, Contexts, TLSRefused, contexts
 
-_SSL = {"ssl_ca": "ca", "ssl_capath": "capath", "ssl_cert": "cert", "ssl_key": "key", "ssl_cipher": "cipher"}
-_FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_KNOWN = frozenset({"charset", "unix_socket", *PARAMETERS})
 
 
-def parse_url(url: str) -> dict[str, Any]:
-    """Turns ``mysql://user:password@host:3306/database?ssl_ca=…`` into the parameters of asyncmy.
+def parse_url(url: str) -> Callable[[], dict[str, Any]]:
+    """Turns ``mysql://user:password@host:3306/database?ssl_ca=…`` into what gives the parameters of asyncmy.
+
+    Call the result for every connection: a certificate may have been replaced since.
 
     Raises:
-        ConfigurationError: It cannot be read; its message does not show the password.
+        ConfigurationError: The URL cannot be read, or asks for TLS that cannot be had. No message shows the password.
     """
     # Nothing of a URL that is not understood is shown: where the password ends is what is not understood.
     shown = "mysql://…"
@@ -42,30 +45,25 @@ def parse_url(url: str) -> dict[str, Any]:
         "password": unquote(parts.password or "").encode(),
         "database": database,
     }
-    return parameters | _query(parts.query, shown)
+    given, tls = _query(parts.query, shown)
+    parameters |= given
+    try:
+        tls.get()
+    except TLSRefused as refused:
+        raise ConfigurationError("target", shown, str(refused)) from None
+    return lambda: {**parameters, "ssl": tls.get()}
 
 
-def _query(query: str, shown: str) -> dict[str, Any]:
-    parameters: dict[str, Any] = {}
-    ssl: dict[str, Any] = {}
+def _query(query: str, shown: str) -> tuple[dict[str, str], Contexts]:
+    parameters: dict[str, str] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
-        if key in _SSL:
-            ssl[_SSL[key]] = value
-        elif key in {"charset", "unix_socket"}:
-            parameters[key] = value
-        elif key in {"ssl", "ssl_check_hostname", "ssl_verify_cert"} and value.lower() in _FLAGS:
-            flag = _FLAGS[value.lower()]
-            if key == "ssl":
-                parameters["ssl"] = flag
-            else:
-                ssl["check_hostname" if key == "ssl_check_hostname" else "verify_mode"] = flag
-        else:
+        if key not in _KNOWN:
+            # Not the parameter itself: it may be part of a password.
             raise ConfigurationError(
-                "target",
-                shown,
-                "a parameter of the URL is not known, or its value is not; use charset, unix_socket, ssl, "
-                f"ssl_check_hostname, ssl_verify_cert, {', '.join(_SSL)}",
+                "target", shown, f"a parameter of the URL is not known; use {', '.join(sorted(_KNOWN))}"
             )
-    if ssl:
-        parameters["ssl"] = ssl
-    return parameters
+        if parameters.get(key, value) != value:
+            raise ConfigurationError("target", shown, f"{key} has two values")
+        parameters[key] = value
+    given: dict[str, str] = {key: parameters.pop(key) for key in ("charset", "unix_socket") if key in parameters}
+    return given, contexts(parameters)

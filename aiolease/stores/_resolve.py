@@ -1,0 +1,55 @@
+"""Looks up names of hosts without the event loop's default executor, which may be full of an application's threads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+from concurrent.futures import Future
+
+# A lookup cannot be cancelled, and may take half a minute. So callers share the one that is under way for their host;
+# by process, since a forked child has none of its parent's threads.
+_under_way: dict[tuple[int, str], Future[list[str]]] = {}
+_lock = threading.Lock()
+
+
+async def resolve(host: str) -> list[str]:
+    """Looks up the addresses of a host, in the order in which they are to be tried.
+
+    The answer is not kept: after a failover of the database its name means another machine.
+
+    Raises:
+        OSError: The name is not known, or no server of names answers.
+    """
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError, ValueError):
+            socket.inet_pton(family, host)
+            return [host]  # an address already
+    key = (os.getpid(), host)
+    with _lock:
+        answer = _under_way.get(key)
+        if answer is None:
+            answer = _under_way[key] = Future()
+            # A daemon: the end of the program does not wait for it.
+            threading.Thread(target=_look_up, args=(key, answer), name="aiolease-resolver", daemon=True).start()
+    # Shielded, for others may wait for the same.
+    return await asyncio.shield(asyncio.wrap_future(answer))
+
+
+def _look_up(key: tuple[int, str], answer: Future[list[str]]) -> None:
+    try:
+        found = socket.getaddrinfo(key[1], None, type=socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys(str(address[0]) for _, _, _, _, address in found))
+    except BaseException as error:  # noqa: BLE001 - it is the answer to whoever asked
+        _end(key)
+        answer.set_exception(error)
+    else:
+        _end(key)
+        answer.set_result(addresses)
+
+
+def _end(key: tuple[int, str]) -> None:
+    with _lock:
+        _under_way.pop(key, None)
