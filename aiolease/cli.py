@@ -306,10 +306,9 @@ def _on_job(arguments: argparse.Namespace, command: Callable[[_Lease, str], Awai
 
 @asynccontextmanager
 async def _opened(arguments: argparse.Namespace) -> AsyncIterator[_Lease]:
-    settings = LeaseSettings()
+    settings = LeaseSettings() if arguments.url is None else LeaseSettings(url=arguments.url)
     name = check_name(settings.name if arguments.name is None else arguments.name, "NAME")
-    url = settings.url if arguments.url is None else arguments.url
-    async with open_store(url, create_tables=False) as store:  # who only looks makes no tables
+    async with open_store(settings.url, create_tables=False) as store:  # who only looks makes no tables
         yield _Lease(store, name)
 
 

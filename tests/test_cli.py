@@ -207,13 +207,32 @@ async def test_the_url_is_an_argument_or_a_variable(
     assert (run.status, facts(run.out)["term"]) == (0, "1")
 
 
-def test_who_looks_makes_nothing(aiolease: Aiolease, tmp_path: Path) -> None:
+def test_who_looks_makes_nothing(aiolease: Aiolease, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked of a file that is not there fails and says so, and the file is not made."""
+    monkeypatch.setenv("AIOLEASE_URL", "sqlite:///aiolease.db")
     for command in ("status", "resign", "history job", "trigger job", "pause job", "resume job"):
         run = aiolease(*command.split())
         assert (run.status, run.out) == (1, "")
         assert "aiolease.db" in run.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_forgotten_url_is_one_line_and_status_2(tmp_path: Path) -> None:
+    """Without a database to ask there is one line that says what to set, status 2, and no file is made."""
+    result = program("status")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("aiolease: AIOLEASE_URL")
+    assert "--url" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_variable_that_nothing_reads_is_named(url: str) -> None:
+    """A misspelt variable is a WARNING on the standard error that names it; the command does what it can."""
+    result = program("status", AIOLEASE_NAM="cron")
+    assert result.returncode == 0
+    assert "WARNING" in result.stderr
+    assert "AIOLEASE_NAM " in result.stderr
 
 
 async def test_status_of_a_server(aiolease: Aiolease, mysql_url: str, mysql_server: Server) -> None:

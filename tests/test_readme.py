@@ -368,6 +368,7 @@ def treat_settings(block: Block) -> None:
     for name in settings:
         check_variable(block, name)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIOLEASE_URL", "sqlite:///jobs.db")  # unless the block names another
         for name, value in settings.items():
             patch.setenv(name, value.strip("\"'"))
         LeaseSettings().options()

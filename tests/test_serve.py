@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import os
+import pickle
 import queue
 import signal
 import subprocess
@@ -15,10 +17,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import uvloop
+from loguru import logger
+from pydantic import Field
 
 from aiolease import ConfigurationError, JobRegistry, LeaseSettings, leadership
 from aiolease.testing import MemoryStore
@@ -360,9 +364,10 @@ async def test_no_signal_is_touched_unless_it_is_asked_for(own_handlers: list[in
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sets variables; none of ours is set before."""
+    """Sets variables; of ours, only a URL is set before."""
     for name in [name for name in os.environ if name.upper().startswith("AIOLEASE_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("AIOLEASE_URL", "sqlite:///jobs.db")
 
     def put(**variables: str) -> None:
         for name, value in variables.items():
@@ -372,12 +377,27 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_settings_have_defaults(environment: Callable[..., None]) -> None:
-    """With nothing in the environment the settings are those of `leadership`, on a SQLite file."""
+    """With nothing but a URL in the environment the settings are those of `leadership`."""
     environment()
     settings = LeaseSettings()
-    assert settings.url == "sqlite:///aiolease.db"
+    assert settings.url == "sqlite:///jobs.db"
     defaults = {name: each.default for name, each in inspect.signature(leadership).parameters.items()}
     assert settings.options() == {name: defaults[name] for name in settings.options()}
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["not-set", "empty"])
+def test_a_forgotten_url_is_refused(
+    environment: Callable[..., None], monkeypatch: pytest.MonkeyPatch, empty: bool
+) -> None:
+    """There is no default database: copies that each take a file of their own would each run every job."""
+    if empty:
+        environment(AIOLEASE_URL="")
+    else:
+        monkeypatch.delenv("AIOLEASE_URL")
+    with pytest.raises(ConfigurationError, match="AIOLEASE_URL") as refused:
+        LeaseSettings()
+    assert "\n" not in str(refused.value)
+    assert LeaseSettings(url="sqlite:///jobs.db").url == "sqlite:///jobs.db"
 
 
 @pytest.mark.parametrize(
@@ -394,11 +414,11 @@ def test_settings_have_defaults(environment: Callable[..., None]) -> None:
 )
 def test_each_setting_has_a_variable(environment: Callable[..., None], variable: str, text: str, value: object) -> None:
     """``AIOLEASE_`` and the name of a setting in capitals is its variable; it alone changes."""
-    plain = LeaseSettings()
+    plain = dict(LeaseSettings())
     environment(**{f"AIOLEASE_{variable.upper()}": text})
     settings = LeaseSettings()
     assert getattr(settings, variable) == value
-    assert settings.model_dump() == plain.model_dump() | {variable: value}
+    assert dict(settings) == plain | {variable: value}
     assert set(settings.options()) == set(LeaseSettings.model_fields) - {"url"}
 
 
@@ -426,17 +446,65 @@ def test_a_wrong_value_names_its_variable(environment: Callable[..., None], vari
 def test_an_empty_variable_is_none(environment: Callable[..., None]) -> None:
     """A variable that is set to nothing, as compose files do, leaves the default."""
     plain = LeaseSettings()
-    environment(AIOLEASE_LEASE_DURATION="", AIOLEASE_NAME="", AIOLEASE_URL="")
+    environment(AIOLEASE_LEASE_DURATION="", AIOLEASE_NAME="")
     assert LeaseSettings() == plain
 
 
-def test_a_url_is_not_shown(environment: Callable[..., None]) -> None:
-    """No `repr` of the settings shows the URL, nor does the error for one that is none."""
-    environment(AIOLEASE_URL="mysql://root:secret@db/shop")
-    assert "secret" not in f"{LeaseSettings()!r} {LeaseSettings()}"
-    with pytest.raises(ConfigurationError) as refused:
-        LeaseSettings(url=["mysql://root:secret@db/shop"])
-    assert "secret" not in f"{refused.value} {refused.value!r} {refused.value.value}"
+def test_a_variable_that_nothing_reads_is_named(environment: Callable[..., None]) -> None:
+    """A variable that begins as ours do and is none of them is one WARNING that names it, and not its value."""
+    told: list[str] = []
+    logger.enable("aiolease")
+    sink = logger.add(told.append, level=0, format="{level} {message}")
+
+    class Settings(LeaseSettings):
+        colour: str = "red"
+
+    try:
+        environment(AIOLEASE_URI="mysql://root:secret@db/shop", aiolease_lease="x", AIOLEASE_COLOUR="blue")
+        for _ in range(3):
+            assert Settings().colour == "blue"
+    finally:
+        logger.remove(sink)
+    assert sorted(line.split()[:2] for line in told) == [["WARNING", "AIOLEASE_URI"], ["WARNING", "aiolease_lease"]]
+    assert "secret" not in "".join(told)
+    assert "AIOLEASE_URL" in told[0]
+
+
+def test_settings_do_not_show_their_url(environment: Callable[..., None]) -> None:
+    """Nothing that shows settings shows the URL, which drivers get in full."""
+
+    class Settings(LeaseSettings):
+        url: str = "mysql://root:secret@db/default"
+        colour: Literal["red", "blue"] = "red"
+
+    url = "mysql://root:secret@db/shop"
+    environment(AIOLEASE_URL=url)
+    for settings in (LeaseSettings(), Settings(), Settings(url=Settings.model_fields["url"].default)):
+        shown = [repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()]
+        shown += [json.dumps(settings.model_dump()), repr(dict(settings)), repr(vars(settings)), repr(settings.url)]
+        assert "secret" not in "".join(shown)
+        assert "secret" in settings.url
+        assert f"{settings.url}" == str(settings.url) == json.loads(json.dumps(settings.url))
+    assert LeaseSettings().url == url
+    assert pickle.loads(pickle.dumps(LeaseSettings())) == LeaseSettings()
+
+
+@pytest.mark.parametrize("variables", [{}, {"AIOLEASE_COLOUR": "green"}, {"AIOLEASE_LEASE_DURATION": "soon"}])
+def test_no_error_of_settings_shows_the_url(environment: Callable[..., None], variables: dict[str, str]) -> None:
+    """Whatever is wrong with settings, with the URL or with another of them, the error does not show the URL."""
+
+    class Settings(LeaseSettings):
+        colour: Literal["red", "blue"] = Field(default=...)
+
+    environment(AIOLEASE_URL="mysql://root:secret@db/shop", **variables)
+    makers: list[Callable[[], LeaseSettings]] = [Settings, lambda: LeaseSettings(url=["mysql://root:secret@db/shop"])]
+    for make in makers:
+        with pytest.raises(ConfigurationError) as refused:
+            make()
+        error: BaseException | None = refused.value
+        while error is not None:
+            assert "secret" not in f"{error} {error!r} {getattr(error, 'value', '')!r}"
+            error = error.__cause__ or error.__context__
 
 
 async def test_the_options_are_those_of_a_leadership(environment: Callable[..., None]) -> None:
