@@ -65,6 +65,7 @@ from aiolease.events import (
     RunFinished,
     RunStarted,
     TickSkipped,
+    TicksMissed,
     Waiting,
 )
 from aiolease.stores import open_store
@@ -112,6 +113,7 @@ __all__ = [
     "StoreRejected",
     "StoreUnavailable",
     "TickSkipped",
+    "TicksMissed",
     "TransactionEnded",
     "Waiting",
     "__version__",

@@ -69,9 +69,8 @@ class LeaseSettings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    url: str = Field(
-        default=..., repr=False
-    )  # required; so written, type checkers let `LeaseSettings()` of a subclass be
+    # Required. Written so, type checkers let a subclass be made without it.
+    url: str = Field(default=..., repr=False)
     name: str = "default"
     lease_duration: float = 30.0
     heartbeat_interval: float | None = None

@@ -32,7 +32,7 @@ from aiolease._records import Batch, Change, LedgerStore, Stock
 from aiolease._runs import Execution, Job, JobRun, Outcome, Threads
 from aiolease._settle import bounded, given_up, settled
 from aiolease.errors import LeadershipLost
-from aiolease.events import Event, Notice, RunFinished, RunStarted, TickSkipped, describe
+from aiolease.events import Event, Notice, RunFinished, RunStarted, TickSkipped, TicksMissed, describe
 
 R = TypeVar("R")
 
@@ -97,6 +97,7 @@ class TermOfJobs:
         self._most = _MOST
         self._warned_at = -math.inf
         self._under_way: tuple[asyncio.Task[None], Plan] | None = None
+        self._missed: list[TickSkipped] = []  # not told yet: ticks from before this term
         self._unanswered: set[RunKey] = set()  # runs that were to start: the ledger may call them running
         self._pruned_at = -math.inf
         self._grown: dict[str, float] = {}  # finished rows since the last pruning
@@ -301,12 +302,28 @@ class TermOfJobs:
         starting = [self._execution(run) for run in self._agenda.written(plan)]
         for job, skip in plan.skips:
             self._skipped(job.name, skip)
+        left = self._agenda.until_next(self.lead.elected_at)
+        if left is None or left > 0:  # no tick from before this term is still to be seen to
+            self._tell_of_missed()
         return starting
 
     def _skipped(self, job: str, skip: Skip) -> None:
         event = TickSkipped(**self._facts(), job=job, since=skip.first, count=skip.count, reason=skip.reason)
-        self._emit(event)
+        if skip.first <= self.lead.elected_at:  # nobody led: after a stop so it is with most jobs at once
+            self._missed.append(event)
+        else:
+            self._emit(event)
         self._grew(job)
+
+    def _tell_of_missed(self) -> None:
+        """Tells of the ticks that nobody ran before this term, of all jobs in one line."""
+        missed, self._missed = self._missed, []
+        jobs = tuple(sorted({each.job for each in missed}))
+        for each in missed:
+            self._emit(replace(each, quiet=len(jobs) > 1))
+        if len(jobs) > 1:
+            since, count = min(each.since for each in missed), sum(each.count for each in missed)
+            self._emit(TicksMissed(**self._facts(), jobs=jobs, since=since, count=count))
 
     # -- a run
 
@@ -460,6 +477,7 @@ class TermOfJobs:
             if not task.cancelled() and task.exception() is None:
                 self._written(plan)
             self._unanswered.update(plan.starting(self.lead.token))
+        self._tell_of_missed()
         # Claimed, or perhaps claimed, and not begun: another leader is to run them.
         self._changes += map(_handed_back, self._unanswered)
         if self.lead._ended == "taken" or not self._changes:

@@ -30,8 +30,12 @@ __all__ = [
     "RunFinished",
     "RunStarted",
     "TickSkipped",
+    "TicksMissed",
     "Waiting",
 ]
+
+_NAMED = 10
+"""How many jobs a line names at most."""
 
 Level = str
 """A level's name, the same in loguru and, but for TRACE, in the standard library."""
@@ -310,6 +314,7 @@ class TickSkipped(Event):
         since: The first of them.
         count: How many.
         reason: Why.
+        quiet: Whether a `TicksMissed` tells of them too, and this is only for who looks closely.
     """
 
     level: ClassVar[Level] = "WARNING"
@@ -318,11 +323,37 @@ class TickSkipped(Event):
     since: datetime
     count: int
     reason: str
+    quiet: bool = False
 
     @property
     def phrase(self) -> str:
         ticks = "1 tick" if self.count == 1 else f"{self.count} ticks"
         return f"skipped {self.job!r}, {ticks} since {self.since:%Y-%m-%d %H:%M:%S}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TicksMissed(Event):
+    """Ticks of several jobs that fell due before the term began, and are not run: once per term, as it begins.
+
+    A `TickSkipped` for each job, with its reason, goes before it.
+
+    Attributes:
+        jobs: The jobs' names.
+        since: The first of the ticks.
+        count: How many.
+    """
+
+    level: ClassVar[Level] = "WARNING"
+
+    jobs: tuple[str, ...]
+    since: datetime
+    count: int
+
+    @property
+    def phrase(self) -> str:
+        names = ", ".join(self.jobs[:_NAMED]) + (", …" if len(self.jobs) > _NAMED else "")
+        since = f"{self.since:%Y-%m-%d %H:%M:%S}"
+        return f"skipped {self.count} ticks of {len(self.jobs)} jobs since {since}, from before this term: {names}"
 
 
 def describe(error: BaseException | None) -> str:
@@ -342,6 +373,8 @@ def level_of(event: Event) -> Level:
         return event.severity
     if isinstance(event, RunFinished):
         return {"succeeded": "INFO", "lost": "WARNING"}.get(event.status, "ERROR")
+    if isinstance(event, TickSkipped) and event.quiet:
+        return "DEBUG"
     return event.level
 
 

@@ -32,6 +32,7 @@ from aiolease.events import (
     RunFinished,
     RunStarted,
     TickSkipped,
+    TicksMissed,
     Waiting,
 )
 from aiolease.testing import MemoryServer, MemoryStore, virtual_time
@@ -61,6 +62,7 @@ EVENTS: list[Event] = [
     RunFinished(**RUN, status="lost", took=1.0),
     RunFinished(**RUN, status="failed", took=1.0, error=ValueError("no customers")),
     TickSkipped(**TERM, job="debt_aging", since=NOON, count=3, reason="too old"),
+    TicksMissed(**TERM, jobs=("debt_aging", "purge"), since=NOON, count=5),
 ]
 
 
@@ -160,6 +162,101 @@ async def test_elections_name_their_database(tmp_path: Path, records: list[Recor
     lines = [record["message"] for record in records]
     assert lines[0] == f"acquired leadership of 'cron' (term 1) as {first.holder}, on {url}"
     assert lines[1] == f"another instance leads 'cron': {first.holder}, waiting, on {url}"
+
+
+# -- a planned stop
+
+
+def many_jobs(count: int, **options: Any) -> JobRegistry:
+    jobs = JobRegistry()
+    for number in range(count):
+
+        async def job() -> None: ...
+
+        jobs.every(600, name=f"job_{number:02}", **options)(job)
+    return jobs
+
+
+def warnings(records: list[Record]) -> list[str]:
+    return [record["message"] for record in records if record["level"].no >= 30]
+
+
+@virtual_time
+@pytest.mark.parametrize("at_once", [1000, 3], ids=["one-batch", "several-batches"])
+@pytest.mark.parametrize("missed", ["once", "skip"])
+async def test_a_planned_stop_of_the_fleet_is_one_line(
+    records: list[Record], monkeypatch: pytest.MonkeyPatch, missed: str, at_once: int
+) -> None:
+    """After a stop of hours the next leader tells of all missed ticks in one line; the ledger has each job's."""
+    monkeypatch.setattr("aiolease._term._MOST", at_once)
+    store = MemoryStore(MemoryServer(NOON))
+    heard: list[Event] = []
+    async with many_jobs(12, missed=missed).background(store, "cron"):
+        await asyncio.sleep(1300)
+    await asyncio.sleep(3 * 3600)
+    assert warnings(records) == []
+    async with many_jobs(12, missed=missed).background(store, "cron", on_event=heard.append) as campaign:
+        await asyncio.sleep(60)
+        assert campaign.leadership is not None
+        holder = campaign.leadership.holder
+    each = 17 if missed == "once" else 18
+    (line,) = warnings(records)
+    assert line.startswith(
+        f"skipped {12 * each} ticks of 12 jobs since 2026-01-01 12:30:00, from before this term: job_00, "
+    )
+    (told,) = [event for event in heard if isinstance(event, TicksMissed)]
+    assert (told.holder, told.count, len(told.jobs)) == (holder, 12 * each, 12)
+    skipped = [event for event in heard if isinstance(event, TickSkipped)]
+    assert [(event.count, event.quiet) for event in skipped] == [(each, True)] * 12
+    for number in range(12):
+        rows = await store.history("cron", f"job_{number:02}")
+        assert [row.count for row in rows if row.status == "skipped"] == [each]
+
+
+@virtual_time
+async def test_one_job_that_missed_ticks_tells_by_itself(records: list[Record]) -> None:
+    """If one job has missed ticks its own line says so, with the reason; and so does each job within a term."""
+    store, jobs = MemoryStore(MemoryServer(NOON)), many_jobs(1)
+    async with jobs.background(store, "cron"):
+        await asyncio.sleep(700)
+    await asyncio.sleep(3600)
+    for name in ("slow", "slower"):
+
+        @jobs.every(20, name=name)
+        async def slow() -> None:
+            await asyncio.sleep(30)
+
+    async with jobs.background(store, "cron"):
+        await asyncio.sleep(45)
+    assert [line.split(":")[0] for line in warnings(records)] == [
+        "skipped 'job_00', 5 ticks since 2026-01-01 12",
+        "skipped 'slow', 1 tick since 2026-01-01 13",
+        "skipped 'slower', 1 tick since 2026-01-01 13",
+    ]
+
+
+@virtual_time
+async def test_a_term_that_ends_at_once_tells_of_missed_ticks(
+    records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written is told, even if the term is cancelled before it has written all that was missed."""
+    monkeypatch.setattr("aiolease._term._MOST", 3)
+    store = MemoryStore(MemoryServer(NOON))
+    async with many_jobs(12).background(store, "cron"):
+        await asyncio.sleep(700)
+    await asyncio.sleep(3600)
+
+    def stop(event: Event) -> None:
+        if isinstance(event, RunStarted):
+            task.cancel()
+
+    task = asyncio.create_task(many_jobs(12).serve(store, "cron", on_event=stop))
+    await asyncio.wait([task])
+    (line,) = [line for line in warnings(records) if line.startswith("skipped")]
+    rows = [await store.history("cron", f"job_{number:02}") for number in range(12)]
+    written = [row for each in rows for row in each if row.status == "skipped"]
+    assert 2 <= len(written) < 12
+    assert line.startswith(f"skipped {5 * len(written)} ticks of {len(written)} jobs")
 
 
 # -- the lines of a job

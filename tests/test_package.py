@@ -63,6 +63,7 @@ PUBLIC = {
     "RunFinished",
     "RunStarted",
     "TickSkipped",
+    "TicksMissed",
     "Waiting",
     "use_stdlib_logging",
     "__version__",
