@@ -82,7 +82,7 @@ def log_to_stdlib(event: Event) -> None:
     level = level_of(event)
     number = 5 if level == "TRACE" else logging.getLevelNamesMapping()[level]
     if _stdlib.isEnabledFor(number):
-        _stdlib.log(number, "%s", event.phrase, extra=_facts(event), exc_info=_raised(event))
+        _stdlib.log(number, "%s", event.phrase, extra=_facts(event), exc_info=_raised(event), stacklevel=3)
 
 
 _log: Observer = log_to_loguru

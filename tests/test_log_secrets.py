@@ -25,6 +25,9 @@ from aiolease.events import Event, RunFinished
 from aiolease.testing import MemoryStore, virtual_time
 from tests.campaigns import LIMIT, Recorder, database_of
 from tests.servers import Server, TCPProxy
+from tests.test_tls import Secured, _secured, secured
+
+__all__ = ["_secured", "secured"]  # fixtures
 
 SECRET = "s3cr3tpassword"
 
@@ -168,6 +171,23 @@ async def test_an_outage_shows_no_password(mysql_server: Server, mysql_url: str,
     assert_safe(told)
     where = rf"on mysql://{user_of(mysql_url)}@127\.0\.0\.1:{proxy.port}/{database_of(mysql_url)} "
     assert re.match(rf"INFO acquired leadership of 'default' \(term 1\) as \S+, {where}", told[0])
+
+
+async def test_a_ca_that_vanishes_shows_no_password(secured: Secured, tmp_path: Path, told: list[str]) -> None:
+    """The same where the file of the CA that a URL names vanishes while jobs run."""
+    whole, ca, heard = secured.authority.ca.read_bytes(), tmp_path / "ca.pem", Recorder()
+    ca.write_bytes(whole)
+    user = f"u_{secured.database[-10:]}"
+    secured.server.create_user(user, SECRET, f"ALL ON {secured.database}.*")
+    url = f"mysql://{user}:{SECRET}@localhost:{secured.server.port}/{secured.database}?ssl_ca={ca}"
+    try:
+        async with leadership(url, on_event=heard) as lead:
+            await see_all_fail(jobs_that_meet_an_outage(ca.unlink), lead, heard, lambda: ca.write_bytes(whole))
+    finally:
+        secured.server.sql(f"DROP USER '{user}'@'%'")
+    assert len(failures(told)) >= 5
+    assert any(str(ca) in line for line in failures(told))
+    assert_safe(told)
 
 
 async def test_an_outage_of_sqlite_shows_no_variables(tmp_path: Path, told: list[str]) -> None:
