@@ -287,7 +287,8 @@ class RunFinished(Event):
         tick: The moment at which its schedule fell due, UTC.
         status: ``"succeeded"``, ``"failed"``, or ``"lost"`` when the term ended under it.
         took: Its duration in seconds.
-        error: What it raised, ``None`` if nothing.
+        error: What it raised, ``None`` if nothing. Its tracebacks, and those of its causes, begin with the job's frame
+            and hold no variables: what logs them shows no password.
     """
 
     job: str

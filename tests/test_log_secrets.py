@@ -19,7 +19,18 @@ import pytest
 from loguru import logger
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from aiolease import JobRegistry, JobRun, Leadership, StoreUnavailable, leadership
+from aiolease import (
+    Campaign,
+    ConfigurationError,
+    JobRegistry,
+    JobRun,
+    Leadership,
+    StoreRejected,
+    StoreUnavailable,
+    leadership,
+    open_store,
+    stores,
+)
 from aiolease._tracebacks import hide_values
 from aiolease.events import Event, RunFinished
 from aiolease.testing import MemoryStore, virtual_time
@@ -295,6 +306,39 @@ def test_a_loop_of_causes_and_a_class_of_its_own_are_no_trouble() -> None:
         assert step.f_back is None
     assert [step.name for step in traceback.extract_tb(first.__traceback__)][-1] == "fail"
     assert [step.line for step in traceback.extract_tb(first.__traceback__)][-1] == "raise Odd(len(secret))"
+
+
+@pytest.mark.parametrize("mysql_server", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("driver", [asyncmy, aiomysql])
+async def test_a_password_that_cannot_be_sent_is_not_shown(mysql_server: Server, driver: Any, told: list[str]) -> None:
+    """A character that a driver cannot encode is not named: it is one of the password."""
+    login = {"host": mysql_server.host, "port": mysql_server.port, "user": "root", "password": "pa€s"}
+    pool = await driver.create_pool(minsize=0, maxsize=1, db="mysql", **login)
+    with pytest.raises((StoreUnavailable, StoreRejected)) as refused:
+        async with leadership(pool, timeout=0.5):
+            pass
+    pool.close()
+    await pool.wait_closed()
+    for text in [*told, str(refused.value), repr(refused.value)]:
+        assert "€" not in text
+        assert "20ac" not in text
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")
+def test_no_object_shows_its_target(tmp_path: Path) -> None:
+    """The `repr` of what is made from a target, and the error for a target that cannot be used, show no password."""
+    url = f"mysql://app:{SECRET}@db/shop"
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/x.db?password={SECRET}")
+
+    async def main() -> list[object]:
+        async with open_store(url) as store:
+            campaign = Campaign(url, "cron", lambda lead, stopping: asyncio.sleep(0), {})
+            return [store, store._driver, campaign, *stores._open.values(), leadership(url)]  # type: ignore[attr-defined]
+
+    assert SECRET not in "".join(map(repr, asyncio.run(main())))
+    with pytest.raises(ConfigurationError) as refused:
+        leadership(engine)
+    assert SECRET not in f"{refused.value} {refused.value!r} {refused.value.value}"
 
 
 # -- which frames are shown

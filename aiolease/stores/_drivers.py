@@ -232,9 +232,7 @@ def engine_driver(engine: Any) -> Driver:
 
         cursor = aiomysql.Cursor
     else:
-        raise ConfigurationError(
-            "target", url.render_as_string(hide_password=True), "use an engine on mysql+asyncmy or mysql+aiomysql"
-        )
+        raise ConfigurationError("target", f"{url.drivername}://…", "use an engine on mysql+asyncmy or mysql+aiomysql")
 
     if not event.contains(engine.sync_engine, "do_connect", _open_by_address):
         event.listen(engine.sync_engine, "do_connect", _open_by_address)
@@ -281,6 +279,9 @@ def translate(store: str, error: BaseException) -> AioleaseError:
     hide_values(error)
     number = error_number(error)
     text = f"{error.args[1]} ({number})" if number is not None and len(error.args) > 1 else describe(error)
+    for each in (error, error.__cause__, error.__context__):
+        if isinstance(each, UnicodeError) and str(each) in text:
+            text = "a text has a character that the driver cannot send"  # not which: it may be the password's
     if number in _REJECTED:
         return StoreRejected(store, text)
     if number in {NO_SUCH_TABLE, UNKNOWN_COLUMN}:
