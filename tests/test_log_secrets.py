@@ -58,7 +58,7 @@ def told() -> Iterator[list[str]]:
 
 
 def failures(told: list[str]) -> list[str]:
-    return [line for line in told if line.startswith("ERROR") and " failed: " in line]
+    return [line for line in told if line.startswith("ERROR '") and "' failed: " in line]
 
 
 # -- every kind of target
@@ -279,6 +279,49 @@ async def test_nothing_that_fails_shows_a_value(told: list[str]) -> None:
     for part in ("'in_a_task' failed", "'in_a_thread' failed", "'clumsy' failed", "'cancelled' raised", "an observer"):
         assert part in text
     assert "its check failed" in text
+    assert_safe(told)
+
+
+@virtual_time
+async def test_what_nobody_expected_shows_no_value(told: list[str]) -> None:
+    """A defect of a store or a driver ends a term, or stops a campaign for a while, and shows no values either."""
+
+    class Broken(MemoryStore):
+        broken = ""
+
+        async def renew(self, *args: Any, **kwargs: Any) -> Any:
+            if self.broken == "renew":
+                in_a_library(SECRET)
+            return await super().renew(*args, **kwargs)
+
+        async def read(self, *args: Any, **kwargs: Any) -> Any:
+            if self.broken == "read":
+                in_a_library(SECRET)
+            return await super().read(*args, **kwargs)
+
+        async def release(self, *args: Any, **kwargs: Any) -> Any:
+            if self.broken:
+                in_a_library(SECRET)
+            return await super().release(*args, **kwargs)
+
+    store, jobs = Broken(), JobRegistry()
+
+    @jobs.every(3600)
+    async def job() -> None: ...
+
+    async with jobs.background(store):
+        await asyncio.sleep(5)
+        store.broken = "renew"
+        await asyncio.sleep(20)
+        store.broken = "read"
+        await asyncio.sleep(60)
+    text = "\n".join(told)
+    for part in (
+        "the keeper of 'default' failed",
+        "could not release 'default'",
+        "CRITICAL the campaign for 'default'",
+    ):
+        assert part in text
     assert_safe(told)
 
 
