@@ -1703,6 +1703,7 @@ def test_log_phrases_through_the_standard_library() -> None:
         class Handler(logging.Handler):
             def emit(self, record):
                 print(record.levelname, record.getMessage(), record.lease, record.token, sep="|")
+                assert record.module in ("_tenure", "_candidate")  # who told, not who wrote it down
                 if record.levelname == "TRACE":
                     assert record.beat == 2 and record.took == 0
                 if record.levelname == "ERROR":
