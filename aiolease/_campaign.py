@@ -23,6 +23,7 @@ from aiolease._lease import LeaseStore
 from aiolease._logging import emit
 from aiolease._settings import OnStall, Timings, check_stall, check_wait
 from aiolease._settle import settled
+from aiolease._signals import handled
 from aiolease._tenure import hold
 from aiolease.errors import LeadershipLost
 from aiolease.events import Notice, Observer, describe
@@ -116,11 +117,22 @@ async def run_as_leader(
     target: Target,
     body: Callable[[Leadership], Awaitable[object]],
     name: str = "default",
+    *,
+    handle_signals: bool = False,
     **options: Unpack[Options],
 ) -> None:
     """Runs ``await body(lead)`` in every term of this process, for ever: elected, lost, elected again.
 
     A body that returns ends its term as if it had resigned. What it raises comes out. Options as for `leadership`.
+
+    Args:
+        target: See `leadership`, as for the options.
+        body: What runs in each term.
+        name: The lease.
+        handle_signals: Whether SIGTERM and SIGINT end it: the first cancels the body once, which still leads while it
+            unwinds, and a second, a second later or more, cancels it again. `run_as_leader` then returns. See
+            `JobRegistry.serve`.
+        **options: See `leadership`.
 
     Raises:
         ConfigurationError: A setting cannot work.
@@ -130,7 +142,8 @@ async def run_as_leader(
     async def run(lead: Leadership, _: asyncio.Event) -> None:
         await body(lead)
 
-    await Campaign(target, name, run, options).run()
+    campaign = Campaign(target, name, run, options)
+    await (campaign.run_until_signalled(None) if handle_signals else campaign.run())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,8 +182,8 @@ class Campaign:
         self._eligible = options.get("eligible")
         self._observer = options.get("on_event")
         self._on_stall = check_stall(options.get("on_stall", "log"))
-        for handled in ("eligible", "on_event", "on_stall"):
-            known.pop(handled, None)
+        for other in ("eligible", "on_event", "on_stall"):
+            known.pop(other, None)
         self._timings = Timings.make(**known)  # type: ignore[arg-type]  # an unknown option is a TypeError, as it should
         self._target = target
         self._name = name
@@ -240,6 +253,46 @@ class Campaign:
             self._state = "stopped"
             raise
         self._state = "stopped"
+
+    async def run_until_signalled(self, drain_timeout: float | None) -> None:
+        """Campaigns until SIGTERM or SIGINT: the first request lets the body drain, the second cancels it.
+
+        Args:
+            drain_timeout: Seconds that the body takes to drain at most; ``None`` if it cannot: the first request then
+                cancels it, the second cancels it again.
+        """
+        loop, name = asyncio.get_running_loop(), self._name
+        at_once, again = asyncio.timeout(None), asyncio.timeout(None)
+
+        def drain(number: str) -> None:
+            if self._lead is None:
+                doing = "this process does not lead, no job of it runs"
+            elif drain_timeout is None:
+                doing = "the body is cancelled"
+            else:
+                doing = f"running jobs have {drain_timeout:g} s, a second signal cancels them"
+            say("INFO", f"{number}: {name!r} stops; {doing}")
+            self.stop()
+            if drain_timeout is None:
+                at_once.reschedule(loop.time())
+
+        def cancel(number: str) -> None:
+            say(
+                "WARNING",
+                f"{number} again: {name!r} cancels {'its body again' if drain_timeout is None else 'its jobs'}",
+            )
+            (again if drain_timeout is None else at_once).reschedule(loop.time())
+
+        def say(severity: str, text: str) -> None:
+            emit(Notice(lease=name, severity=severity, text=text), self._observer)
+
+        try:
+            async with again, at_once:
+                with handled([drain, cancel]):
+                    await self.run()
+        except TimeoutError:
+            if not (at_once.expired() or again.expired()):
+                raise
 
     async def _one_term(self, store: LeaseStore, stay_out: StayOut | None) -> StayOut | None:
         """Waits for the election and runs one term; returns whether to keep out of the next election."""

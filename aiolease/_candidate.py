@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 
 from aiolease._clock import boot_clock, current_clock, jitter
+from aiolease._interrupts import is_for_the_program
 from aiolease._lease import Lease, LeaseStore, Sighting, new_holder
 from aiolease._logging import emit
 from aiolease._settings import Timings
@@ -104,7 +105,9 @@ async def is_eligible(eligible: Eligible | None, limit: float) -> tuple[bool, st
         if task is None or task.cancelling() > cancelling:
             raise
         return False, f"its check failed: {describe(error)}"  # by something it awaited that was cancelled elsewhere
-    except Exception as error:  # noqa: BLE001 - the user's check may raise anything, and all of it means no
+    except BaseException as error:  # the user's check may raise anything, and all of it means no
+        if is_for_the_program(error):
+            raise
         return False, f"its check failed: {describe(error)}"
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-import signal
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple, ParamSpec, TypeVar, Unpack, final
 
@@ -278,8 +276,9 @@ class JobRegistry:
             context: Any object; jobs find it as ``run.context``.
             drain_timeout: Seconds that running jobs may take to finish after the first signal.
             handle_signals: Whether SIGTERM and SIGINT end it: the first lets running jobs finish and releases the
-                lease, a second cancels them. `serve` then returns, and handlers set with `signal` are back. For
-                programs of their own, not for a web server.
+                lease, a second cancels them, if it comes a second later or more: those of a process group are one
+                request. `serve` then returns, and handlers set with `signal` are back. A forked child gets back those
+                handlers, too. For programs of their own, not for a web server.
             **options: See `leadership`.
 
         Raises:
@@ -287,17 +286,7 @@ class JobRegistry:
             StoreRejected: And `SchemaMissing`: by the first attempt only; later they are logged and tried again.
         """
         campaign = self._campaign(target, name, context, drain_timeout, options)
-        if not handle_signals:
-            await campaign.run()
-            return
-        at_once = asyncio.timeout(None)
-        try:
-            async with at_once:
-                with _signals(name, campaign, at_once, drain_timeout):
-                    await campaign.run()
-        except TimeoutError:
-            if not at_once.expired():
-                raise
+        await (campaign.run_until_signalled(drain_timeout) if handle_signals else campaign.run())
 
     @asynccontextmanager
     async def background(
@@ -329,32 +318,3 @@ class JobRegistry:
         """
         async with self._campaign(target, name, context, drain_timeout, options).in_background() as campaign:
             yield campaign
-
-
-@contextmanager
-def _signals(name: str, campaign: Campaign, at_once: asyncio.Timeout, drain_timeout: float) -> Iterator[None]:
-    """Lets the first SIGTERM or SIGINT drain the campaign and a second one cancel it, until the block ends."""
-    loop = asyncio.get_running_loop()
-
-    def received(number: signal.Signals) -> None:
-        if not campaign.stopping:
-            text = f"{number.name}: {name!r} stops; running jobs have {drain_timeout:g} s, a second signal cancels them"
-            emit(Notice(lease=name, severity="INFO", text=text))
-            campaign.stop()
-        elif at_once.when() is None:
-            emit(Notice(lease=name, severity="WARNING", text=f"{number.name} again: {name!r} cancels its jobs"))
-            at_once.reschedule(loop.time())
-
-    if threading.current_thread() is not threading.main_thread():
-        raise ConfigurationError("handle_signals", True, "only the main thread of a process gets signals")
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    earlier = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        loop.add_signal_handler(number, received, number)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-            if earlier[number] is not None:  # one that was installed from C cannot be put back from here
-                signal.signal(number, earlier[number])

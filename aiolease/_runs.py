@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -18,6 +19,8 @@ from datetime import datetime
 from typing import Any, Literal, final
 
 from aiolease._fence import RunKey
+from aiolease._forks import end_child
+from aiolease._interrupts import is_for_the_program
 from aiolease._leadership import Leadership
 from aiolease._ledger import Missed
 from aiolease._logging import emit, in_run
@@ -161,7 +164,7 @@ class Outcome:
 
 def _start_thread(call: Callable[[], object], name: str) -> tuple[threading.Thread, asyncio.Future[object]]:
     """Runs a call in a thread of its own; the future is its end, and nobody's cancellation can say otherwise."""
-    loop = asyncio.get_running_loop()
+    loop, pid = asyncio.get_running_loop(), os.getpid()
     ended: asyncio.Future[object] = loop.create_future()
     context = copy_context()
 
@@ -180,6 +183,8 @@ def _start_thread(call: Callable[[], object], name: str) -> tuple[threading.Thre
             error = RuntimeError(f"the job raised {raised!r}")
         except BaseException as raised:  # noqa: BLE001 - it is the run's
             error = raised
+        if os.getpid() != pid:
+            end_child(error)
         with suppress(RuntimeError):  # the loop may have been closed meanwhile
             loop.call_soon_threadsafe(settle, result, error)
 
@@ -240,7 +245,11 @@ class Execution:
         self._threads = threads
 
     async def go(self) -> Outcome:
-        """Runs the job to its end. Raises nothing of the job's but what ends the process."""
+        """Runs the job to its end.
+
+        Raises nothing of the job's, for asyncio hands a task's `SystemExit` on to the whole program. What a signal's
+        handler raises meanwhile is the program's, and comes out.
+        """
         job, run = self.job, self.run
         clock = asyncio.get_running_loop().time
         started = clock()
@@ -253,13 +262,13 @@ class Execution:
         try:
             async with limit:
                 with in_run(lease=run.leadership.name, job=run.job, tick=run.tick, attempt=run.attempt):
-                    await self._call()
+                    await self._call_here()
         except asyncio.CancelledError as raised:
             # Cancelled by the end of the term, or by itself: by something it awaited that was cancelled elsewhere.
             status, error = ("lost", None) if self.given_up or _being_cancelled() else ("failed", raised)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as raised:  # noqa: BLE001 - a job that raises hurts no other job
+        except BaseException as raised:  # a job that raises hurts no other job, and ends no program
+            if is_for_the_program(raised):
+                raise
             status, error = "failed", raised
             if limit.expired() and isinstance(raised, TimeoutError):
                 error = TimeoutError(f"it took longer than {job.timeout:g} s")
@@ -275,6 +284,18 @@ class Execution:
         if error is not None:
             hide_values(error)
         return Outcome("succeeded" if run._committed else status, clock() - started, error, run._committed)
+
+    async def _call_here(self) -> None:
+        """Calls the job's function; a child that it forks ends with it, and goes no further."""
+        pid, error = os.getpid(), None
+        try:
+            await self._call()
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            if os.getpid() != pid:
+                end_child(error)
 
     async def _call(self) -> None:
         job, run = self.job, self.run

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar, cast
 
@@ -25,6 +25,7 @@ from aiolease._agenda import Agenda, Plan, Waiting
 from aiolease._candidate import TROUBLE
 from aiolease._clock import jitter
 from aiolease._fence import FenceBroken, Refused, RunKey, Term
+from aiolease._interrupts import is_for_the_program
 from aiolease._leadership import Leadership, is_within, leading
 from aiolease._ledger import Skip, lost
 from aiolease._logging import emit
@@ -50,6 +51,13 @@ _BUSY_FOR = 1.0
 
 _QUIETEST = 60.0
 """Seconds between two warnings about a ledger that cannot be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Exit:
+    """What a call raised to end its program. Its caller gets it: raised by a task, it would end the loop."""
+
+    error: BaseException
 
 
 class TermOfJobs:
@@ -349,12 +357,8 @@ class TermOfJobs:
         if not execution.begun:  # the term was over before; another leader is to run it
             self._changes.append(_handed_back(run._key))
             return
-        if task.cancelled():
-            outcome = Outcome("lost", 0.0)
-        elif task.exception() is not None:  # the process ends by it
-            return
-        else:
-            outcome = task.result()
+        ended_in_order = not task.cancelled() and task.exception() is None  # else a signal's handler raised in it
+        outcome = task.result() if ended_in_order else Outcome("lost", 0.0)
         self._grew(job.name)
         if outcome.committed:
             if self._committed is not None:
@@ -411,12 +415,23 @@ class TermOfJobs:
 
     async def within(self, call: Callable[[], Awaitable[R]]) -> R:
         """Runs a call as a part of the term: cancelled with it, and awaited before the lease is released."""
-        if asyncio.get_running_loop() is not self._loop:  # another scheduler's thread, with a loop of its own
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.within(call), self._loop))
+        if asyncio.get_running_loop() is self._loop:
+            came_out = await self._within(call)
+        else:  # another scheduler's thread, with a loop of its own
+            came_out = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._within(call), self._loop))
+        if isinstance(came_out, _Exit):
+            raise came_out.error
+        return came_out
 
-        async def run() -> R:
+    async def _within(self, call: Callable[[], Awaitable[R]]) -> R | _Exit:
+        async def run() -> R | _Exit:
             with leading(self.lead):
-                return await call()
+                try:
+                    return await call()
+                except (KeyboardInterrupt, SystemExit) as error:
+                    if is_for_the_program(error):
+                        raise
+                    return _Exit(error)
 
         task = asyncio.create_task(run())
         self._calls.add(task)

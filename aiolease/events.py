@@ -303,7 +303,7 @@ class RunFinished(Event):
             return f"ran {self.job!r} in {self.took:.2f} s"
         if self.status == "lost":
             return f"{self.job!r} was lost with term {self.token} (holder {self.holder})"
-        return f"{self.job!r} failed: {describe(self.error)}"
+        return f"{self.job!r} failed: {describe(self.error)} (tick {self.tick:%Y-%m-%d %H:%M:%S} UTC)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
