@@ -22,6 +22,9 @@ from aiolease._settle import given_up, settled
 from aiolease.errors import CommitUnknown, LeadershipLost, LossReason, NotLeader, RunEnded, StoreUnavailable
 from aiolease.events import Observer
 
+_LONGEST_COMMIT = 60.0
+"""Seconds that a COMMIT may take, however long the lease: a large transaction takes longer than other exchanges."""
+
 _LEAST_EXCHANGE = 0.5
 """Seconds that an exchange which was begun in time may take, however little is left; less where leases are short."""
 
@@ -207,7 +210,7 @@ class Leadership:
     ) -> None:
         """Sees an exchange with a fence to its end, and what it says of the term."""
         exchange = asyncio.create_task(call)
-        cancelled = await settled(exchange, max(self.remaining, self._least))
+        cancelled = await settled(exchange, min(max(self.remaining, self._least), _LONGEST_COMMIT))
         if not exchange.done():
             # A process that was frozen finds the answer and the end of its time at once: the answer counts.
             another = await settled(exchange, min(_ANSWERED, self._timings.unwind / 5))

@@ -14,6 +14,10 @@ MAX_LEASE = 86_400.0
 """A day, in seconds. A longer lease would mean a longer outage after every crash."""
 
 
+LONGEST_EXCHANGE = 10.0
+"""Seconds after which an answer is taken for lost. A lease of an hour must not make a process wait for ten minutes."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
     """The timings of one lease in seconds, checked when made (DESIGN rule 17).
@@ -83,8 +87,8 @@ class Timings:
 
     @property
     def attempt(self) -> float:
-        """The most that one exchange with the database may take, in seconds, connecting included."""
-        return self.heartbeat_interval / 2
+        """The most that one exchange with the database may take, in seconds, however long the lease."""
+        return min(self.heartbeat_interval / 2, LONGEST_EXCHANGE)
 
 
 def _seconds(field: str, value: object) -> float:

@@ -19,8 +19,17 @@ import pytest
 import uvloop
 from loguru import logger
 
-from aiolease import Leadership, LeadershipLost, Lease, NotLeader, current_leadership, leadership
-from aiolease.events import BodyStuck, Elected, Event, Lost, Released, Renewed, Resigned
+from aiolease import (
+    CommitUnknown,
+    JobRegistry,
+    Leadership,
+    LeadershipLost,
+    Lease,
+    NotLeader,
+    current_leadership,
+    leadership,
+)
+from aiolease.events import BodyStuck, Elected, Event, Lost, Released, Renewed, RenewFailed, Resigned
 from aiolease.testing import MemoryServer, MemoryStore, run_virtual, virtual_time
 
 LONG = 3600.0
@@ -1190,3 +1199,59 @@ async def test_a_gathering_that_was_cancelled_from_outside_is_not_a_loss() -> No
     store.server.take("default")
     await asyncio.wait([task])
     assert task.cancelled(), f"the cancellation was swallowed by {task.exception()!r}"
+
+
+# -- a long lease
+
+
+@virtual_time
+async def test_leaving_takes_no_longer_with_a_longer_lease() -> None:
+    """With a lease of an hour and a network that swallows everything, the block is left within 45 s.
+
+    Whatever was under way: a renewal, the release, and what a job's run has still to write.
+    """
+    store, jobs, loop, ran = MemoryStore(), JobRegistry(), asyncio.get_running_loop(), asyncio.Event()
+
+    @jobs.every(60)
+    async def tidy() -> None:
+        ran.set()
+        await asyncio.sleep(LONG)
+
+    heard: list[Event] = []
+    async with leadership(store, lease_duration=LONG, on_event=heard.append) as lead:
+        running = asyncio.create_task(jobs.run(lead, drain_timeout=0.0))
+        await ran.wait()
+        for method in ("renew", "release", "record", "read"):
+            store.lose_request(method, 1000)
+        while not any(isinstance(event, RenewFailed) for event in heard):
+            await asyncio.sleep(1.0)
+        began = loop.time()
+        running.cancel()
+        await asyncio.wait([running])
+    assert loop.time() - began < 45.0
+    left = store.server.read("default")
+    assert left is not None
+    assert left.holder is not None  # it expires by itself
+
+
+@virtual_time
+async def test_a_commit_without_an_answer_does_not_take_as_long_as_the_lease() -> None:
+    """With a lease of an hour, a COMMIT whose answer is lost is `CommitUnknown` within a minute or so."""
+    store, loop = MemoryStore(), asyncio.get_running_loop()
+    async with leadership(store, lease_duration=LONG) as lead:
+        store.lose_reply("commit")
+        began = loop.time()
+        with pytest.raises(CommitUnknown):
+            async with lead.transaction():
+                pass
+        assert loop.time() - began < 90.0
+
+
+@virtual_time
+async def test_a_candidate_asks_again_soon_whatever_the_lease() -> None:
+    """With a lease of an hour, a candidate whose first answer is lost leads within a quarter of a minute."""
+    store, loop = MemoryStore(), asyncio.get_running_loop()
+    store.lose_reply("read")
+    began = loop.time()
+    async with leadership(store, lease_duration=LONG):
+        assert loop.time() - began < 15.0

@@ -18,14 +18,12 @@ from typing import Any
 from aiolease._tracebacks import hide_values
 from aiolease.errors import AioleaseError, ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.events import describe
+from aiolease.stores._connecting import CONNECT_LIMIT, Connecting
 from aiolease.stores._resolve import resolve
 from aiolease.stores._tls import Contexts, TLSRefused, final_failure
 
 Rows = list[tuple[Any, ...]]
 Execute = Callable[..., Awaitable[list[Rows]]]
-
-CONNECT_LIMIT = 10.0
-"""Seconds for TCP alone; the caller's limit on the whole exchange is usually sooner."""
 
 _REJECTED = frozenset({
     1044,  # access denied to the database
@@ -348,19 +346,21 @@ class _TakesTooLong(Exception):
 class Session:
     """One connection, made when it is needed and discarded at the first trouble; one exchange at a time.
 
-    Who gives up waiting for its turn ends the exchange, or the connecting, of another that takes longer than it should:
-    longer than several round trips of the network as it was last seen, and `stuck` at least. Each that was ended so
-    makes the session more patient, until an answer comes: a hung connection costs nobody much, a slow one nothing.
+    Who gives up waiting for its turn ends the exchange of another that takes longer than it should: longer than several
+    round trips of the network as it was last seen, and `stuck` at least. Each that was ended so makes the session more
+    patient, until an answer comes: a hung connection costs nobody much, a slow one nothing. Connecting goes on beyond
+    the attempt that began it: see `Connecting`.
     """
 
     def __init__(self, driver: Driver, prepare: Callable[[Execute], Awaitable[None]], stuck: float) -> None:
         self._stuck = self._patience = stuck
-        self._step: asyncio.Timeout | None = None  # the connecting or the exchange that is under way
+        self._step: asyncio.Timeout | None = None  # the exchange that is under way
         self._step_since = 0.0
         self._round_trip = 0.0  # the quickest over this connection
         self._driver = driver
         self._prepare = prepare
         self._lock = asyncio.Lock()
+        self._connecting: Connecting[Any] = Connecting(self._connect)
         self._connection: Any = None
         self._used_at = 0.0
         self._closed = False
@@ -410,17 +410,13 @@ class Session:
             self._lock.release()
 
     async def _exchange(self, sql: str, parameters: Sequence[object], results: list[Rows]) -> list[Rows]:
-        if self._connection is not None and asyncio.get_running_loop().time() - self._used_at > self.fresh_for:
+        while self._connection is None or asyncio.get_running_loop().time() - self._used_at > self.fresh_for:
             await self._close()
-        while self._connection is None:
-            try:
-                async with self._take_step():
-                    await self._connect()
-            except _TakesTooLong:
-                self.discard()  # nothing was asked yet: the next connection may be better
+            self._check_open()
+            self._connection = await self._connecting.get()
         try:
             async with self._take_step():
-                answer = await self._execute(sql, parameters, results)
+                answer = await self._execute(self._connection, sql, parameters, results)
         except _TakesTooLong as error:
             raise StoreUnavailable(self._driver.description, "no answer, and others wait for the connection") from error
         self._patience = max(self._stuck, _ROUND_TRIPS * self._round_trip)
@@ -429,8 +425,7 @@ class Session:
     @asynccontextmanager
     async def _take_step(self) -> AsyncIterator[None]:
         """Around what `gave_up` and `aclose` may end; raises `_TakesTooLong` then."""
-        if self._closed:
-            raise StoreUnavailable(self._driver.description, "this store was closed")
+        self._check_open()
         limit, self._step_since = asyncio.timeout(None), asyncio.get_running_loop().time()
         try:
             async with limit:
@@ -443,17 +438,26 @@ class Session:
         finally:
             self._step = None
 
-    async def _connect(self) -> None:
-        self._connection, self._round_trip = await self._driver.connect(), math.inf
-        self.opened += 1
-        await self._prepare(self._execute)
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreUnavailable(self._driver.description, "this store was closed")
+
+    async def _connect(self) -> Any:
+        connection, self._round_trip = await self._driver.connect(), math.inf
+        try:
+            self.opened += 1
+            await self._prepare(functools.partial(self._execute, connection))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     async def _execute(
-        self, sql: str, parameters: Sequence[object] = (), results: list[Rows] | None = None
+        self, connection: Any, sql: str, parameters: Sequence[object] = (), results: list[Rows] | None = None
     ) -> list[Rows]:
         clock = asyncio.get_running_loop().time
         self._used_at = clock()
-        answer = await execute(self._connection, self._driver.cursor, sql, parameters, results)
+        answer = await execute(connection, self._driver.cursor, sql, parameters, results)
         self._round_trip = min(self._round_trip, clock() - self._used_at)
         self._patience = max(self._patience, _ROUND_TRIPS * self._round_trip)
         return answer
@@ -465,6 +469,7 @@ class Session:
 
     def gave_up(self) -> None:
         """Somebody does not wait any longer for its turn."""
+        self._connecting.gave_up()
         if asyncio.get_running_loop().time() - self._step_since > self._patience and self._end_step():
             self._patience = max(self._patience, min(self._patience * 4, _MOST_PATIENT))
 
@@ -484,7 +489,9 @@ class Session:
         """Closes the connection for good, with a good-bye if the server listens; what is under way fails. Bounded."""
         self._closed = True
         self._end_step()
+        left = await self._connecting.end()
         async with self._lock:
+            self._connection = self._connection or left
             await self._close()
 
     async def _close(self) -> None:
