@@ -18,6 +18,7 @@ from typing import Literal, TypedDict, Unpack, final
 
 from aiolease._candidate import Candidate, Contact, Eligible, StayOut
 from aiolease._clock import current_clock
+from aiolease._functions import check_eligible
 from aiolease._leadership import Leadership
 from aiolease._lease import LeaseStore
 from aiolease._logging import emit
@@ -79,8 +80,8 @@ def leadership(
         renew_deadline: How long after the sending of its last successful renewal the leader may act; five sixths of the
             lease by default, at most 0.9 of it. The rest is what the block has to unwind.
         retry_interval: The longest pause between attempts; min(2 s, lease/15) by default.
-        eligible: Says whether this process is fit to lead. Asked before each claim and at each heartbeat; an exception
-            or no answer within half a heartbeat means no.
+        eligible: An ``async def`` function that says whether this process is fit to lead. Asked before each claim and
+            at each heartbeat; an exception or no answer within half a heartbeat means no.
         on_stall: What a blocked event loop leads to at the deadline: ``"log"``, or ``"exit"`` with status 70.
         on_event: Called with every event; must be quick. See `aiolease.events`.
 
@@ -95,6 +96,7 @@ def leadership(
     check_target(target, name)
     check_stall(on_stall)
     check_wait(timeout)
+    check_eligible(eligible)
     timings = Timings.make(
         lease_duration=lease_duration,
         heartbeat_interval=heartbeat_interval,
@@ -156,7 +158,8 @@ class CampaignStatus:
         leader: The holder that was last seen in the row, ``None`` when the lease was free.
         token: The number of the latest term that was seen.
         last_contact: When the database last answered: aware UTC, by this machine's clock.
-        error: What is wrong with the database, or what made the campaign fail; ``None`` if nothing is.
+        error: What is wrong with the database, why the ledger cannot be written though the lease is kept, or what made
+            the campaign fail; ``None`` if nothing is.
     """
 
     state: State
@@ -181,6 +184,7 @@ class Campaign:
         known = dict(options)
         self._eligible = options.get("eligible")
         self._observer = options.get("on_event")
+        check_eligible(self._eligible)
         self._on_stall = check_stall(options.get("on_stall", "log"))
         for other in ("eligible", "on_event", "on_stall"):
             known.pop(other, None)
@@ -220,7 +224,9 @@ class Campaign:
             leader=contact.leader,
             token=contact.token,
             last_contact=contact.last_contact,
-            error=contact.error or (self._failure if self._state == "failed" else None),
+            error=contact.error
+            or (self._lead and self._lead._trouble)
+            or (self._failure if self._state == "failed" else None),
         )
 
     def __repr__(self) -> str:

@@ -11,11 +11,12 @@ from datetime import timedelta
 from typing import Any, NamedTuple, ParamSpec, TypeVar, Unpack, final
 
 from aiolease._campaign import Campaign, Options
+from aiolease._functions import argument, is_async
 from aiolease._leadership import Leadership
 from aiolease._lease import check_name
 from aiolease._ledger import Missed
 from aiolease._logging import emit
-from aiolease._runs import Job, Overlap, Threads, is_async, takes_run
+from aiolease._runs import Job, JobRun, Overlap, Threads
 from aiolease._schedule import Cron, Every, Schedule
 from aiolease._term import TermOfJobs
 from aiolease.errors import ConfigurationError, DuplicateJob, InvalidJob
@@ -169,8 +170,8 @@ class JobRegistry:
             for term in self._terms:
                 text = f"{key!r} was registered while the jobs run: it starts with the next term"
                 emit(Notice(lease=term.lead.name, severity="WARNING", text=text))
-            takes = takes_run(key, function)
-            self._jobs[key] = Job(name=key, function=function, schedule=schedule, takes_run=takes, **options._asdict())
+            given = argument(key, function, JobRun)
+            self._jobs[key] = Job(name=key, function=function, schedule=schedule, argument=given, **options._asdict())
             return function
 
         return register

@@ -57,6 +57,7 @@ class Leadership:
         self._clock = current_clock()
         self._pid = os.getpid()
         self._jobs: set[str] = set()  # the names of those that run in this term
+        self._trouble: str | None = None  # why their ledger cannot be written
         self._deadline = claim.sent_at + timings.renew_deadline
         self._ended: LossReason | None = None
         self._over = asyncio.Event()

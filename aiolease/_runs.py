@@ -20,13 +20,14 @@ from typing import Any, Literal, final
 
 from aiolease._fence import RunKey
 from aiolease._forks import end_child
+from aiolease._functions import is_async
 from aiolease._interrupts import is_for_the_program
 from aiolease._leadership import Leadership
 from aiolease._ledger import Missed
 from aiolease._logging import emit, in_run
 from aiolease._schedule import Schedule
 from aiolease._tracebacks import hide_values
-from aiolease.errors import CommitUnknown, InvalidJob, LeadershipLost, RunEnded, StoreUnavailable
+from aiolease.errors import CommitUnknown, LeadershipLost, RunEnded, StoreUnavailable
 from aiolease.events import Notice
 
 Overlap = Literal["skip", "allow"]
@@ -37,12 +38,12 @@ Threads = dict[str, set[threading.Thread]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A function and its schedule, as they were registered."""
+    """A function and its schedule, as they were registered. For `argument` see `aiolease._functions.argument`."""
 
     name: str
     function: Callable[..., object]
     schedule: Schedule
-    takes_run: bool
+    argument: str | None
     overlap: Overlap = "skip"
     timeout: float | None = None
     missed: Missed = "once"
@@ -195,38 +196,6 @@ def _start_thread(call: Callable[[], object], name: str) -> tuple[threading.Thre
     return thread, ended
 
 
-def is_async(function: Callable[..., object]) -> bool:
-    """Whether a call gives something to await: a coroutine function, a partial of one, an object with an async call."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
-
-
-def takes_run(name: str, function: Callable[..., object]) -> bool:
-    """Whether a job takes a `JobRun`.
-
-    Raises:
-        InvalidJob: It cannot be a job.
-    """
-    if not callable(function):
-        raise InvalidJob(name, "register a function")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise InvalidJob(name, "a generator cannot be a job, use a function that does not yield")
-    try:
-        signature = inspect.signature(function)
-    except ValueError:
-        raise InvalidJob(name, "what it takes cannot be seen, wrap it in a function of your own") from None
-    taken = 0
-    for parameter in signature.parameters.values():
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            taken += 1
-        elif parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty:
-            taken += 2
-    if taken > 1:
-        raise InvalidJob(name, f"it must take nothing or one JobRun, not {signature}")
-    return taken == 1
-
-
 class Execution:
     """A run under way.
 
@@ -299,11 +268,13 @@ class Execution:
 
     async def _call(self) -> None:
         job, run = self.job, self.run
-        arguments = (run,) if job.takes_run else ()
+        call = job.function
+        if job.argument is not None:
+            call = functools.partial(call, **{job.argument: run}) if job.argument else functools.partial(call, run)
         if not job.threaded:
-            await job.function(*arguments)  # type: ignore[misc]
+            await call()  # type: ignore[misc]
             return
-        thread, ended = _start_thread(functools.partial(job.function, *arguments), job.name)
+        thread, ended = _start_thread(call, job.name)
         try:
             await asyncio.wait([ended])
         except asyncio.CancelledError:

@@ -157,7 +157,7 @@ class TermOfJobs:
             if self._loop.time() - self._pruned_at > _BUSY_FOR:
                 await self._prune()
         else:
-            self._failures = 0  # not after a reading alone: what was to be written may fail each time
+            self._worked()  # not after a reading alone: what was to be written may fail each time
             await self._prune()
             if claim:
                 pause = min(pause, self._look_at - self._loop.time())
@@ -189,11 +189,15 @@ class TermOfJobs:
     def _failed(self, why: str) -> float:
         timings, now = self.lead._timings, self._loop.time()
         self._failures += 1
+        text = f"could not write the ledger of {self.lead.name!r}, nothing new is started: {why}"
+        self.lead._trouble = text
         if self._failures > 1 and now - self._warned_at >= min(timings.retry_interval * self._failures, _QUIETEST):
             self._warned_at = now
-            text = f"could not write the ledger of {self.lead.name!r}, nothing new is started: {why}"
             self._emit(Notice(**self._facts(), severity="WARNING", text=text))
         return 0.0 if self._failures == 1 else min(0.05 * 2.0 ** min(self._failures, 10), timings.retry_interval)
+
+    def _worked(self) -> None:
+        self._failures, self.lead._trouble = 0, None
 
     async def _bounded(self, call: Awaitable[R]) -> R:
         return await bounded(self.lead._timings.attempt, self.lead._store.description, call)
@@ -302,7 +306,7 @@ class TermOfJobs:
 
     def _written(self, plan: Plan) -> list[Execution]:
         """Notes that a plan was written; returns what is to be started."""
-        self._failures = 0
+        self._worked()
         self._most = min(self._most * 2, _MOST)
         if any(change.status == "queued" for change in self._changes[: plan.pending]):
             self._stock_wanted = True  # to see whether they had an effect: if so, the runs wait their turn

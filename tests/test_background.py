@@ -384,6 +384,34 @@ async def test_an_unknown_option_is_a_mistake_in_the_program() -> None:
 
 
 @virtual
+async def test_a_ledger_that_cannot_be_written_is_an_error_of_the_status() -> None:
+    """The lease is kept and renewed, but no run can be claimed: the status says so, until it can be written again."""
+    jobs, store = JobRegistry(), MemoryStore()
+
+    @jobs.every(10)
+    async def job() -> None: ...
+
+    async with jobs.background(store) as campaign:
+        await asyncio.sleep(25)
+        assert campaign.status().error is None
+        store.fail("record", StoreUnavailable("memory", "the table is locked"), times=10_000)
+        await asyncio.sleep(60)
+        status = campaign.status()
+        assert campaign.is_leader
+        assert status.error is not None
+        assert "could not write the ledger of 'default'" in status.error
+        assert "the table is locked" in status.error
+        store._faults.clear()
+        await asyncio.sleep(15)
+        assert campaign.status().error is None
+        store.lose_request("record", times=10_000)
+        await until_virtual(lambda: campaign.status().error)
+        assert campaign.is_leader
+        store._faults.clear()
+        await until_virtual(lambda: campaign.status().error is None)
+
+
+@virtual
 async def test_a_failure_does_not_harm_the_host(log: list[Message]) -> None:
     """After the start no failure gets out: it is CRITICAL, the state is failed, and the campaign goes on trying."""
     server, jobs = MemoryServer(), JobRegistry()
