@@ -321,7 +321,7 @@ class Campaign:
         finally:
             self._election = None
         self._proven, self._failure = True, None
-        self._contact.saw(claim.lease, claim.received_at)
+        self._contact.saw(claim.lease, claim.received_at, claim.took)
         try:
             async with hold(
                 store,

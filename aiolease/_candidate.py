@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import anyio
 
 from aiolease._clock import boot_clock, current_clock, jitter
 from aiolease._interrupts import is_for_the_program
-from aiolease._lease import Lease, LeaseStore, Sighting, new_holder
+from aiolease._lease import HIDDEN, Lease, LeaseStore, Reading, Sighting, new_holder, setback
 from aiolease._logging import emit
 from aiolease._settings import Timings
 from aiolease._settle import bounded, settled
@@ -44,25 +44,27 @@ _QUIETEST = 60.0
 class Contact:
     """What this process last learnt from the database about one lease: for people, and for its next election.
 
-    `attempted` is set once the first attempt is over, and was not refused for good. `database_time` is the database's
-    clock at the latest answer, and the local clock when that had come: by both it is seen that the former was stepped.
+    `attempted` is set once the first attempt is over, and was not refused for good. `reading` is the latest answer: by
+    it and the next it is seen that the database's clock was stepped.
     """
 
     leader: str | None = None
     token: int | None = None
     last_contact: datetime | None = None
     error: str | None = None
-    database_time: tuple[datetime, float] | None = None
+    reading: Reading | None = None
     attempted: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def saw(self, lease: Lease | None, received: float) -> None:
-        """Notes an answer of the database, which had come by that moment of the local clock."""
+    def saw(self, lease: Lease | None, received: float, took: float) -> Reading | None:
+        """Notes an answer of the database, which had come by that moment of the local clock; returns the one before."""
+        before = self.reading
         if lease is not None:
-            self.database_time = (lease.now, received)
+            self.reading = Reading(now=lease.now, received=received, took=took)
         self.leader = lease.holder if lease else None
         self.token = lease.token if lease else None
         self.last_contact = datetime.now(UTC)
         self.error = None
+        return before
 
     def failed(self, error: BaseException) -> None:
         """Notes that there was none."""
@@ -75,13 +77,16 @@ class Claim:
 
     Attributes:
         lease: The row as it stood then.
-        sent_at: The local clock just before the claim was sent; the term's deadline counts from it.
+        sent_at: The local clock just before the claim was sent, or earlier (`setback`): the term's deadline counts
+            from it.
         received_at: The local clock when the reading of the row had arrived.
+        took: Seconds that the exchange took which read it.
     """
 
     lease: Lease
     sent_at: float
     received_at: float
+    took: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +141,12 @@ class Candidate:
         self._clock = current_clock()
         self._lease: Lease | None = None
         self._sighting: Sighting | None = None
-        self._unknown: dict[str, float] = {}  # the holders of claims whose answer was lost, and when they were sent
+        # The holders of claims whose answer was lost: when they were sent, and the reading before.
+        self._unknown: dict[str, tuple[float, Reading | None]] = {}
         self._pause = 0.0
         self._hint = True
-        self._followed: int | None = None
+        self._followed: int | None = None  # the term of which it was told that it is waited for
+        self._explained: int | None = None  # and that it is not taken over yet though it has run out
         self._unfit = ""
         self._reached = False  # the database answered
         self._proven = proven  # it did all that one attempt asked for
@@ -185,7 +192,7 @@ class Candidate:
                     raise trouble
                 raise LeaseHeld(self._name, self._lease.holder if self._lease else None, now - started)
             if trouble is not None:
-                await asyncio.sleep(self._bounded_by(until, self._backoff()))
+                await asyncio.sleep(self._bounded_by(until, min(self._backoff(), self._look_within())))
 
     def _bounded_by(self, until: float | None, seconds: float) -> float:
         return seconds if until is None else max(min(seconds, until - self._clock()), 0.0)
@@ -195,7 +202,8 @@ class Candidate:
         limit = self._timings.attempt
         if until is not None and not trusting:
             limit = min(limit, max(until - self._clock(), _LEAST))
-        pause = self._bounded_by(until, self._pause)
+        pause = self._bounded_by(until, min(self._pause, self._look_within()))
+        asked = self._clock()
         if pause > 0:
             reading = self._store.watch(
                 self._name, pause, lease=self._lease, poll=self._timings.retry_interval, hint=self._hint
@@ -204,9 +212,12 @@ class Candidate:
         else:
             lease = await bounded(limit, self._store.description, self._store.read(self._name))
         received = self._clock()
-        self._saw(lease, received)
+        took = received - asked - pause
+        if took < 0:  # woken before the time was up: as long as the exchange before
+            took = self._contact.reading.took if self._contact.reading is not None else 0.0
+        self._saw(lease, received, took)
         if lease is not None and lease.holder in self._unknown:
-            return await self._adopt(lease, received)
+            return await self._adopt(lease, received, took)
         force = self._may_claim(lease, received, trusting=trusting)
         if force is None:
             return None
@@ -221,18 +232,17 @@ class Candidate:
             self._pause = jitter(0, least) if released else max(self._pause, jitter(0, least))
         return claim
 
-    def _saw(self, lease: Lease | None, received: float) -> None:
+    def _look_within(self) -> float:
+        """Seconds until the next reading at the latest: what steps of the database's clock hide is no longer."""
+        return self._sighting.duration * HIDDEN if self._sighting is not None else float("inf")
+
+    def _saw(self, lease: Lease | None, received: float, took: float) -> None:
         self._reached = True
-        earlier = self._contact.database_time
-        self._contact.saw(lease, received)
+        before = self._contact.saw(lease, received, took)
         if lease is not None:
             # A released row is free as it stands; only of a held one is it told how long it has not changed.
-            stepped = 0.0
-            if earlier is not None:
-                then, at = earlier
-                stepped = (lease.now - then) / timedelta(seconds=1) - (received - at)
-            sighting = Sighting.of(lease, received, self._sighting, stepped=stepped)
-            self._sighting = None if lease.holder is None else sighting
+            reading = Reading(now=lease.now, received=received, took=took)
+            self._sighting = None if lease.holder is None else Sighting.of(lease, reading, self._sighting, before)
         self._lease = lease
         if self._stay_out and lease and lease.token > self._stay_out.token:
             self._stay_out = None
@@ -256,24 +266,26 @@ class Candidate:
         if sighting.claimable(lease, now):
             return sighting.outlasted(now)
         self._pause = sighting.due(now) + jitter(0, _JITTER)
+        facts: Any = {"lease": self._name, "holder": lease.holder, "token": lease.token}
+        watched = f"watching it for {sighting.duration:.1f} s" if lease.expired else ""
         if self._followed != lease.token:
-            self._followed = lease.token
-            note = ""
-            if lease.expired:
-                note = (
-                    f"its lease has run out by the database's clock, but was not released and may be alive: "
-                    f"watching it for {sighting.duration:.1f} s"
-                )
-            facts: Any = {"lease": self._name, "holder": lease.holder, "token": lease.token}
+            note = f"its lease has run out by the database's clock, but was not released and may be alive: {watched}"
+            note = note if watched else ""
             emit(Following(**facts, database=self._store.description, note=note), self._observer)
+        elif watched and self._explained != lease.token:
+            text = f"the lease of {lease.holder} on {self._name!r} has run out by the database's clock, but was not "
+            text += f"released, and this process cannot tell yet whether it is alive: {watched}"
+            emit(Notice(**facts, severity="INFO", text=text), self._observer)
+        self._followed, self._explained = lease.token, lease.token if watched else self._explained
         return None
 
-    async def _adopt(self, lease: Lease, now: float) -> Claim | None:
+    async def _adopt(self, lease: Lease, now: float, took: float) -> Claim | None:
         """Takes up a claim whose answer was lost and that was won, as the row shows, if there is time left to lead."""
         assert lease.holder is not None
-        sent_at = self._unknown.pop(lease.holder)
+        sent_at, before = self._unknown.pop(lease.holder)
         if now < sent_at + self._timings.renew_deadline / 2:
-            return Claim(lease, sent_at, now)
+            back = setback(Reading(now=lease.now, received=now, took=took), before, self._timings.lease_duration)
+            return Claim(lease, sent_at - back, now, took)
         # Nobody ever led by this claim, so nobody has to wait until it expires.
         await bounded(
             self._timings.attempt,
@@ -293,8 +305,9 @@ class Candidate:
 
     async def _claim(self, lease: Lease | None, *, force: bool) -> Claim | None:
         holder, now, lease_duration = new_holder(), self._clock(), self._timings.lease_duration
-        self._unknown = {lost: sent_at for lost, sent_at in self._unknown.items() if now < sent_at + lease_duration}
-        sent_at = self._unknown[holder] = self._clock()
+        self._unknown = {lost: sent for lost, sent in self._unknown.items() if now < sent[0] + lease_duration}
+        sent_at = self._clock()
+        self._unknown[holder] = sent_at, self._contact.reading
         call = self._store.claim(self._name, holder, self._timings.lease_duration, seen=lease, force=force)
         # In a task of its own: a cancellation that tears a claim leaves a lease that nobody knows to hold.
         task = asyncio.create_task(bounded(self._timings.attempt, self._store.description, call))
@@ -311,12 +324,14 @@ class Candidate:
         received = self._clock()
         if result is not None and result.holder == holder:
             if received < sent_at + self._timings.renew_deadline:
-                return Claim(result, sent_at, received)
+                reading = Reading(now=result.now, received=received, took=received - sent_at)
+                back = setback(reading, self._contact.reading, lease_duration)
+                return Claim(result, sent_at - back, received, reading.took)
             # The process stood still between the two. Nobody led by this claim, so nobody has to wait for its expiry.
             await self._give_back(result)
             self._pause = 0.0
             return None
-        self._saw(result, received)
+        self._saw(result, received, received - sent_at)
         self._may_claim(result, received, trusting=False)
         return None
 

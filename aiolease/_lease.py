@@ -85,6 +85,29 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One answer of the database, by both clocks: what tells a step of the database's clock.
+
+    Attributes:
+        now: The database's clock when it answered.
+        received: The local clock when the answer had come.
+        took: Seconds that the exchange took.
+    """
+
+    now: datetime
+    received: float
+    took: float = 0.0
+
+    def gained_since(self, before: Self) -> float:
+        """Seconds by which the database's clock went ahead of the local one since the reading before."""
+        return (self.now - before.now) / timedelta(seconds=1) - (self.received - before.received)
+
+
+HIDDEN = 1 / 3
+"""The share of a lease between two readings of a candidate: what two steps of the clock that cancel out hide of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sighting:
     """The first reading of one state of the row, by the candidate's own clock (DESIGN rule 8).
 
@@ -104,22 +127,20 @@ class Sighting:
     duration: float
 
     @classmethod
-    def of(cls, lease: Lease, received: float, earlier: Self | None = None, *, stepped: float = 0.0) -> Self:
+    def of(cls, lease: Lease, reading: Reading, earlier: Self | None = None, before: Reading | None = None) -> Self:
         """The sighting of `lease`: `earlier` if the row has not changed since, else a new one.
 
         Args:
             lease: The row.
-            received: The local clock when it had been read.
+            reading: The answer that showed it.
             earlier: The sighting before.
-            stepped: Seconds by which the database's clock has gone ahead of the candidate's own since the candidate's
-                reading before this one. So much may be missing from what is left by the database's clock.
+            before: The answer before this one, ``None`` if this is the first.
         """
         if earlier is not None and (earlier.token, earlier.beat) == (lease.token, lease.beat):
             return earlier
         duration = max((lease.expires_at - lease.renewed_at) / timedelta(seconds=1), 0.0)
-        left = (lease.expires_at - lease.now) / timedelta(seconds=1)
-        wait = min(left + max(stepped, 0.0), duration) if 0 < left <= duration else duration
-        return cls(token=lease.token, beat=lease.beat, seen_at=received, wait=wait, duration=duration)
+        wait = _trusted_wait(lease, duration, reading, before)
+        return cls(token=lease.token, beat=lease.beat, seen_at=reading.received, wait=wait, duration=duration)
 
     def outlasted(self, clock: float) -> bool:
         """Whether the holder's whole lease has passed, by the local clock, without a renewal."""
@@ -133,6 +154,39 @@ class Sighting:
     def claimable(self, lease: Lease, clock: float) -> bool:
         """Whether a candidate that saw this may claim `lease`, a held row: a later reading of the same state."""
         return self.outlasted(clock) or (lease.expired and clock - self.seen_at >= self.wait)
+
+
+def _trusted_wait(lease: Lease, duration: float, reading: Reading, before: Reading | None) -> float:
+    """Seconds for which a candidate takes the holder for alive: what the row says, as far as its own clock confirms it.
+
+    1. The first reading: the database's clock may have been stepped since the renewal, and nothing here could tell. The
+       whole duration.
+    2. The clock was stepped between the two readings: the same.
+    3. Else what is left by the database's clock, and what that clock gained meanwhile. Two steps that cancel out are
+       not seen. So it is not less than the duration counted from the reading before, since the renewal came after that,
+       nor, where that reading is old, than two thirds of the duration. What is hidden still, the leader takes off its
+       own time: see `setback`.
+    """
+    if before is None:
+        return duration
+    between, gained = reading.received - before.received, reading.gained_since(before)
+    if abs(gained) > between / 100 + 0.1 + before.took + reading.took:
+        return duration
+    left = (lease.expires_at - lease.now) / timedelta(seconds=1)
+    if not 0 < left <= duration:
+        return duration
+    return min(max(left + max(gained, 0.0), duration - min(between, duration * HIDDEN)), duration)
+
+
+def setback(reading: Reading, before: Reading | None, duration: float) -> float:
+    """Seconds by which the deadline of a claim or a renewal comes earlier, because the database's clock went back.
+
+    It may go forward again as quickly. Candidates then let the lease run out early by what both steps hide of them; the
+    leader's body is to have ended by then, if no further renewal shows that the leader lives.
+    """
+    if before is None:
+        return 0.0
+    return min(max(-reading.gained_since(before), 0.0), duration * HIDDEN)
 
 
 class LeaseStore(Protocol):

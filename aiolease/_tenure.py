@@ -31,7 +31,7 @@ import anyio.lowlevel
 from aiolease._candidate import TROUBLE, Claim, Contact, Eligible, is_eligible
 from aiolease._clock import boot_clock, current_clock, jitter
 from aiolease._leadership import Leadership, leading
-from aiolease._lease import Lease, LeaseStore
+from aiolease._lease import Lease, LeaseStore, Reading, setback
 from aiolease._logging import emit
 from aiolease._settings import OnStall, Timings
 from aiolease._settle import bounded, settled
@@ -238,14 +238,15 @@ class Tenure:
                 longest = max(min(_FIRST_RETRY * 2.0 ** min(failures - 1, 10), self._timings.retry_interval), 0.01)
                 due = self._clock() + longest * jitter(0.5, 1.0)
                 continue
-            self._contact.saw(lease, self._clock())
+            received = self._clock()
+            before = self._contact.saw(lease, received, received - sent_at)
             if lease is None or not lease.held_by(self.lead.holder, self.lead.token):
                 self._renewing = False
                 self.end("taken")
                 break
             failures = 0
             due = sent_at + self._timings.heartbeat_interval
-            self._renewed(lease, sent_at)
+            self._renewed(lease, sent_at, before)
         await anyio.sleep_forever()
 
     async def _send(self, beat: int) -> Lease | None:
@@ -253,14 +254,16 @@ class Tenure:
         call = self._store.renew(lead.name, lead.holder, lead.token, beat, lease_duration)
         return await bounded(self._timings.attempt, self._store.description, call)
 
-    def _renewed(self, lease: Lease, sent_at: float) -> None:
+    def _renewed(self, lease: Lease, sent_at: float, before: Reading | None) -> None:
         received = self._clock()
+        took = received - sent_at
+        back = setback(Reading(now=lease.now, received=received, took=took), before, self._timings.lease_duration)
         if self._reason is None:
             self._count_leftover()
         self.lead._saw_database_time(lease.now)
         if self._reason is None and received < self.lead._deadline:
-            self.lead._deadline = sent_at + self._timings.renew_deadline
-        self._emit(Renewed(**self.facts(), beat=lease.beat, took=received - sent_at))
+            self.lead._deadline = sent_at - back + self._timings.renew_deadline
+        self._emit(Renewed(**self.facts(), beat=lease.beat, took=took))
         if lease.resign_token == self.lead.token:
             self.end("resigned", requested=True)
 

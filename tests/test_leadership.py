@@ -36,6 +36,7 @@ from aiolease import (
     leadership,
     run_as_leader,
 )
+from aiolease._lease import Lease, Reading, Sighting, setback
 from aiolease._watchdog import watched
 from aiolease.events import (
     Elected,
@@ -628,6 +629,8 @@ async def test_a_delayed_renewal_does_not_revive_a_term() -> None:
 
 HOUR = timedelta(hours=1)
 
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR], ids=["forward", "back"])
 @pytest.mark.parametrize(("held", "wanted"), [(30.0, 30.0), (30.0, 3.0), (3.0, 30.0)])
@@ -713,6 +716,92 @@ async def test_a_cold_start_on_a_row_that_was_never_released_says_why_it_waits()
         following.phrase == f"another instance leads 'cron': {following.holder}, waiting, on memory ({following.note})"
     )
     await end(second.task)
+
+
+def row(*, age: float, now: float) -> Lease:
+    """A lease of 30 s that was renewed `age` seconds ago by the database's clock, which shows `now`."""
+    clock, renewed_at = START + timedelta(seconds=now), START + timedelta(seconds=now - age)
+    times: Any = {"elected_at": renewed_at, "renewed_at": renewed_at, "expires_at": renewed_at + timedelta(seconds=30)}
+    return Lease(name="cron", holder="a", token=1, beat=5, resign_token=None, now=clock, **times)
+
+
+def reading(now: float, received: float, took: float = 0.0) -> Reading:
+    return Reading(now=START + timedelta(seconds=now), received=received, took=took)
+
+
+@pytest.mark.parametrize(
+    ("age", "before", "wait"),
+    [
+        pytest.param(4, None, 30, id="the first reading"),
+        pytest.param(4, reading(90, 90), 26, id="a renewal since the reading before"),
+        pytest.param(4, reading(89.95, 90), 26.05, id="what the clock gained is added"),
+        pytest.param(4, reading(90.05, 90), 26, id="what it lost is not taken off"),
+        pytest.param(4, reading(89, 90), 30, id="a step forward"),
+        pytest.param(4, reading(91, 90), 30, id="a step back"),
+        pytest.param(4, reading(89, 90, took=1.0), 27, id="the network was slow: it may have been no step"),
+        pytest.param(24, reading(98, 98), 28, id="the renewal came after the reading before, whatever the row says"),
+        pytest.param(24, reading(91, 91), 21, id="the same, long ago"),
+        pytest.param(24, reading(40, 40), 20, id="the same, too long ago to say much"),
+        pytest.param(31, reading(90, 90), 30, id="expired as it is first seen"),
+        pytest.param(-1, reading(90, 90), 30, id="renewed in the future"),
+    ],
+)
+def test_how_long_a_candidate_takes_the_holder_for_alive(age: float, before: Reading | None, wait: float) -> None:
+    """What is left by the database's clock counts as far as the candidate's own clock confirms it."""
+    sighting = Sighting.of(row(age=age, now=100), reading(100, 100), before=before)
+    assert sighting.wait == pytest.approx(wait)
+    assert (sighting.duration, sighting.seen_at) == (30, 100)
+
+
+@pytest.mark.parametrize(
+    ("before", "back"),
+    [(None, 0), (reading(90, 90), 0), (reading(80, 90), 0), (reading(94, 90), 4), (reading(4000, 90), 10)],
+)
+def test_a_step_back_shortens_the_time_of_the_leader(before: Reading | None, back: float) -> None:
+    """By as much as the clock went back, a third of the lease at most, a leader stops earlier until it renews again."""
+    assert setback(reading(100, 100), before, 30.0) == pytest.approx(back)
+
+
+@pytest.mark.parametrize("tenths", range(5, 120, 5))
+@virtual_time
+async def test_a_process_that_starts_after_a_step_does_not_lead_beside_the_leader(tenths: int) -> None:
+    """The clock is set forward by most of a lease, and a process starts: it leads after a lease of its own clock."""
+    server, fleet = MemoryServer(), list[Process]()
+    first = Process(server, fleet, lease_duration=12.0)
+    await first.leads()
+    await asyncio.sleep(24 + tenths / 10)
+    server.clock_offset += timedelta(seconds=8.5)
+    first.store.down = True  # nothing will show that it lives
+    second = Process(server, fleet, lease_duration=12.0)
+    started = clock()
+    await second.leads()
+    assert clock() - started >= 12.0
+    told = [event for event in second.log.of(Following) if event.note]
+    told_later = [event for event in second.log.of(Notice) if "cannot tell yet whether it is alive" in event.text]
+    assert len(told) + len(told_later) == 1
+    await end(first.task, second.task)
+
+
+@pytest.mark.parametrize("waited", [0.5, 3.0, 6.0, 9.5])
+@pytest.mark.parametrize("back", [3.0, 9.0, 20.0, 29.0])
+@virtual_time
+async def test_two_steps_that_cancel_out_make_no_two_leaders(back: float, waited: float) -> None:
+    """The clock goes back before a renewal, forward after it, and the leader is cut off: it has ended in time."""
+    for phase in range(10):
+        server, fleet = MemoryServer(), list[Process]()
+        first = Process(server, fleet, renew_deadline=27.0)
+        await first.leads()
+        await asyncio.sleep(phase)
+        second = Process(server, fleet)
+        await asyncio.sleep(4 * LEASE)
+        renewal = sent(first.store, "renew")[-1] + HEARTBEAT
+        await asyncio.sleep(renewal - waited / 2 - clock())
+        server.clock_offset -= timedelta(seconds=back)
+        await asyncio.sleep(waited)
+        server.clock_offset += timedelta(seconds=back)
+        first.store.down = True
+        await second.leads()
+        await end(first.task, second.task)
 
 
 @virtual_time
@@ -1139,14 +1228,14 @@ async def test_takeover_is_as_the_lease_expires(candidates: int) -> None:
 
 @virtual_time
 async def test_a_waiting_candidate_only_reads() -> None:
-    """A candidate writes only when it may win, reads about once per lease, and says once per term whom it waits for."""
+    """A candidate writes only when it may win, reads every third of a lease, and says once whom it waits for."""
     server, fleet = MemoryServer(), list[Process]()
     first = Process(server, fleet)
     await first.leads()
     second = Process(server, fleet)
     await asyncio.sleep(LONG)
     assert {method for method, _ in second.store.sent} == {"read"}
-    assert len(second.store.sent) <= 2 * LONG / LEASE
+    assert 3 * LONG / LEASE <= len(second.store.sent) <= 3.1 * LONG / LEASE
     assert len(second.log.of(Following)) == 1
     (following,) = second.log.of(Following)
     assert following.phrase == f"another instance leads 'cron': {server.leases['cron'].holder}, waiting, on memory"

@@ -560,6 +560,30 @@ async def test_a_step_of_the_clock_makes_neither_two_leaders_nor_none(
         server.drop_database(database)
 
 
+async def test_a_process_that_starts_after_a_step_does_not_lead_beside_the_leader(
+    mariadb_faketime: MariaDBServer,
+) -> None:
+    """The clock goes forward by most of a lease and the leader is cut off: a process that starts waits for a lease."""
+    server, journal, lease = mariadb_faketime, Journal(), 3.0
+    database = "test_fresh_after_step"
+    server.create_database(database)
+    try:
+        async with AsyncExitStack() as stack:
+            proxy, url = await stack.enter_async_context(proxied(server, server.url(database)))
+            options: dict[str, Any] = {"journal": journal, "lease_duration": lease}
+            await stack.enter_async_context(campaign(url, "cron", who="old", **options))
+            leader = await journal.leader()
+            server.step_clock(lease * 0.7)
+            proxy.swallow()
+            fresh = server.url(database)
+            await stack.enter_async_context(campaign(fresh, "cron", who="fresh", **options))
+            await journal.leader(above=leader.token, but="old", limit=3 * lease)
+            journal.check()
+        journal.check()
+    finally:
+        server.drop_database(database)
+
+
 # -- cancellation
 
 

@@ -2,8 +2,7 @@
 
 A trace shows true time, a process (p1.2 is the second one on machine 1), and what it did in words of `checker.Kind`:
 `well`, it could lead from now on; `claimed` and `renewed` since when the lease counts and (for how long); `told`, its
-term has ended and it has (so long) to unwind. Lines with a dot are what it logs, and what strikes it. A claim that is
-`misled` is that of the known gap, see the README; it is let pass, but with --strict.
+term has ended and it has (so long) to unwind. Lines with a dot are what it logs, and what strikes it.
 """
 
 from __future__ import annotations
@@ -13,12 +12,10 @@ import multiprocessing
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection
 from contextlib import nullcontext
-from functools import partial
 
-from tests.simulation.checker import Finding, Kind, Violation
-from tests.simulation.faults import KNOWN, outcome_of, simulate
+from tests.simulation.checker import Kind, Violation
+from tests.simulation.faults import outcome_of, simulate
 from tests.simulation.mutations import MUTATIONS
 
 
@@ -32,38 +29,34 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="only this one")
     parser.add_argument("--trace", action="store_true", help="print all that happens in it")
     parser.add_argument("--mutation", choices=MUTATIONS, help="with this rule broken")
-    parser.add_argument("--strict", action="store_true", help="do not let the known gap pass")
     options = parser.parse_args()
-    known = () if options.strict else KNOWN
     with MUTATIONS[options.mutation]() if options.mutation else nullcontext():
         if options.seed is not None:
-            return _one(options.seed, options.trace, known)
-        return _many(options, known)
+            return _one(options.seed, options.trace)
+        return _many(options)
 
 
-def _many(options: argparse.Namespace, known: Collection[Finding]) -> int:
-    began, failed, gaps, happened = time.monotonic(), 0, 0, Counter[Kind]()
+def _many(options: argparse.Namespace) -> int:
+    began, failed, happened = time.monotonic(), 0, Counter[Kind]()
     more = f" --mutation {options.mutation!r}" if options.mutation else ""
-    more += " --strict" if options.strict else ""
     seeds = range(options.start, options.start + options.seeds)
     with multiprocessing.Pool(options.processes) as pool:  # its processes are forked, with the mutation
-        for outcome in pool.imap_unordered(partial(outcome_of, known=known), seeds, chunksize=20):
+        for outcome in pool.imap_unordered(outcome_of, seeds, chunksize=20):
             happened += outcome.happened
-            gaps += outcome.gap
             if outcome.found:
                 failed += 1
                 print(f"seed {outcome.seed}: {outcome.found}\n    {outcome.replay}{more}", flush=True)
     print(
-        f"{options.seeds} seeds from {options.start}, {failed} failed, {gaps} show the known gap, "
+        f"{options.seeds} seeds from {options.start}, {failed} failed, "
         f"{time.monotonic() - began:.0f} s: {happened['began']} terms, {happened['committed']} fenced commits, "
         f"{happened['begun']} runs of jobs, {happened['paid']} effects exactly once"
     )
     return 1 if failed else 0
 
 
-def _one(seed: int, tracing: bool, known: Collection[Finding]) -> int:
+def _one(seed: int, tracing: bool) -> int:
     try:
-        world = simulate(seed, tracing=tracing, known=known)
+        world = simulate(seed, tracing=tracing)
     except Violation as found:
         for line in found.trace:
             print(line)
@@ -71,8 +64,7 @@ def _one(seed: int, tracing: bool, known: Collection[Finding]) -> int:
         return 1
     for line in world.trace:
         print(line)
-    but = ", but for the known gap (see --strict)" if world.checker.gaps else ""
-    print(f"seed {seed} holds{but}: {len(world.journal)} records in {world.now:.0f} s")
+    print(f"seed {seed} holds: {len(world.journal)} records in {world.now:.0f} s")
     return 0
 
 

@@ -20,7 +20,7 @@ Kind = Literal[
     "well",  # from now on it can reach the database, is fit to lead, and campaigns
     "unwell",
     # of the database: a statement took effect
-    "claimed",  # `since`: the moment from which the lease counts; `lasts`: for how long; `note`: `MISLED` or anything
+    "claimed",  # `since`: the moment from which the lease counts; `lasts`: for how long
     "renewed",  # the same
     "released",
     "committed",  # a fenced transaction
@@ -41,13 +41,6 @@ DRIFT = 0.03
 
 POLITE = 0.7
 """How much of the time to unwind a well-behaved body takes at most; the rest is for clocks that drift."""
-
-
-MISLED = "misled"
-"""A claim of a held row by a process that first saw the row's state after the database's clock was stepped forward."""
-
-Finding = Literal["misled", "stale"]
-"""Known violations: a misled claim; a body that begins with a deadline of the past, as its process was frozen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +107,6 @@ class Checker:
         takeover: The most seconds without a leader while some process is well; ``None`` does not check it.
         handover: The most seconds from a release to the next body, if some process has long been well.
         settled: For how many seconds a process must have been well to count for `handover`.
-        known: Violations that are let pass.
         overlapping: The jobs that may run beside themselves.
         max_running: How many runs may go on at once in a process.
     """
@@ -125,7 +117,6 @@ class Checker:
         takeover: float | None = None,
         handover: float | None = None,
         settled: float = 0.0,
-        known: Collection[Finding] = (),
         overlapping: Collection[str] = (),
         max_running: int | None = None,
     ) -> None:
@@ -134,8 +125,6 @@ class Checker:
         self._overlapping = overlapping
         self._handover = handover
         self._settled = settled
-        self._known = known
-        self._misled: set[int] = set()
         self._bodies: dict[str, _Body] = {}
         self._stopped: set[str] = set()
         self._resumed: dict[str, tuple[float, float]] = {}  # when, and until when it has to notice
@@ -152,7 +141,6 @@ class Checker:
         self.paid: set[tuple[str, datetime]] = set()  # the ticks whose effect is there
         self.terms = 0
         self.commits = 0
-        self.gaps = 0  # known violations that were let pass
 
     def feed(self, record: Record) -> None:
         """Checks one record against all before it.
@@ -193,9 +181,6 @@ class Checker:
         resumed_at, notice = self._resumed.get(process, (-1.0, -1.0))
         if resumed_at >= body.began_at and min(at, body.told_at) <= notice:
             return True  # it stood still at its deadline or while it unwound
-        if any(body.token < token <= newest for token in self._misled):
-            self.gaps += 1
-            return True
         if not body.overdue(at, POLITE * (1 + DRIFT)):
             return False
         since, lasts = self._leases.get(body.token, (0.0, 0.0))
@@ -255,9 +240,7 @@ class Checker:
             raise Violation(f"token {record.token} was given after {self._claimed}")
         self._claimed = record.token
         self._claimed_at[record.token] = record.at
-        if record.note == MISLED and "misled" in self._known:
-            self._misled.add(record.token)
-        elif record.since is not None:
+        if record.since is not None:
             self._kept_out(record)
         self._on_renewed(record)
 
@@ -299,8 +282,7 @@ class Checker:
 
     def _on_began(self, record: Record) -> None:
         assert record.token is not None
-        thawing = record.at <= self._resumed.get(record.process, (-1.0, -1.0))[1]
-        if record.token <= self._begun and not (thawing and "stale" in self._known):
+        if record.token <= self._begun:
             raise Violation(f"a body of term {record.token} began after one of term {self._begun}")
         self._begun = max(self._begun, record.token)
         self._bodies[record.process] = _Body(record.token, record.at)

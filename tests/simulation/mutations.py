@@ -10,12 +10,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
-from aiolease import BodyStuck, StoreUnavailable, _agenda, _candidate, _ledger, _tenure
+from aiolease import BodyStuck, StoreUnavailable, _agenda, _candidate, _lease, _ledger, _tenure
 from aiolease._agenda import Agenda, Plan
 from aiolease._candidate import Candidate, Claim
 from aiolease._fence import RunKey, Term
 from aiolease._leadership import Leadership
-from aiolease._lease import Lease, Sighting
+from aiolease._lease import HIDDEN, Lease, Reading, Sighting
 from aiolease._records import Batch, Change, RunRecord, RunStatus, Stock
 from aiolease._runs import Outcome
 from aiolease._settings import Timings
@@ -45,8 +45,8 @@ def _deadline_from_the_reply() -> AbstractContextManager[Any]:
     def started(lead: Leadership, store: Any, claim: Claim, timings: Timings, *more: Any) -> None:
         init(lead, store, replace(claim, sent_at=claim.received_at), timings, *more)
 
-    def mutated(tenure: Tenure, lease: Lease, _: float) -> None:
-        renewed(tenure, lease, tenure._clock())
+    def mutated(tenure: Tenure, lease: Lease, _: float, before: Reading | None) -> None:
+        renewed(tenure, lease, tenure._clock(), before)
 
     patches = ExitStack()
     patches.enter_context(patch.object(Leadership, "__init__", started))
@@ -93,8 +93,8 @@ def _beats_without_numbers() -> AbstractContextManager[Any]:
 def _own_duration() -> AbstractContextManager[Any]:
     saw = Candidate._saw
 
-    def mutated(candidate: Candidate, lease: Lease | None, received: float) -> None:
-        saw(candidate, lease, received)
+    def mutated(candidate: Candidate, lease: Lease | None, received: float, took: float) -> None:
+        saw(candidate, lease, received, took)
         if (seen := candidate._sighting) is not None:
             own = candidate._timings.lease_duration
             candidate._sighting = replace(seen, wait=min(seen.wait, own), duration=own)
@@ -118,6 +118,60 @@ def _not_released() -> AbstractContextManager[Any]:
 
 def _no_sighting() -> AbstractContextManager[Any]:
     return patch.object(Sighting, "claimable", lambda _, lease, __: lease.expired)
+
+
+def _waits(mutated: Callable[..., float]) -> AbstractContextManager[Any]:
+    """With another reckoning of how long a candidate takes the holder for alive."""
+    trusted = _lease._trusted_wait
+
+    def wait(lease: Lease, duration: float, reading: Reading, before: Reading | None) -> float:
+        return min(mutated(trusted, lease, duration, reading, before), duration)
+
+    return patch.object(_lease, "_trusted_wait", wait)
+
+
+def _left(lease: Lease) -> float:
+    return (lease.expires_at - lease.now) / timedelta(seconds=1)
+
+
+def _a_first_reading_is_trusted() -> AbstractContextManager[Any]:
+    def mutated(trusted: Any, lease: Lease, duration: float, reading: Reading, before: Reading | None) -> float:
+        if before is None and 0 < _left(lease) <= duration:
+            return _left(lease)
+        return trusted(lease, duration, reading, before)  # type: ignore[no-any-return]
+
+    return _waits(mutated)
+
+
+def _a_step_is_trusted() -> AbstractContextManager[Any]:
+    def mutated(trusted: Any, lease: Lease, duration: float, reading: Reading, before: Reading | None) -> float:
+        small = before is None or abs(reading.gained_since(before)) <= 0.1
+        return trusted(lease, duration, reading, before) if small or _left(lease) <= 0 else _left(lease)
+
+    return _waits(mutated)
+
+
+def _what_two_steps_hide_is_trusted() -> AbstractContextManager[Any]:
+    def mutated(trusted: Any, lease: Lease, duration: float, reading: Reading, before: Reading | None) -> float:
+        wait: float = trusted(lease, duration, reading, before)
+        small = before is not None and abs(reading.gained_since(before)) <= 0.1
+        return _left(lease) if small and 0 < _left(lease) <= duration else wait
+
+    return _waits(mutated)
+
+
+def _a_candidate_reads_rarely() -> AbstractContextManager[Any]:
+    def mutated(trusted: Any, lease: Lease, duration: float, reading: Reading, before: Reading | None) -> float:
+        """As the rule has it, but for its limit on how old the reading before may be."""
+        wait: float = trusted(lease, duration, reading, before)
+        if before is None or wait == duration or (between := reading.received - before.received) < duration * HIDDEN:
+            return wait
+        return max(_left(lease) + max(reading.gained_since(before), 0.0), duration - between)
+
+    patches = ExitStack()
+    patches.enter_context(_waits(mutated))
+    patches.enter_context(patch.object(Candidate, "_look_within", lambda _: float("inf")))
+    return patches
 
 
 def _unfenced_claims() -> AbstractContextManager[Any]:
@@ -323,6 +377,10 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "beats without numbers": _beats_without_numbers,
     "own duration": _own_duration,
     "no sighting": _no_sighting,
+    "a first reading is trusted": _a_first_reading_is_trusted,
+    "a step of the clock is trusted": _a_step_is_trusted,
+    "what two steps hide is trusted": _what_two_steps_hide_is_trusted,
+    "a candidate reads rarely": _a_candidate_reads_rarely,
     "a clean end is not released": _not_released,
     "a candidate swallows a cancellation": _a_cancellation_is_swallowed,
     "claims of ticks without a fence": _unfenced_claims,

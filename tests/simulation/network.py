@@ -19,16 +19,12 @@ from aiolease._records import Enrolment, RunRecord
 from aiolease.errors import StoreUnavailable
 from aiolease.stores.memory import Ledger, MemoryServer, MemoryStore
 from tests.simulation.audit import Span
-from tests.simulation.checker import MISLED
 
 if TYPE_CHECKING:
     from tests.simulation.process import Process
     from tests.simulation.world import World
 
 T = TypeVar("T")
-
-State = tuple[int, int, timedelta]
-"""Token and beat of the row, and how far off the server's clock was as a statement met it."""
 
 _QUICK = (0.0, 0.0)
 
@@ -86,7 +82,6 @@ class Server(MemoryServer):
         """Whose statement is being executed."""
         self._clock = _START
         self._arrived_at = 0.0
-        self._written: State | None = None
 
     def clock(self) -> datetime:
         """The server's clock at this moment."""
@@ -101,27 +96,10 @@ class Server(MemoryServer):
         self.sender, self._clock, self._arrived_at = sender, clock, arrived_at
         return statement()
 
-    def _state(self, lease: Lease) -> State:
-        return lease.token, lease.beat, self._clock - _START - timedelta(seconds=self._arrived_at)
-
-    def query(self, name: str) -> tuple[Lease | None, State | None]:
-        """A reading by a process."""
-        lease = self.read(name)
-        return lease, None if lease is None else self._state(lease)
-
-    def _misled(self) -> bool:
-        """Whether the clock was stepped forward between the writing of the row and the sender's first reading of it."""
-        read = self.sender.store.first_read
-        blind = self.sender.store.blind_read
-        return bool(blind and read and self._written and read[:2] == self._written[:2] and read[2] > self._written[2])
-
     def claim(self, name: str, holder: str, duration: float, seen: Lease | None, force: bool) -> Lease | None:
-        before, misled = self.leases.get(name), not force and self._misled()
-        held = before is not None and before.holder is not None
         lease = super().claim(name, holder, duration, seen, force)
         if lease is not None and lease.holder == holder:
-            note = MISLED if held and misled else "by force" if force else ""
-            self._written = self._state(lease)
+            note = "by force" if force else ""
             since = self._arrived_at
             self._world.record("claimed", self.sender, lease.token, since=since, lasts=duration, note=note)
         return lease
@@ -131,14 +109,12 @@ class Server(MemoryServer):
         self._clock, self._arrived_at = self.clock(), self._world.now
         row = super().claim(name, "somebody", duration, self.read(name), force=True)
         assert row is not None
-        self._written = self._state(row)
         self._world.record("claimed", None, row.token, since=self._world.now, lasts=duration, note="by hand")
 
     def renew(self, name: str, holder: str, token: int, beat: int, duration: float) -> Lease | None:
         before = self.leases.get(name)
         lease = super().renew(name, holder, token, beat, duration)
         if lease is not None and self.leases[name] is not before:
-            self._written = self._state(lease)
             self._world.record(
                 "renewed", self.sender, token, since=self._arrived_at, lasts=duration, note=f"beat {beat}"
             )
@@ -279,30 +255,16 @@ class Link:
 
 
 class SimStore(MemoryStore):
-    """The store of one process.
-
-    Attributes:
-        first_read: The state of the row that its candidate read last, as it first read it.
-        blind_read: Whether that reading was its first of all, so that it could not tell a clock that was stepped.
-    """
+    """The store of one process."""
 
     description = "simulation"
 
     def __init__(self, process: Process) -> None:
         super().__init__(process.world.server)
         self._process = process
-        self.first_read: State | None = None
-        self.blind_read = True
 
     async def exchange(self, method: str, statement: Callable[[], T]) -> T:
         return await self._process.link.send(method, statement)
-
-    async def read(self, name: str) -> Lease | None:
-        lease, state = await self.exchange("read", lambda: self._process.world.server.query(name))
-        if state is not None and (self.first_read is None or self.first_read[:2] != state[:2]):
-            self.blind_read = self.first_read is None
-            self.first_read = state
-        return lease
 
     async def watch(self, name: str, seconds: float, *, lease: Lease | None, poll: float, hint: bool) -> Lease | None:
         # Where the database has no hint to give, as on Galera, the process polls.
