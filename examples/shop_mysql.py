@@ -14,13 +14,17 @@ from urllib.parse import SplitResult, parse_qsl, unquote
 import asyncmy
 import asyncmy.errors
 
-from shop_database import Database, Outcome, Parameters, ShopUnreachable, StatementFailed, Transaction
+from shop_database import Database, Outcome, Parameters, ShopError, ShopUnreachable, StatementFailed, Transaction
 
 
 @asynccontextmanager
 async def open_mysql(url: SplitResult, port: int | None) -> AsyncIterator[Database]:
     """Makes a pool for ``mysql://user:password@host:port/database``; it connects when it is used."""
     query = dict(parse_qsl(url.query))
+    if query.keys() - {"ssl_ca", "unix_socket"}:
+        raise ShopError(
+            "the shop's URL takes no parameters but ssl_ca and unix_socket"
+        )  # not: in the clear all the same
     async with asyncmy.create_pool(
         minsize=0,
         maxsize=4,
