@@ -223,6 +223,8 @@ class LedgerStore(Protocol):
     async def resume(self, name: str, job: str) -> None:
         """Ends a pause; the ticks that fell due meanwhile are not missed, and never run. Nothing if it is not paused.
 
+        The leader learns of it at its next heartbeat, and then runs a tick that fell due since.
+
         Raises:
             InvalidJob: No leader of this lease ever had such a job.
         """

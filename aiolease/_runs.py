@@ -192,7 +192,7 @@ def _start_thread(call: Callable[[], object], name: str) -> tuple[threading.Thre
     thread = threading.Thread(target=work, name=f"aiolease job {name}", daemon=True)
     thread.start()
     if (stand_still_for := getattr(loop, "stand_still_for", None)) is not None:  # virtual time, see `aiolease.testing`
-        stand_still_for(ended)
+        stand_still_for(ended, f"the job {name!r}")
     return thread, ended
 
 

@@ -151,7 +151,7 @@ def _resume(arguments: argparse.Namespace) -> int:
             _print(f"{job!r} of {lease.name!r} was not paused")
         else:
             _print(
-                f"resumed {job!r} of {lease.name!r}: it runs from its next tick on; "
+                f"resumed {job!r} of {lease.name!r}: it runs from its next tick on, seen at the next heartbeat; "
                 f"those since {_moment(since)} are not made up for"
             )
         return 0
@@ -377,7 +377,8 @@ def _parser() -> argparse.ArgumentParser:
             "resume",
             _resume,
             "end a pause: run the job from its next tick on",
-            "The ticks of the pause are not made up for.",
+            "The leader learns of it at its next heartbeat, and then runs a tick that fell due since. The ticks of the "
+            "pause are not made up for.",
         )
     )
     _add_lease(add("resign", _resign, "ask the leader to resign: another leads after its next heartbeat"))

@@ -39,16 +39,20 @@ from typing import Any, Literal, ParamSpec, TypeVar, TypeVarTuple, Unpack, get_a
 
 from aiolease._candidate import Claim
 from aiolease._clock import boot_clock, current_clock, replaced
-from aiolease._leadership import Leadership
+from aiolease._fence import FenceBroken, Term
+from aiolease._jobs import JobRegistry
+from aiolease._leadership import Leadership, leading
 from aiolease._lease import Lease
-from aiolease._records import RunRecord
-from aiolease._runs import JobRun
+from aiolease._logging import emit, in_run
+from aiolease._records import Batch, Change, RunRecord, RunStatus
+from aiolease._runs import Execution, JobRun
 from aiolease._settings import Timings
-from aiolease.errors import ConfigurationError, LossReason, StoreUnavailable
+from aiolease.errors import ConfigurationError, InvalidJob, LossReason, StoreUnavailable
+from aiolease.events import Notice, describe
 from aiolease.stores.memory import Fence, MemoryServer
 from aiolease.stores.memory import MemoryStore as _PlainStore
 
-__all__ = ["MemoryServer", "MemoryStore", "VirtualLoop", "job_run", "run_virtual", "virtual_time"]
+__all__ = ["MemoryServer", "MemoryStore", "VirtualLoop", "job_run", "run_job", "run_virtual", "virtual_time"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,6 +61,9 @@ Ts = TypeVarTuple("Ts")
 
 _PATIENCE = 5.0
 """Seconds of real time for what only a thread or a signal can bring about."""
+
+_SAYS_AFTER = 1.0
+"""Seconds of real time after which it is said for which thread time stands still."""
 
 
 class _JumpingSelector(selectors.DefaultSelector):
@@ -72,9 +79,17 @@ class _JumpingSelector(selectors.DefaultSelector):
         if timeout is not None and not threads:
             self.loop.advance(timeout)
             return ready
-        ready = super().select(_PATIENCE)
+        soon = min(_SAYS_AFTER, _PATIENCE)
+        ready = super().select(soon)
+        which = ", ".join(threads.values())
+        if not ready and threads:
+            text = f"virtual time stands still for {soon:g} s already, and waits for a thread: {which}"
+            emit(Notice(lease="", severity="WARNING", text=text))
+        ready = ready or super().select(_PATIENCE - soon)
         if not ready:
-            why = f"a thread has worked for {_PATIENCE:g} s" if threads else "every task waits for what nothing will do"
+            why = "every task waits for what nothing will do"
+            if threads:
+                why = f"a thread has worked for {_PATIENCE:g} s: {which}"
             threads.clear()  # so that the clean-up does not wait for it, too
             raise RuntimeError(f"virtual time stands still: {why}")
         return ready
@@ -84,13 +99,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop whose clock jumps. Starts at 1,000 s, so that no moment is mistaken for "not set".
 
     Where nothing can go on, for 5 s of real time, what runs the loop raises `RuntimeError`: a task waits for what no
-    other will do, or a thread does not end, perhaps because it waits for a moment that cannot come before.
+    other will do, or a thread does not end, perhaps because it waits for a moment that cannot come before. After 1 s a
+    line in the log, at WARNING, says which thread.
     """
 
     def __init__(self) -> None:
         self._virtual_now = 1000.0
         self._chance = random.Random(0)
-        self._threads: set[asyncio.Future[Any]] = set()
+        self._threads: dict[asyncio.Future[Any], str] = {}
         selector = _JumpingSelector()
         selector.loop = self
         super().__init__(selector)
@@ -118,24 +134,31 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         # in vain, for no time passes.
         self._clock_resolution = math.ulp(self._virtual_now)
 
-    def stand_still_for(self, thread: asyncio.Future[Any]) -> None:
-        """Holds the clock until a future is done that a thread works for."""
-        self._threads.add(thread)
-        thread.add_done_callback(self._threads.discard)
+    def stand_still_for(self, thread: asyncio.Future[Any], what: str = "unnamed") -> None:
+        """Holds the clock until a future is done that a thread works for, which is named to who waits for long."""
+        self._threads[thread] = what
+        thread.add_done_callback(lambda done: self._threads.pop(done, None))
 
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts
     ) -> asyncio.Future[T]:
         """See `asyncio.loop.run_in_executor`, and with it `asyncio.to_thread`: no virtual time passes meanwhile."""
         future = super().run_in_executor(executor, func, *args)
-        self.stand_still_for(future)
+        self.stand_still_for(future, _name_of(func))
         return future
 
     async def shutdown_default_executor(self, *args: Any) -> None:
         """See `asyncio.loop.shutdown_default_executor`: no virtual time passes meanwhile."""
         shutdown = self.create_task(super().shutdown_default_executor(*args))
-        self.stand_still_for(shutdown)
+        self.stand_still_for(shutdown, "what is left in the default executor")
         await shutdown
+
+
+def _name_of(call: Callable[..., object]) -> str:
+    """A call as people know it: `asyncio.to_thread` wraps what it was given in a partial of `Context.run`."""
+    while isinstance(call, functools.partial):
+        call = call.args[0] if getattr(call.func, "__name__", "") == "run" and call.args else call.func
+    return getattr(call, "__qualname__", None) or repr(call)
 
 
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:
@@ -321,3 +344,56 @@ def job_run(
     finally:
         replaced.reset(undo)
     return JobRun(job=job, tick=tick, attempt=attempt, leadership=lead, context=context)
+
+
+async def run_job(
+    jobs: JobRegistry,
+    job: str,
+    *,
+    tick: datetime | None = None,
+    attempt: int = 1,
+    context: Any = None,
+    store: MemoryStore | None = None,
+) -> None:
+    """Runs one job of a registry once, now and alone: a ``def`` job in a thread, and no longer than its ``timeout``.
+
+    What it raises comes out as it is. `job_run` tells of the term in which it runs, and of the arguments;
+    `current_leadership` knows that term. ``await store.history("default", job)`` says how the run ended.
+
+    Args:
+        jobs: The registry.
+        job: The job's name.
+        tick: See `job_run`, as for the others.
+        attempt: See `job_run`.
+        context: See `job_run`.
+        store: See `job_run`.
+
+    Raises:
+        InvalidJob: The registry has no such job.
+        TimeoutError: It took longer than its ``timeout``, or raised one itself.
+    """
+    registered = jobs._jobs.get(job)
+    if registered is None:
+        raise InvalidJob(job, f"this registry has no such job, but: {', '.join(sorted(jobs._jobs)) or 'none'}")
+    store = store or MemoryStore(MemoryServer(start=datetime.now(UTC)))
+    run = job_run(job, tick=tick, attempt=attempt, context=context, store=store)
+    lead, limit = run.leadership, asyncio.timeout(registered.timeout)
+
+    def end(status: RunStatus, error: str | None = None) -> None:
+        change = Change(key=run._key, was="running", status=status, attempt=attempt, error=error)
+        with suppress(FenceBroken):  # the test had another holder take the lease
+            store.server.record(Term(lead.name, lead.holder, lead.token), Batch(changes=[change]))
+
+    try:
+        async with limit:
+            with leading(lead), in_run(lease=lead.name, job=job, tick=run.tick, attempt=attempt):
+                await Execution(registered, run, {})._call_here()
+        if limit.expired():
+            raise TimeoutError(f"it took longer than {registered.timeout:g} s, and swallowed its cancellation")
+    except asyncio.CancelledError:
+        end("lost")
+        raise
+    except BaseException as error:
+        end("failed", describe(error))
+        raise
+    end("succeeded")

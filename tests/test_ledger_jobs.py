@@ -869,6 +869,28 @@ async def test_a_pause_holds_from_its_own_moment() -> None:
 
 
 @virtual
+async def test_a_resume_holds_from_its_own_moment() -> None:
+    """The leader sees it at its next heartbeat; a tick that fell due between the two is run then, for its moment."""
+    async with world() as here:
+        jobs, work = JobRegistry(), Work()
+        jobs.every(14, name="job")(work)
+        here.start(jobs)
+        await here.until(15)
+        await here.someone().pause("default", "job")
+        await here.until(31)  # the last heartbeat was at 30, the next is at 40
+        await here.someone().resume("default", "job")
+        await here.until(45)
+        assert work.ticks == [14, 42]
+        await here.someone().pause("default", "job")
+        await here.until(81)
+        await here.someone().resume("default", "job")
+        await here.until(89)
+        assert work.ticks == [14, 42]
+        await here.until(91)
+        assert work.ticks == [14, 42, 84]
+
+
+@virtual
 async def test_a_pause_that_no_leader_saw_counts() -> None:
     """Ticks of a pause that was over before the next leader came are not missed, those after it are."""
     async with world() as here:

@@ -10,6 +10,7 @@ import threading
 import time
 import unittest
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 from zoneinfo import ZoneInfo
@@ -18,6 +19,7 @@ import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loguru import logger
 
 from aiolease import (
     CommitUnknown,
@@ -28,6 +30,7 @@ from aiolease import (
     LeadershipLost,
     StoreUnavailable,
     TransactionEnded,
+    current_leadership,
     leadership,
 )
 from aiolease import testing as module
@@ -35,7 +38,7 @@ from aiolease._fence import Term
 from aiolease._records import Batch, Enrolment
 from aiolease.errors import RunEnded
 from aiolease.events import Event
-from aiolease.testing import MemoryServer, MemoryStore, Method, VirtualLoop, job_run, run_virtual, virtual_time
+from aiolease.testing import MemoryServer, MemoryStore, Method, VirtualLoop, job_run, run_job, run_virtual, virtual_time
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SOON = 5.0
@@ -55,6 +58,7 @@ def loop() -> VirtualLoop:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has time that stands still noticed sooner."""
+    monkeypatch.setattr(module, "_SAYS_AFTER", 0.1)
     monkeypatch.setattr(module, "_PATIENCE", 0.2)
 
 
@@ -221,10 +225,45 @@ def test_a_thread_that_does_not_end_is_an_error() -> None:
                 await asyncio.sleep(100)
                 cleaned.append(loop().time())
 
-    with pytest.raises(RuntimeError, match=r"virtual time stands still: a thread has worked for 0\.2 s"):
+    with pytest.raises(RuntimeError, match=r"virtual time stands still: a thread has worked for 0\.2 s: the job 'job'"):
         run_virtual(main())
     let_go.set()
     assert cleaned == [1000 + 10 + 100]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("how", ["to_thread", "executor", "job"])
+def test_a_thread_that_takes_long_is_named(how: str) -> None:
+    """Time that waits for a thread for longer than a moment says which, and goes on when the thread has ended."""
+    told: list[str] = []
+    sink = logger.add(lambda line: told.append(str(line)), level="WARNING", format="{message}")
+    said = threading.Event()
+
+    def slow_work(number: int = 0) -> None:
+        until = time.monotonic() + SOON
+        while not said.is_set() and time.monotonic() < until:
+            said.wait(0.01)
+            if told:
+                said.set()
+
+    async def main() -> None:
+        if how == "to_thread":
+            await asyncio.to_thread(slow_work, number=1)
+        elif how == "executor":
+            await loop().run_in_executor(None, slow_work, 1)
+        else:
+            jobs = JobRegistry()
+            jobs.every(10)(slow_work)
+            async with jobs.background(MemoryStore()):
+                await asyncio.sleep(15)
+
+    try:
+        run_virtual(main())
+    finally:
+        logger.remove(sink)
+    assert len(told) == 1
+    assert told[0].startswith("virtual time stands still for 0.1 s already")
+    assert "slow_work" in told[0]
 
 
 @virtual_time
@@ -737,3 +776,105 @@ async def test_runs_are_independent() -> None:
     assert len(second.context) == 1
     with pytest.raises(LeadershipLost):
         await pay(first)
+
+
+# -- one job of a registry
+
+till = JobRegistry()
+seen: list[Any] = []
+
+
+@till.every(3600)
+async def count(run: JobRun) -> None:
+    run.context.append((run.job, run.attempt, run.tick, current_leadership() is run.leadership))
+
+
+@till.every(3600, name="in-a-thread")
+def count_in_a_thread(run: JobRun) -> None:
+    run.context.append(threading.current_thread() is threading.main_thread())
+
+
+@till.every(3600)
+async def takes_nothing(days: int = 30) -> None:
+    seen.append(days)
+
+
+@till.every(3600, timeout=60)
+async def takes_too_long() -> None:
+    await asyncio.sleep(3600)
+
+
+@till.every(3600, timeout=60)
+async def swallows() -> None:
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(3600)
+
+
+@till.every(3600)
+async def pays(run: JobRun) -> None:
+    async with run.transaction(final=True) as calls:
+        calls.append(lambda: run.context.append("paid"))
+    raise Boom
+
+
+@till.every(3600)
+async def fails() -> None:
+    raise Boom
+
+
+@till.every(3600)
+async def exits() -> None:
+    raise SystemExit(0)
+
+
+@virtual_time
+async def test_one_job_of_a_registry_runs_alone() -> None:
+    """It is called as the leader would call it, once, with the run that was asked for; no other job runs."""
+    context: list[Any] = []
+    before = loop().time()
+    await run_job(till, "count", context=context, tick=START, attempt=2)
+    await run_job(till, "in-a-thread", context=context)
+    await run_job(till, "takes_nothing")
+    assert context == [("count", 2, START, True), False]
+    assert seen == [30]
+    assert loop().time() == before
+
+
+@pytest.mark.parametrize(
+    ("job", "raises", "status"),
+    [
+        ("takes_nothing", None, "succeeded"),
+        ("takes_too_long", TimeoutError, "failed"),
+        ("swallows", TimeoutError, "failed"),
+        ("fails", Boom, "failed"),
+        ("exits", SystemExit, "failed"),
+        ("pays", Boom, "succeeded"),
+    ],
+)
+@virtual_time
+async def test_a_job_that_runs_alone_ends_as_in_the_ledger(
+    job: str, raises: type[BaseException] | None, status: str
+) -> None:
+    """What it raises comes out as it is, its time-out holds, and the history says how the run ended."""
+    store, context = MemoryStore(), list[Any]()
+    with pytest.raises(raises) if raises else nullcontext():
+        await run_job(till, job, store=store, context=context)
+    (record,) = await store.history("default", job)
+    assert record.status == status
+    assert context == (["paid"] if job == "pays" else [])
+
+
+@virtual_time
+async def test_a_job_that_runs_alone_can_be_cancelled() -> None:
+    """A time-out of the test's own reaches the job, and the run is lost."""
+    store = MemoryStore()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(10):
+            await run_job(till, "takes_too_long", store=store)
+    assert [record.status for record in await store.history("default", "takes_too_long")] == ["lost"]
+
+
+async def test_a_job_that_is_not_there_does_not_run() -> None:
+    """The error names the jobs that there are."""
+    with pytest.raises(InvalidJob, match="count, exits, fails, in-a-thread"):
+        await run_job(till, "cuont")
