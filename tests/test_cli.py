@@ -503,7 +503,7 @@ async def test_pause_and_resume_say_what_happened(aiolease: Aiolease, any_url: s
         assert await paused() == at
         run = await in_thread(aiolease, "resume", "report")
         said = (
-            "resumed 'report' of 'default': it runs from its next tick on; "
+            "resumed 'report' of 'default': it runs from its next tick on, seen at the next heartbeat; "
             f"those since {shown(at['report'])} UTC are not made up for\n"
         )
         assert (run.status, run.out, run.err) == (0, said, "")
