@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, TypedDict, Unpack, final
+from typing import Literal, Protocol, TypedDict, Unpack, final
 
 from aiolease._candidate import Candidate, Contact, Eligible, StayOut
 from aiolease._clock import current_clock
@@ -158,8 +158,8 @@ class CampaignStatus:
         leader: The holder that was last seen in the row, ``None`` when the lease was free.
         token: The number of the latest term that was seen.
         last_contact: When the database last answered: aware UTC, by this machine's clock.
-        error: What is wrong with the database, why the ledger cannot be written though the lease is kept, or what made
-            the campaign fail; ``None`` if nothing is.
+        error: What is wrong with the database, why the ledger cannot be written though the lease is kept, that the
+            leader does not run jobs of this process, or what made the campaign fail; ``None`` if nothing is.
     """
 
     state: State
@@ -167,6 +167,18 @@ class CampaignStatus:
     token: int | None
     last_contact: datetime | None
     error: str | None
+
+
+class Lookout(Protocol):
+    """Looks whether the leader does what this process would do, while it waits."""
+
+    trouble: str | None
+
+    async def look(self, store: LeaseStore, holder: str, token: int, age: float) -> None:
+        """Looks once; raises nothing."""
+
+    def forget(self) -> None:
+        """This process leads."""
 
 
 @final
@@ -179,6 +191,7 @@ class Campaign:
         name: str,
         body: Callable[[Leadership, asyncio.Event], Awaitable[None]],
         options: Options,
+        lookout: Callable[[str, Timings, Observer | None], Lookout] | None = None,
     ) -> None:
         check_target(target, name)
         known = dict(options)
@@ -192,6 +205,7 @@ class Campaign:
         self._target = target
         self._name = name
         self._body = body
+        self._lookout = lookout and lookout(name, self._timings, self._observer)
         self._contact = Contact()
         self._state: State = "starting"
         self._lead: Leadership | None = None
@@ -226,6 +240,7 @@ class Campaign:
             last_contact=contact.last_contact,
             error=contact.error
             or (self._lead and self._lead._trouble)
+            or (self._lookout.trouble if self._lookout and self._state == "following" else None)
             or (self._failure if self._state == "failed" else None),
         )
 
@@ -250,8 +265,15 @@ class Campaign:
         try:
             async with open_store(self._target) as store:
                 stay_out: StayOut | None = None
-                while not self._stopping.is_set():
-                    stay_out = await self._one_term(store, stay_out)
+                looking = asyncio.create_task(self._look_out(store))
+                try:
+                    while not self._stopping.is_set():
+                        stay_out = await self._one_term(store, stay_out)
+                finally:
+                    looking.cancel()
+                    cancelled = await settled(looking)
+                    if cancelled is not None:
+                        raise cancelled
         except Exception:
             self._state = "failed"
             raise
@@ -259,6 +281,15 @@ class Campaign:
             self._state = "stopped"
             raise
         self._state = "stopped"
+
+    async def _look_out(self, store: LeaseStore) -> None:
+        clock, contact = current_clock(), self._contact
+        while self._lookout is not None:
+            await asyncio.sleep(self._timings.lease_duration)
+            if self._state != "following":
+                self._lookout.forget()
+            elif contact.leader is not None and contact.token is not None:
+                await self._lookout.look(store, contact.leader, contact.token, clock() - contact.since)
 
     async def run_until_signalled(self, drain_timeout: float | None) -> None:
         """Campaigns until SIGTERM or SIGINT: the first request lets the body drain, the second cancels it.

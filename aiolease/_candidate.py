@@ -45,7 +45,8 @@ class Contact:
     """What this process last learnt from the database about one lease: for people, and for its next election.
 
     `attempted` is set once the first attempt is over, and was not refused for good. `reading` is the latest answer: by
-    it and the next it is seen that the database's clock was stepped.
+    it and the next it is seen that the database's clock was stepped. `since` is the local clock when the term was first
+    seen.
     """
 
     leader: str | None = None
@@ -53,6 +54,7 @@ class Contact:
     last_contact: datetime | None = None
     error: str | None = None
     reading: Reading | None = None
+    since: float = 0.0
     attempted: asyncio.Event = field(default_factory=asyncio.Event)
 
     def saw(self, lease: Lease | None, received: float, took: float) -> Reading | None:
@@ -61,7 +63,8 @@ class Contact:
         if lease is not None:
             self.reading = Reading(now=lease.now, received=received, took=took)
         self.leader = lease.holder if lease else None
-        self.token = lease.token if lease else None
+        if (token := lease.token if lease else None) != self.token:
+            self.token, self.since = token, received
         self.last_contact = datetime.now(UTC)
         self.error = None
         return before

@@ -16,6 +16,7 @@ from aiolease._leadership import Leadership
 from aiolease._lease import check_name
 from aiolease._ledger import Missed
 from aiolease._logging import emit
+from aiolease._lookout import Lookout
 from aiolease._runs import Job, JobRun, Overlap, Threads
 from aiolease._schedule import Cron, Every, Schedule
 from aiolease._term import TermOfJobs
@@ -257,6 +258,7 @@ class JobRegistry:
             name,
             functools.partial(self._run, context=context, drain_timeout=drain_timeout),
             options,
+            functools.partial(Lookout, self._jobs),
         )
 
     async def serve(

@@ -174,12 +174,13 @@ class Enrolment:
 class LedgerStore(Protocol):
     """What the ledger needs of a database. Every method may raise as those of `LeaseStore` do."""
 
-    async def take_stock(self, name: str, *, attention: bool = False) -> Stock:
+    async def take_stock(self, name: str, *, attention: bool = False, runs: bool = True) -> Stock:
         """Reads the ledger of a lease.
 
         Args:
             name: The lease.
             attention: Reads only the jobs that are, or were, paused or triggered, and no runs.
+            runs: Whether to read the runs.
         """
 
     async def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:

@@ -225,12 +225,14 @@ class TermOfJobs:
         if any(job.job not in stock.jobs for job in self._agenda.unknown_to(stock)):
             raise Refused  # another node has not heard of them yet
         self._tell_of_unknown(stock)
+        self._tell_of_requests(stock)
         self._sort_out(stock, committed)
 
     async def _look(self) -> None:
         """Reads who was paused, resumed or triggered."""
         stock = await self._bounded(self._store.take_stock(self.lead.name, attention=True))
         self._saw(stock)
+        self._tell_of_requests(stock)
         self._agenda.look(stock)
         self._look_at = self._loop.time() + self.lead._timings.heartbeat_interval
 
@@ -245,6 +247,14 @@ class TermOfJobs:
             self._told.update(unknown)
             text = f"the database knows jobs of {self.lead.name!r} that this process has not: {', '.join(unknown[:20])}"
             self._emit(Notice(**self._facts(), severity="WARNING", text=text))
+
+    def _tell_of_requests(self, stock: Stock) -> None:
+        for name in sorted(self._agenda.unknown_here(stock) - self.lead._jobs):
+            requested_at = stock.jobs[name].requested_at
+            if requested_at is not None and (told := f"{name} {requested_at}") not in self._told:
+                self._told.add(told)
+                text = f"{name!r} was triggered, and this leader has no such job: it runs when a leader has it"
+                self._emit(Notice(**self._facts(), severity="WARNING", text=text))
 
     def _sort_out(self, stock: Stock, committed: set[RunKey]) -> None:
         """Takes over the runs of earlier terms, and finds those of this term whose answer was lost."""

@@ -123,7 +123,7 @@ def _trigger(arguments: argparse.Namespace) -> int:
     async def request(lease: _Lease, job: str) -> int:
         tick = await lease.ask(lambda store: store.trigger(lease.name, job))
         row = await lease.ask(lambda store: store.status(lease.name))
-        when = "when somebody leads" if row is None or row.free else "at the leader's next heartbeat"
+        when = "when somebody leads" if row is None or row.free else "at the next heartbeat of a leader that has it"
         _print(f"triggered {job!r} of {lease.name!r}: it runs {when}, as the tick {_tick(tick)} UTC")
         return 0
 

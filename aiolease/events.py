@@ -357,6 +357,27 @@ class TicksMissed(Event):
         return f"skipped {self.count} ticks of {len(self.jobs)} jobs since {since}, from before this term: {names}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownJobs(Event):
+    """Another process leads (`holder`, `token`), and does not run jobs that this process has. Once until that changes.
+
+    Attributes:
+        jobs: Their names, sorted.
+    """
+
+    level: ClassVar[Level] = "WARNING"
+
+    jobs: tuple[str, ...]
+
+    @property
+    def phrase(self) -> str:
+        named = ", ".join(self.jobs[:20]) + (f" and {len(self.jobs) - 20} more" if len(self.jobs) > 20 else "")
+        return (
+            f"the leader of {self.lease!r} (term {self.token}, {self.holder}) does not run jobs of this process: "
+            f"{named}; give two applications two leases"
+        )
+
+
 def describe(error: BaseException | None) -> str:
     """An error as people read it: its type, and its text if it has one."""
     if error is None:

@@ -468,7 +468,8 @@ async def test_trigger_has_the_leader_run_a_job(aiolease: Aiolease, any_url: str
             await asyncio.sleep(0.01)
     milliseconds = f"{tick.microsecond // 1000:03}"
     at = f"{shown(tick)}.{milliseconds}" if tick.microsecond else shown(tick)
-    said = f"triggered 'report' of 'default': it runs at the leader's next heartbeat, as the tick {at} UTC\n"
+    when = "at the next heartbeat of a leader that has it"
+    said = f"triggered 'report' of 'default': it runs {when}, as the tick {at} UTC\n"
     assert (run.status, run.out, run.err) == (0, said, "")
     assert table(history)[1][0] == at
 

@@ -52,7 +52,7 @@ class MySQLLedger:
 
     # -- what the leader writes
 
-    async def take_stock(self, name: str, *, attention: bool = False) -> Stock:
+    async def take_stock(self, name: str, *, attention: bool = False, runs: bool = True) -> Stock:
         """See `LedgerStore.take_stock`."""
         sql = (
             "SELECT UTC_TIMESTAMP(6); SELECT job, schedule, timezone, known_since, schedule_since, resumed_at, "
@@ -62,7 +62,7 @@ class MySQLLedger:
             sql += " AND (requested_at IS NOT NULL OR paused_at IS NOT NULL OR resumed_at IS NOT NULL)"
         results = await self._other_session.run(
             f"{sql}; {self._runs_sql} WHERE lease = %s AND status IN ('queued', 'running') AND %s ORDER BY tick, job",
-            (name, name, int(not attention)),
+            (name, name, int(runs and not attention)),
         )
         return Stock(
             jobs={row[0]: _job(row) for row in results[1]},

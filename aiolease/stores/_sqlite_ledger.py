@@ -103,17 +103,20 @@ class SQLiteLedger:
 
     # -- the protocol
 
-    async def take_stock(self, name: str, *, attention: bool = False) -> Stock:
+    async def take_stock(self, name: str, *, attention: bool = False, runs: bool = True) -> Stock:
         """See `LedgerStore.take_stock`."""
 
         def work(connection: sqlite3.Connection) -> Stock:
             values = {"lease": name}
             with transaction(connection, "DEFERRED"):  # both readings are of one moment
                 jobs = connection.execute(self._attention_sql if attention else self._jobs_sql, values).fetchall()
-                runs = [] if attention else connection.execute(self._unfinished_sql, values).fetchall()
+                unread = attention or not runs
+                unfinished = [] if unread else connection.execute(self._unfinished_sql, values).fetchall()
                 now = moment(self._now())
             return Stock(
-                jobs={row[0]: _job_record(row) for row in jobs}, unfinished=[_run_record(row) for row in runs], now=now
+                jobs={row[0]: _job_record(row) for row in jobs},
+                unfinished=[_run_record(row) for row in unfinished],
+                now=now,
             )
 
         return await self._run(work)

@@ -52,12 +52,12 @@ class Ledger:
         self.jobs: dict[str, JobRecord] = {}
         self.runs: dict[tuple[str, datetime], RunRecord] = {}
 
-    def stock(self, now: datetime, *, attention: bool) -> Stock:
+    def stock(self, now: datetime, *, attention: bool, runs: bool = True) -> Stock:
         """See `LedgerStore.take_stock`."""
         if attention:
             jobs = [job for job in self.jobs.values() if job.requested_at or job.paused_at or job.resumed_at]
             return Stock(jobs={job.job: job for job in jobs}, unfinished=[], now=now)
-        unfinished = [run for run in self.runs.values() if run.status in {"queued", "running"}]
+        unfinished = [run for run in self.runs.values() if runs and run.status in {"queued", "running"}]
         unfinished.sort(key=lambda run: (run.tick, run.job))
         return Stock(jobs=dict(self.jobs), unfinished=unfinished, now=now)
 
@@ -398,10 +398,10 @@ class MemoryStore:
         """See `LeaseStore.fence`."""
         await self.exchange("fence", lambda: self.server.fence(term, final))
 
-    async def take_stock(self, name: str, *, attention: bool = False) -> Stock:
+    async def take_stock(self, name: str, *, attention: bool = False, runs: bool = True) -> Stock:
         """See `LedgerStore.take_stock`."""
         ledger, now = self.server.ledgers[name], self.server.now
-        return await self.exchange("take_stock", lambda: ledger.stock(now(), attention=attention))
+        return await self.exchange("take_stock", lambda: ledger.stock(now(), attention=attention, runs=runs))
 
     async def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
         """See `LedgerStore.enroll`."""

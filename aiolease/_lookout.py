@@ -1,0 +1,83 @@
+"""A process that waits for its election sees whether the leader runs its jobs (DESIGN rule 43).
+
+Two applications that use one lease by mistake elect one leader, and the jobs of the other never run. The ledger shows
+it in two ways:
+
+1. The leader makes the rows of its jobs as its term begins: a job without a row is none of its.
+2. A row may be left from an earlier leader. Then no tick of the job is claimed in this term, though one fell due longer
+   ago than two leases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import cast
+
+from aiolease._candidate import TROUBLE
+from aiolease._lease import LeaseStore
+from aiolease._logging import emit
+from aiolease._records import JobRecord, LedgerStore
+from aiolease._runs import Job
+from aiolease._settings import Timings
+from aiolease._settle import bounded
+from aiolease.events import Observer, UnknownJobs
+
+
+class Lookout:
+    """Looks at the ledger for one registry and one lease.
+
+    Attributes:
+        trouble: What is wrong, ``None`` if nothing was at the latest look.
+    """
+
+    def __init__(self, jobs: Mapping[str, Job], lease: str, timings: Timings, observer: Observer | None) -> None:
+        self.trouble: str | None = None
+        self._jobs = jobs
+        self._lease = lease
+        self._timings = timings
+        self._observer = observer
+        self._told: tuple[str, ...] = ()
+
+    async def look(self, store: LeaseStore, holder: str, token: int, age: float) -> None:
+        """Looks once, in one statement, and tells what has changed; raises nothing.
+
+        Args:
+            store: The store; it has a ledger, like all that `open_store` makes.
+            holder: The leader.
+            token: The leader's term.
+            age: For how many seconds at least it has led.
+        """
+        if not self._jobs or age < self._timings.lease_duration / 2:  # it may still be making the rows
+            return
+        try:
+            reading = cast(LedgerStore, store).take_stock(self._lease, runs=False)
+            stock = await bounded(self._timings.attempt, store.description, reading)
+        except TROUBLE:
+            return  # the candidate tells of it
+        began = stock.now - timedelta(seconds=age)
+        late = stock.now - timedelta(seconds=2 * self._timings.lease_duration)
+        unknown = tuple(
+            name for name, job in sorted(self._jobs.items()) if _is_unknown(job, stock.jobs.get(name), began, late)
+        )
+        event = UnknownJobs(lease=self._lease, holder=holder, token=token, jobs=unknown)
+        self.trouble = event.phrase if unknown else None
+        if unknown and unknown != self._told:
+            emit(event, self._observer)
+        self._told = unknown
+
+    def forget(self) -> None:
+        """This process leads: nothing is wrong."""
+        self.trouble, self._told = None, ()
+
+
+def _is_unknown(job: Job, row: JobRecord | None, began: datetime, late: datetime) -> bool:
+    """Whether the leader of a term that began at a moment does not run a job: it left a tick that came by another."""
+    if row is None:
+        return True
+    schedule = job.schedule
+    same = (row.schedule, row.timezone) == (schedule.expression, schedule.timezone)  # else another version leads
+    if row.paused_at is not None or not same or job.missed == "all":  # its ticks may follow one after another
+        return False
+    tick = schedule.next_after(max(row.settled_until, began))
+    return tick is not None and tick <= late
