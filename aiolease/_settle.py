@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import TypeVar
+from collections.abc import Coroutine
+from contextvars import ContextVar, copy_context
+from typing import Any, TypeVar
 
 import anyio
 
@@ -12,30 +13,54 @@ from aiolease.errors import StoreUnavailable
 
 T = TypeVar("T")
 
+_caller: ContextVar[asyncio.Task[Any] | None] = ContextVar("aiolease_caller", default=None)
+
 _SWALLOWED = 1.0
 """Seconds after which a cancellation that ended nothing is taken for swallowed."""
 
 
-async def bounded(seconds: float, store: str, call: Awaitable[T]) -> T:
+async def bounded(seconds: float, store: str, call: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
     """Awaits one exchange with a store for at most `seconds`.
+
+    In a task of its own: a driver may swallow the cancellation that ends the wait (``wait_for`` of Python 3.11 does,
+    when it comes with the result), or answer it with an error. Then the wait ends all the same a second later, and the
+    task is left to end by itself.
 
     Raises:
         StoreUnavailable: It took longer. It may still take effect later.
     """
-    task = asyncio.current_task()
-    cancelling = task.cancelling() if task else 0
+    context = copy_context()
+    context.run(_caller.set, asyncio.current_task())
+    task = call if isinstance(call, asyncio.Future) else asyncio.create_task(call, context=context)
     try:
-        async with asyncio.timeout(seconds):
-            answer = await call
-    except TimeoutError:
-        raise StoreUnavailable(store, f"no answer within {seconds:.2g} s") from None
-    if task is not None and task.cancelling() > cancelling:
-        # Python 3.11's wait_for, with which drivers connect, swallows a cancellation that comes with the result.
-        raise asyncio.CancelledError
-    return answer
+        await asyncio.wait([task], timeout=seconds)
+    except asyncio.CancelledError:
+        await _leave(task)
+        raise
+    if not task.done():
+        cancelled = await _leave(task)
+        if cancelled is not None:
+            raise cancelled
+        if not task.done() or task.cancelled() or task.exception() is not None:
+            raise StoreUnavailable(store, f"no answer within {seconds:.2g} s")
+    return task.result()
 
 
-async def settled(task: asyncio.Task[T], within: float | None = None) -> asyncio.CancelledError | None:
+def caller() -> asyncio.Task[Any]:
+    """The task that waits for the exchange which the running task has: what tells one candidate from another."""
+    task = _caller.get() or asyncio.current_task()
+    assert task is not None
+    return task
+
+
+async def _leave(task: asyncio.Future[Any]) -> asyncio.CancelledError | None:
+    """Cancels `task`, and does not wait for it if it goes on; returns the first cancellation that arrived meanwhile."""
+    task.add_done_callback(lambda task: None if task.cancelled() else task.exception())
+    task.cancel()
+    return await settled(task, _SWALLOWED)
+
+
+async def settled(task: asyncio.Future[T], within: float | None = None) -> asyncio.CancelledError | None:
     """Waits until `task` has ended, however often the caller is cancelled meanwhile.
 
     The task must be bounded by itself, or the wait by `within`. An anyio scope is kept from cancelling over and over by

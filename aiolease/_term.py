@@ -199,7 +199,7 @@ class TermOfJobs:
     def _worked(self) -> None:
         self._failures, self.lead._trouble = 0, None
 
-    async def _bounded(self, call: Awaitable[R]) -> R:
+    async def _bounded(self, call: Coroutine[Any, Any, R]) -> R:
         return await bounded(self.lead._timings.attempt, self.lead._store.description, call)
 
     # -- what the ledger says

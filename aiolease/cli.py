@@ -18,11 +18,11 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, fields
 from datetime import datetime
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from aiolease._environment import LeaseSettings
 from aiolease._lease import Lease, check_name
@@ -286,7 +286,7 @@ class _Lease:
         self.name = name
         self._store = store
 
-    async def ask(self, question: Callable[[Store], Awaitable[T]]) -> T:
+    async def ask(self, question: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
         """Has one exchange with the store, bounded in time."""
         return await bounded(_LIMIT, self._store.description, question(self._store))
 

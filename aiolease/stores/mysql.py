@@ -30,7 +30,7 @@ from typing import Any
 
 from aiolease._fence import RunKey, Term
 from aiolease._lease import Lease
-from aiolease._settle import bounded
+from aiolease._settle import bounded, caller
 from aiolease.errors import ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.stores._drivers import NO_SUCH_TABLE, TABLE_EXISTS, Driver, Execute, Rows, Session, denied, error_number
 from aiolease.stores._mysql_ledger import IDLE, MySQLLedger
@@ -311,8 +311,9 @@ class MySQLStore(MySQLLedger):
             if name not in self._leading:
                 return
             try:
-                rows = (await bounded(_ASK_LIMIT, self.description, self._run(sql, about)))[0]
-            except (StoreUnavailable, StoreRejected, SchemaMissing):
+                async with asyncio.timeout(_ASK_LIMIT):
+                    rows = (await self._run(sql, about))[0]
+            except (TimeoutError, StoreUnavailable, StoreRejected, SchemaMissing):
                 return  # the next heartbeat asks, and reports
             if not rows or rows[0][9] == 1:
                 return
@@ -386,9 +387,7 @@ class MySQLStore(MySQLLedger):
         # Not for long: a stranger may hold the lock, and then nobody is woken by the release.
         wait = min(seconds, max((lease.expires_at - lease.renewed_at).total_seconds() / 3, poll) if lease else poll)
         wait = float(math.floor(wait)) if self._rounds_waits else wait
-        task = asyncio.current_task()
-        assert task is not None
-        alone = self._is_alone(name, task, loop.time()) and not self._leading and self._lock_wait is None
+        alone = self._is_alone(name, caller(), loop.time()) and not self._leading and self._lock_wait is None
         if not (hint and self._hints and alone and wait > 0 and distrusted == 0 and self._lease_session.opened):
             return await self._polls.read(name, seconds, poll)
         self._lock_wait = asyncio.create_task(self._wait_in_lock(name, wait, lease))
