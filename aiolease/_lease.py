@@ -79,6 +79,11 @@ class Lease:
         """Whether it was released, or has run out by the database's clock."""
         return self.holder is None or self.expired
 
+    @property
+    def duration(self) -> float:
+        """Seconds for which its holder claimed or renewed it."""
+        return max((self.expires_at - self.renewed_at) / timedelta(seconds=1), 0.0)
+
     def held_by(self, holder: str, token: int) -> bool:
         """Whether the row still belongs to this term."""
         return self.holder == holder and self.token == token
@@ -102,6 +107,8 @@ class Reading:
         """Seconds by which the database's clock went ahead of the local one since the reading before."""
         return (self.now - before.now) / timedelta(seconds=1) - (self.received - before.received)
 
+
+_SHORTEST_LOOK, _LONGEST_LOOK = 0.5, 5.0
 
 HIDDEN = 1 / 3
 """The share of a lease between two readings of a candidate: what two steps of the clock that cancel out hide of it."""
@@ -138,7 +145,7 @@ class Sighting:
         """
         if earlier is not None and (earlier.token, earlier.beat) == (lease.token, lease.beat):
             return earlier
-        duration = max((lease.expires_at - lease.renewed_at) / timedelta(seconds=1), 0.0)
+        duration = lease.duration
         wait = _trusted_wait(lease, duration, reading, before)
         return cls(token=lease.token, beat=lease.beat, seen_at=reading.received, wait=wait, duration=duration)
 
@@ -176,6 +183,11 @@ def _trusted_wait(lease: Lease, duration: float, reading: Reading, before: Readi
     if not 0 < left <= duration:
         return duration
     return min(max(left + max(gained, 0.0), duration - min(between, duration * HIDDEN)), duration)
+
+
+def look_limit(lease: Lease | None) -> float:
+    """Seconds that one reading of a candidate which watches may take: a lost answer costs it no more."""
+    return _LONGEST_LOOK if lease is None else min(max(lease.duration / 6, _SHORTEST_LOOK), _LONGEST_LOOK)
 
 
 def setback(reading: Reading, before: Reading | None, duration: float) -> float:

@@ -560,6 +560,27 @@ async def test_a_step_of_the_clock_makes_neither_two_leaders_nor_none(
         server.drop_database(database)
 
 
+@pytest.mark.parametrize("hint", [False, True], ids=["polls", "waits in the lock"])
+async def test_a_look_whose_answer_is_lost_ends_by_itself(mysql_server: Server, mysql_url: str, hint: bool) -> None:
+    """A candidate that watches for long, and loses the answer of one reading, hears of it soon, and looks again."""
+    async with (
+        proxied(mysql_server, mysql_url) as (proxy, url),
+        open_store(mysql_url) as leader,
+        open_store(url) as candidate,
+    ):
+        lease = await leader.claim("cron", "leader", 3.0, seen=None, force=False)
+        assert lease is not None
+        assert await candidate.read("cron") is not None
+        wait = {"lease": lease, "poll": 0.2, "hint": hint}
+        proxy.swallow("to_client")
+        async with asyncio.timeout(LIMIT):
+            with pytest.raises(StoreUnavailable):
+                await candidate.watch("cron", 3600.0, **wait)  # type: ignore[arg-type]
+            proxy.heal()
+            while (await candidate.watch("cron", 0.2, **wait)) is None:  # type: ignore[arg-type]
+                pass
+
+
 async def test_a_process_that_starts_after_a_step_does_not_lead_beside_the_leader(
     mariadb_faketime: MariaDBServer,
 ) -> None:

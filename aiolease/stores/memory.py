@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from aiolease._fence import FenceBroken, Refused, RunKey, Term
-from aiolease._lease import Lease
+from aiolease._lease import Lease, look_limit
 from aiolease._records import (
     AHEAD,
     Batch,
@@ -24,6 +24,7 @@ from aiolease._records import (
     Stock,
     kept,
 )
+from aiolease._settle import bounded
 from aiolease.errors import ConfigurationError, InvalidJob
 
 T = TypeVar("T")
@@ -376,7 +377,7 @@ class MemoryStore:
     async def watch(self, name: str, seconds: float, *, lease: Lease | None, poll: float, hint: bool) -> Lease | None:
         """See `LeaseStore.watch`."""
         await (self.server.released(seconds) if hint else asyncio.sleep(min(seconds, poll)))
-        return await self.read(name)
+        return await bounded(look_limit(lease), self.description, self.read(name))
 
     async def claim(self, name: str, holder: str, duration: float, *, seen: Lease | None, force: bool) -> Lease | None:
         """See `LeaseStore.claim`."""

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from aiolease._fence import RunKey, Term
-from aiolease._lease import Lease
+from aiolease._lease import Lease, look_limit
 from aiolease._settle import bounded, caller
 from aiolease.errors import ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.stores._drivers import NO_SUCH_TABLE, TABLE_EXISTS, Driver, Execute, Rows, Session, denied, error_number
@@ -106,7 +106,7 @@ class MySQLStore(MySQLLedger):
         self._asking: set[asyncio.Task[None]] = set()
         self._distrust_until = 0.0
         self._watched: dict[str, dict[asyncio.Task[Any], float]] = {}  # the candidates here, and when they came
-        self._polls = _Polls(self._read_many)
+        self._polls = _Polls(self._read_many, self.description)
         self._writes = Writes(
             self.description,
             self._run,
@@ -389,7 +389,7 @@ class MySQLStore(MySQLLedger):
         wait = float(math.floor(wait)) if self._rounds_waits else wait
         alone = self._is_alone(name, caller(), loop.time()) and not self._leading and self._lock_wait is None
         if not (hint and self._hints and alone and wait > 0 and distrusted == 0 and self._lease_session.opened):
-            return await self._polls.read(name, seconds, poll)
+            return await self._polls.read(name, seconds, poll, look_limit(lease))
         self._lock_wait = asyncio.create_task(self._wait_in_lock(name, wait, lease))
         try:
             # Another lease of this process that needs the connection cancels the inner task, not this one.
@@ -401,7 +401,7 @@ class MySQLStore(MySQLLedger):
                 waited.cancel()
                 await asyncio.wait([waited])
         if waited.cancelled():
-            return await self._polls.read(name, 0.0, poll)
+            return await self._polls.read(name, 0.0, poll, look_limit(lease))
         return waited.result()
 
     def _is_alone(self, name: str, task: asyncio.Task[Any], now: float) -> bool:
@@ -459,7 +459,8 @@ def _microseconds(seconds: float) -> int:
 class _Polls:
     """The readings that candidates of this process wait for, made in one statement for all that are due together."""
 
-    def __init__(self, read_many: Callable[[list[str]], Awaitable[dict[str, Lease]]]) -> None:
+    def __init__(self, read_many: Callable[[list[str]], Awaitable[dict[str, Lease]]], store: str = "") -> None:
+        self._store = store
         self._read_many = read_many
         self._waiting: dict[asyncio.Future[Lease | None], tuple[str, float]] = {}
         self._changed = asyncio.Event()
@@ -470,8 +471,12 @@ class _Polls:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    async def read(self, name: str, seconds: float, poll: float) -> Lease | None:
-        """Reads the row after `poll` at most, sooner after `seconds`, or when a lease of this process is released."""
+    async def read(self, name: str, seconds: float, poll: float, limit: float = _ASK_LIMIT) -> Lease | None:
+        """Reads the row after `poll` at most, sooner after `seconds`, or when a lease of this process is released.
+
+        Raises:
+            StoreUnavailable: The reading took longer than `limit` seconds. It is ended when nobody else waits for it.
+        """
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
         if poll < seconds:
@@ -483,7 +488,10 @@ class _Polls:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
         try:
-            return await answer
+            async with asyncio.timeout_at(max(due, loop.time()) + limit):
+                return await answer
+        except TimeoutError:
+            raise StoreUnavailable(self._store, f"no answer within {limit:.2g} s") from None
         finally:
             self._waiting.pop(answer, None)
             self._changed.set()

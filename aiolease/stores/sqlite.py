@@ -28,8 +28,8 @@ from typing import Any, TypeVar
 
 from aiolease._clock import current_clock
 from aiolease._fence import RunKey, Term
-from aiolease._lease import Lease
-from aiolease._settle import settled
+from aiolease._lease import Lease, look_limit
+from aiolease._settle import bounded, settled
 from aiolease.errors import AioleaseError, ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.stores._sqlite_ledger import SQLiteLedger
 from aiolease.stores._sqlite_transactions import (
@@ -159,7 +159,7 @@ class SQLiteStore(SQLiteLedger):
         while True:
             left = until - clock()
             await asyncio.sleep(max(min(step, left), 0.0))
-            found = await self.read(name)
+            found = await bounded(look_limit(lease), self.description, self.read(name))
             if not hint or left <= step or _moved_on(lease, found):
                 return found
 
