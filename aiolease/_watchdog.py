@@ -1,8 +1,8 @@
 """A thread that sees what the event loop cannot: that it is blocked, or that the machine was asleep.
 
-One thread per process, however many terms. Past the deadline of a term it asks the loop for a sign of life, which
-also wakes the term's own guard after a suspension (an asyncio timer does not count suspended time). If no sign
-comes, the stack of the loop's thread is reported, and on request the process ends.
+One thread per process, however many terms. Past the deadline of a term it asks the loop for a sign of life, again and
+again until the body has ended. That also wakes the term's own guard after a suspension (an asyncio timer does not count
+suspended time). If no sign comes, the stack of the loop's thread is reported, and on request the process ends.
 
 A report has a thread of its own, for it calls what is not ours: a log that may hang on what blocks the loop, an
 observer that may raise anything. Neither keeps the watchdog from the other terms of the process.
@@ -50,16 +50,19 @@ class _Watch:
         if left > 0:
             self._asked_at, self._answered, self._reported = None, False, False
             return min(left, _SLICE)
-        if self._asked_at is None:
+        if self._asked_at is None or self._answered:
+            # Again and again, as long as the body goes on: a clean-up may await once, and block then.
+            self._reported = self._answered = False
             # Suspended time must not count against the loop here: a plain monotonic clock.
             self._asked_at = time.monotonic()
             try:
                 self._loop.call_soon_threadsafe(self._answer)
             except RuntimeError:  # the loop is closed, so it blocks nothing
-                self._answered = True
+                self._asked_at = None
+                return _SLICE
             return grace
         silent = time.monotonic() - self._asked_at
-        if self._answered or self._reported:
+        if self._reported:
             return _SLICE
         if silent < grace:
             return grace - silent
@@ -145,8 +148,8 @@ def watched(
         deadline: The moment by which the loop should have acted; called from the thread.
         grace: How long after it the loop may stay silent, in seconds.
         wake: Called in the loop when the deadline has passed, on any clock.
-        blocked: Called once, from a thread of its own, with the stack of a loop that stays silent; it may hang. What
-            it raises ends that thread and nothing else, `SystemExit` included.
+        blocked: Called once for each time that the loop stays silent, from a thread of its own, with the loop's stack;
+            it may hang. What it raises ends that thread and nothing else, `SystemExit` included.
     """
     watch = _Watch(clock, deadline, wake, blocked)
     watchdog.add(watch, grace)
