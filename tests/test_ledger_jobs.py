@@ -1609,15 +1609,16 @@ async def test_a_job_that_ignores_its_cancellation_is_recorded() -> None:
 async def test_processes_on_one_file_run_each_tick_once(tmp_path: Path) -> None:
     """In real time, on SQLite: leaders that come and go, and one that breaks off, run no tick twice and lose none."""
     ticks: list[datetime] = []
-    options: dict[str, Any] = {"lease_duration": 0.9}
+    options: dict[str, Any] = {"lease_duration": 6.0}
 
     async def job(run: JobRun) -> None:
         ticks.append(run.tick)
 
     async with open_store(f"sqlite:///{tmp_path}/jobs.db") as store:
-        for _ in range(3):
+        for leader in range(3):
             serving = asyncio.create_task(registry(job, 0.1, missed="all").serve(store, **options))
-            await asyncio.sleep(0.7)
+            while len(ticks) < 5 * (leader + 1) and not serving.done():
+                await asyncio.sleep(0.01)
             serving.cancel()
             with suppress(asyncio.CancelledError):
                 await serving

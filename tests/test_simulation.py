@@ -16,6 +16,7 @@ from tests.simulation.mutations import MUTATIONS
 BATCH = 100
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("start", range(0, 1000, BATCH))
 def test_the_invariants_hold_whatever_happens(start: int) -> None:
     """No two bodies, no old commit, no token or tick twice, no tick lost, a leader before long: a thousand seeds."""
@@ -53,6 +54,7 @@ def test_a_failing_seed_prints_a_command_that_replays_it(
     assert run("--seeds", "3")[0] == 0
 
 
+@pytest.mark.timeout(1200)  # some are found after hundreds of seeds, and the machine may be busy
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_broken_rule_is_noticed(mutation: str) -> None:
     """Each rule that is broken on purpose is found within the thousand seeds, and mostly in the first few."""
