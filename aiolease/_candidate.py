@@ -20,7 +20,7 @@ from aiolease._interrupts import is_for_the_program
 from aiolease._lease import HIDDEN, Lease, LeaseStore, Reading, Sighting, new_holder, setback
 from aiolease._logging import emit
 from aiolease._settings import Timings
-from aiolease._settle import bounded, settled
+from aiolease._settle import bounded, insisted, settled
 from aiolease._watchdog import watchdog
 from aiolease.errors import LeaseHeld, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.events import Following, Notice, Observer, Waiting, describe
@@ -293,11 +293,7 @@ class Candidate:
             back = setback(Reading(now=lease.now, received=now, took=took), before, self._timings.lease_duration)
             return Claim(lease, sent_at - back, now, took)
         # Nobody ever led by this claim, so nobody has to wait until it expires.
-        await bounded(
-            self._timings.attempt,
-            self._store.description,
-            self._store.release(self._name, lease.holder, lease.token),
-        )
+        await self._release(lease)
         self._pause = 0.0
         return None
 
@@ -342,14 +338,21 @@ class Candidate:
         return None
 
     async def _give_back(self, lease: Lease) -> None:
-        assert lease.holder is not None
-        call = self._store.release(self._name, lease.holder, lease.token)
-        task = asyncio.create_task(bounded(self._timings.attempt, self._store.description, call))
+        task = asyncio.create_task(self._release(lease))
         cancelled = await settled(task)
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, TROUBLE):
             raise error
         if cancelled is not None:
             raise cancelled
+
+    async def _release(self, lease: Lease) -> None:
+        holder = lease.holder
+        assert holder is not None
+        await insisted(
+            self._timings.attempt,
+            self._store.description,
+            lambda: self._store.release(self._name, holder, lease.token),
+        )
 
     def _failed(self, error: StoreUnavailable | StoreRejected | SchemaMissing) -> None:
         """Notes a failed attempt; raises what waiting cannot mend, if it was the first."""

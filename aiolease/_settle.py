@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar, copy_context
 from typing import Any, TypeVar
 
@@ -12,6 +12,9 @@ import anyio
 from aiolease.errors import StoreUnavailable
 
 T = TypeVar("T")
+
+_PAUSES = (0.05, 0.5)
+"""Seconds before a last write that failed twice is tried again; doubled each time, up to the second number."""
 
 _caller: ContextVar[asyncio.Task[Any] | None] = ContextVar("aiolease_caller", default=None)
 
@@ -58,6 +61,31 @@ async def _leave(task: asyncio.Future[Any]) -> asyncio.CancelledError | None:
     task.add_done_callback(lambda task: None if task.cancelled() else task.exception())
     task.cancel()
     return await settled(task, _SWALLOWED)
+
+
+async def insisted(seconds: float, store: str, call: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T, bool]:
+    """Awaits a last write for at most `seconds`; while there is time, tries again if the store is unavailable.
+
+    The server may have ended the connection, restart, or hand over to another. A try that gets no answer has half the
+    time, so that another over a new connection has the rest.
+
+    Returns:
+        The answer, and whether an earlier try went unanswered: it may have taken effect.
+
+    Raises:
+        StoreUnavailable: No try succeeded. Each may still take effect later.
+    """
+    clock = asyncio.get_running_loop().time
+    until, limit, pause, again = clock() + seconds, seconds / 2, 0.0, False
+    while True:
+        try:
+            return await bounded(limit, store, call()), again
+        except StoreUnavailable:
+            limit, again = until - clock() - pause, True
+            if limit <= 0:
+                raise
+        await asyncio.sleep(pause)
+        pause = min(max(2 * pause, _PAUSES[0]), _PAUSES[1])
 
 
 async def settled(task: asyncio.Future[T], within: float | None = None) -> asyncio.CancelledError | None:

@@ -34,7 +34,7 @@ from aiolease._leadership import Leadership, leading
 from aiolease._lease import Lease, LeaseStore, Reading, setback
 from aiolease._logging import emit
 from aiolease._settings import OnStall, Timings
-from aiolease._settle import bounded, settled
+from aiolease._settle import bounded, insisted, settled
 from aiolease._watchdog import end_process, watched
 from aiolease.errors import LeadershipLost, LossReason, StoreUnavailable
 from aiolease.events import (
@@ -303,8 +303,9 @@ class Tenure:
         if self._reason == "expired":  # the database does not answer: this is no time to wait for it
             limit = min(limit, self._timings.unwind / 5)
         try:
-            call = self._store.release(lead.name, lead.holder, lead.token)
-            released = await bounded(limit, self._store.description, call)
+            released, again = await insisted(
+                limit, self._store.description, lambda: self._store.release(lead.name, lead.holder, lead.token)
+            )
         except TROUBLE as error:
             self._store.forget(lead.name)
             text = (
@@ -312,7 +313,7 @@ class Tenure:
             )
             self._emit(Notice(**self.facts(), severity="WARNING", text=text))
         else:
-            if released:
+            if released or (again and self._clock() < lead._deadline):  # ours until then: an earlier try released it
                 self._emit(Released(**self.facts()))
 
     async def outcome(self, error: BaseException | None, cancelled: asyncio.CancelledError | None) -> None:

@@ -31,7 +31,7 @@ from aiolease._ledger import Skip, lost
 from aiolease._logging import emit
 from aiolease._records import Batch, Change, LedgerStore, Stock
 from aiolease._runs import Execution, Job, JobRun, Outcome, Threads
-from aiolease._settle import bounded, given_up, settled
+from aiolease._settle import bounded, given_up, insisted, settled
 from aiolease.errors import LeadershipLost
 from aiolease.events import Event, Notice, RunFinished, RunStarted, TickSkipped, TicksMissed, describe
 
@@ -513,12 +513,17 @@ class TermOfJobs:
             return
         if lost:  # the database does not answer: this is no time to wait for it
             limit = min(limit, self.lead._timings.unwind / 5)
+        written = 0
+
+        async def write() -> None:
+            # None of the changes refuses the batch, so that it may be written again though its answer was lost.
+            nonlocal written
+            while written < len(self._changes):
+                await self._store.record(self._term, Batch(changes=self._changes[written : written + _MOST]))
+                written += _MOST
+
         try:
-            async with asyncio.timeout(limit):
-                for start in range(0, len(self._changes), _MOST):
-                    await self._store.record(self._term, Batch(changes=self._changes[start : start + _MOST]))
-        except TimeoutError:
-            self._not_closed("no answer in time")
+            await insisted(limit, self.lead._store.description, write)
         except (FenceBroken, Refused):
             pass
         except TROUBLE as error:

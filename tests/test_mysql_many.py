@@ -194,7 +194,7 @@ class Wire:
         self.packets: list[str] = []
         self.answers: asyncio.Queue[None] = asyncio.Queue()
 
-    async def run(self, sql: str, parameters: tuple[object, ...]) -> list[Rows]:
+    async def run(self, sql: str, parameters: tuple[object, ...], *, repeat: bool) -> list[Rows]:
         self.packets.append(" ".join(str(value) for value in parameters))
         await self.answers.get()
         return [[(part,)] for part in sql.split("; ")]

@@ -55,7 +55,20 @@ _MOST_PATIENT = 5.0
 _TLS = 1 << 11
 """The capability of a server that offers TLS."""
 
+_LONG = 1.0
+"""Seconds after which an exchange was a wait, and a proxy may have taken it for idle."""
+
 _DENIED = frozenset({1044, 1142, 1227})
+_ENDED = frozenset({
+    0,  # the driver has closed it
+    1053,  # the server shuts down
+    1927,  # killed (MariaDB)
+    2006,  # gone away
+    2013,  # lost during the query
+    2055,  # lost while reading
+    3169,  # killed
+    4031,  # it was idle for too long
+})  # fmt: skip
 
 
 class Driver:
@@ -293,6 +306,11 @@ def translate(store: str, error: BaseException) -> AioleaseError:
     return StoreUnavailable(store, text)
 
 
+def _ended(error: BaseException) -> bool:
+    """Whether the server, or the network, has ended the connection."""
+    return error_number(error) in _ENDED or isinstance(error, OSError | EOFError)
+
+
 def denied(error: BaseException) -> bool:
     """Whether the user lacks a right."""
     return error_number(error) in _DENIED
@@ -369,13 +387,22 @@ class Session:
         self.opened = 0
         """Counts the connections made."""
 
-    async def run(self, sql: str, parameters: Sequence[object] = (), results: list[Rows] | None = None) -> list[Rows]:
+    async def run(
+        self,
+        sql: str,
+        parameters: Sequence[object] = (),
+        results: list[Rows] | None = None,
+        *,
+        repeat: bool = True,
+    ) -> list[Rows]:
         """Sends statements in one packet; returns the rows of each, or a row with the number of changed rows.
 
         Args:
             sql: The statements, with ``%s`` for the parameters.
             parameters: Bound by the driver.
             results: Where to put the results as they come in, so that a caller sees how far an error let it get.
+            repeat: Whether to send them once more, over a new connection, if the server has ended the one that was
+                there. They may have been executed already.
 
         Raises:
             StoreUnavailable: And `StoreRejected`, `SchemaMissing`: see `translate`. The connection is gone then.
@@ -388,9 +415,10 @@ class Session:
             self.gave_up()
             raise
         try:
-            tries = _DEADLOCKS
+            tries, repeat = _DEADLOCKS, repeat and self._connection is not None
+            clock = asyncio.get_running_loop().time
             while True:
-                tries -= 1
+                tries, began = tries - 1, clock()
                 try:
                     return await self._exchange(sql, parameters, results)
                 except AioleaseError:
@@ -401,6 +429,11 @@ class Session:
                     if error_number(error) == _DEADLOCK and tries:
                         results.clear()
                         continue  # the server undid the statement, for another's sake: it may be sent again
+                    if repeat and _ended(error):
+                        # Once, unless it was a long wait: who ended that may end the next one, too.
+                        repeat = clock() - began > _LONG
+                        results.clear()
+                        continue
                     raise translate(self._driver.description, error) from error
                 except BaseException:
                     self.discard()  # the answer is still to come: what is asked next would get it

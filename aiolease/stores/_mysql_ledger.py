@@ -183,9 +183,9 @@ class MySQLLedger:
         packet.append((f"COMMIT; SET @@SESSION.wait_timeout = {IDLE}", ()))
         results: list[Rows] = []
         try:
-            await self._other_session.run(
-                "; ".join(sql for sql, _ in packet), [value for _, values in packet for value in values], results
-            )
+            sql, values = "; ".join(sql for sql, _ in packet), [value for _, values in packet for value in values]
+            # Not repeated: if the first was executed, the second is refused, and nobody knows why.
+            await self._other_session.run(sql, values, results, repeat=False)
         except AioleaseError as error:
             number = error_number(error.__cause__) if error.__cause__ else None
             if number == CHECK_FAILED:

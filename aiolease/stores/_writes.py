@@ -17,11 +17,11 @@ more. A process with one lease waits for its row.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from aiolease.errors import StoreUnavailable
 from aiolease.stores._drivers import Rows, error_number
@@ -38,7 +38,13 @@ _PAUSE = 0.02
 _CLAIM_PAUSES = (0.02, 0.1, 0.5)
 """Seconds after which a claim that met a locked row is tried again: each time costs the connection."""
 
-Run = Callable[[str, tuple[object, ...]], Awaitable[list[Rows]]]
+
+class Run(Protocol):
+    """Sends a packet; see `Session.run`."""
+
+    def __call__(
+        self, sql: str, parameters: tuple[object, ...], *, repeat: bool
+    ) -> Coroutine[Any, Any, list[Rows]]: ...
 
 
 class Kind(IntEnum):
@@ -53,6 +59,11 @@ class Kind(IntEnum):
     def is_of_own_rows(self) -> bool:
         """Whether no other process has any business with the rows that it writes."""
         return self in {Kind.RENEW, Kind.RELEASE}
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it may be sent again though it may have been executed: who releases wants to know who did it."""
+        return self is not Kind.RELEASE
 
     @property
     def locks_first(self) -> bool:
@@ -152,7 +163,7 @@ class Writes:
         self._one_is_under_way = True
         try:
             sql, parameters, skipped = self._packet([write])
-            return (await self._run(sql, parameters))[skipped:]
+            return (await self._run(sql, parameters, repeat=write.kind.repeats))[skipped:]
         finally:
             self._one_is_under_way = False
 
@@ -180,7 +191,7 @@ class Writes:
     async def _exchange(self, batch: dict[asyncio.Future[list[Rows]], Write]) -> None:
         writes = list(batch.values())
         sql, parameters, skipped = self._packet(writes)
-        query = asyncio.ensure_future(self._run(sql, parameters))
+        query = asyncio.ensure_future(self._run(sql, parameters, repeat=writes[0].kind.repeats))
         try:
             await while_wanted(query, batch)
         finally:

@@ -34,15 +34,13 @@ from aiolease._settle import bounded, caller
 from aiolease.errors import ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.stores._drivers import NO_SUCH_TABLE, TABLE_EXISTS, Driver, Execute, Rows, Session, denied, error_number
 from aiolease.stores._mysql_ledger import IDLE, MySQLLedger
+from aiolease.stores._settling import SETTLE, SETTLED
 from aiolease.stores._transactions import DriverLender, FenceSQL, Lender, MySQLTransaction, fence_connection
 from aiolease.stores._writes import Kind, Write, Writes, while_wanted
 
 SCHEMA_VERSION = 2
 _EXTENDED = 1  # the version that only lacks tables: they are added
 _VERSION_ROW = "schema version"
-
-_LOCK_WAIT = 2
-"""Seconds that a statement may wait for a row or a table that another session has locked."""
 
 _LATE = 0.5
 """Seconds that a server may be late to end a wait before its connection is given up."""
@@ -166,14 +164,11 @@ class MySQLStore(MySQLLedger):
     async def _prepare(self, execute: Execute, idle: int = IDLE) -> None:
         """Settles all that a server, a pool or a user may have set otherwise, and looks for the tables once."""
         results = await execute(
-            "SET SESSION autocommit = 1, sql_mode = 'TRADITIONAL', innodb_lock_wait_timeout = %s, "
-            "lock_wait_timeout = %s, wait_timeout = %s; "
-            "SELECT DATABASE(), VERSION(); "
-            "SHOW VARIABLES WHERE Variable_name IN "
+            f"{SETTLE}; SELECT DATABASE(), VERSION(); SHOW VARIABLES WHERE Variable_name IN "
             "('wsrep_on', 'innodb_snapshot_isolation', 'idle_write_transaction_timeout')",
-            (_LOCK_WAIT, _LOCK_WAIT, idle),
+            (idle,),
         )
-        (self._database, version), found = results[1][0], results[2]
+        ((self._database, version),), found = results[SETTLED:]
         self._rounds_waits = "MariaDB" not in version
         variables: dict[str, str] = {str(name): str(value) for name, value in found}
         self._fence.database = self._database
@@ -215,12 +210,12 @@ class MySQLStore(MySQLLedger):
             raise
         return int(rows[0][0]) if rows else None
 
-    async def _run(self, sql: str, parameters: tuple[object, ...]) -> list[Rows]:
+    async def _run(self, sql: str, parameters: tuple[object, ...], *, repeat: bool = True) -> list[Rows]:
         """An exchange over the connection of the leases; one that waits for a lock gives way."""
         if self._lock_wait is not None:
             self._lock_wait.cancel()
         try:
-            return await self._lease_session.run(sql, parameters)
+            return await self._lease_session.run(sql, parameters, repeat=repeat)
         except SchemaMissing:
             self._ready = False  # somebody dropped the tables: the next connection looks for them, and makes them
             raise

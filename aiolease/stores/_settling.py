@@ -1,0 +1,51 @@
+"""What a session of aiolease's own is set to, on MySQL and MariaDB, whatever a server, an account or a pool made of it.
+
+Settled is what could stop or slow a statement of ours, or change what it does, as far as any user may set it:
+
+1. What was begun: an open transaction, locked tables, a ``SET TRANSACTION`` for the next one.
+2. How transactions end (``autocommit``, ``completion_type``), what they see and may write. A chained COMMIT would leave
+   the fence locked; a serializable reading would wait for others' writes. REPEATABLE READ is what every server has, and
+   what a binary log in STATEMENT form needs.
+3. The clock: ``SET timestamp`` stops ``UTC_TIMESTAMP()``, too.
+4. How a statement is read: the modes, the character set.
+5. What refuses or cuts a statement: its time, its rows (``sql_select_limit``, ``max_join_size``, ``sql_safe_updates``),
+   its memory and temporary tables. MySQL reads the whole table, and locks each of its rows, where
+   ``range_optimizer_max_mem_size`` is small.
+6. How long it waits for locks, for the network, and how long it may be idle.
+
+Not settled, since it does not matter here: the time zone and the language; what is about foreign keys, secondary unique
+keys, generated keys, views and DDL (all tables have a primary key, and name their engine and character sets);
+the optimizer's choices, which change no result; limits of idle transactions (ours are never idle). Not ours to settle:
+what needs a privilege (the binary log, ``connection_memory_limit``, ``max_allowed_packet``), and the consistency of a
+cluster, which its owner wants.
+"""
+
+from __future__ import annotations
+
+_LOCK_WAIT = 2
+"""Seconds that a statement may wait for a row or a table that another session has locked."""
+
+_BOTH = (
+    "NAMES utf8mb4 COLLATE utf8mb4_bin, SESSION sql_mode = 'TRADITIONAL', autocommit = 1, completion_type = 0, "
+    "timestamp = DEFAULT, sql_safe_updates = 0, sql_select_limit = 18446744073709551615, sql_big_selects = 1, "
+    "max_sort_length = 1024, net_read_timeout = 30, net_write_timeout = 60, "
+    f"innodb_lock_wait_timeout = {_LOCK_WAIT}, lock_wait_timeout = {_LOCK_WAIT}"
+)
+# Each server takes the comments of the other for comments: a variable that it does not know would be an error.
+_MARIADB = (
+    "max_statement_time = 0, tmp_disk_table_size = 18446744073709551615, max_session_mem_used = 9223372036854775807"
+)
+_MYSQL = "max_execution_time = 0, use_secondary_engine = OFF, range_optimizer_max_mem_size = 8388608"
+
+SETTLE = (
+    # COMMIT and ROLLBACK would chain, or disconnect, if a session's completion_type says so.
+    "ROLLBACK AND NO CHAIN NO RELEASE; UNLOCK TABLES; "
+    f"SET {_BOTH}, wait_timeout = %s /*M!100600 , {_MARIADB} */ /*!80013 , {_MYSQL} */; "
+    "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ WRITE; "
+    # What was said of the next transaction only ends with it.
+    "START TRANSACTION; COMMIT"
+)
+"""Its parameter is the seconds after which the server ends the idle session."""
+
+SETTLED = SETTLE.count(";") + 1
+"""How many statements that is."""
