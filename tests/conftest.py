@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import pytest
 
+from tests.awkward import make_awkward
 from tests.servers import GaleraCluster, MariaDBServer, MySQLServer, Server
 
 
@@ -36,6 +37,26 @@ def mariadb_snapshot() -> Iterator[MariaDBServer]:
     if reason := MariaDBServer.available():
         pytest.skip(reason)
     with MariaDBServer.start(options=["--innodb-snapshot-isolation=ON"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb_awkward() -> Iterator[MariaDBServer]:
+    """A MariaDB server on which sessions are as awkward as ordinary users may have them."""
+    if reason := MariaDBServer.available():
+        pytest.skip(reason)
+    with MariaDBServer.start() as server:
+        make_awkward(server)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mysql9_awkward() -> Iterator[MySQLServer]:
+    """A MySQL 9 server on which sessions are as awkward as ordinary users may have them."""
+    if reason := MySQLServer.available():
+        pytest.skip(reason)
+    with MySQLServer.start() as server:
+        make_awkward(server)
         yield server
 
 

@@ -18,13 +18,14 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol, cast
 from uuid import uuid4
 
+import asyncmy
 import pytest
 
 from aiolease._lease import Lease, new_holder
@@ -33,6 +34,7 @@ from aiolease.stores import Store, open_store
 from aiolease.stores import sqlite as sqlite_module
 from aiolease.stores.memory import MemoryServer, MemoryStore
 from aiolease.stores.sqlite import SQLiteStore
+from tests import awkward
 from tests.servers import Server
 
 ROOT = Path(__file__).parents[1]
@@ -132,11 +134,32 @@ class OnServer(Database):
         self.server.sql(f"DELETE FROM aiolease_fence WHERE name = X'{name.encode().hex()}'", self.schema)
 
 
+class Awkward(OnServer):
+    """Every session is awkward: by the server's doing, and again by the pool's, which leaves more behind."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        server.sql(
+            f"GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, LOCK TABLES ON {self.schema}.* TO {awkward.USER}@'%'"
+        )
+        server.sql("CREATE TABLE IF NOT EXISTS stray (id INT PRIMARY KEY)", self.schema)
+
+    @asynccontextmanager
+    async def open(self, prefix: str, create_tables: bool) -> AsyncIterator[Store]:  # type: ignore[override]
+        left_behind = "START TRANSACTION; SELECT 1; LOCK TABLES stray READ; SELECT 2"
+        pool = asyncmy.create_pool(
+            minsize=0, host=self.server.host, port=self.server.port, user=awkward.USER, database=self.schema,
+            init_command=f"{awkward.settings(self.server)}; {left_behind}",
+        )  # fmt: skip
+        async with pool as made, open_store(made, table_prefix=prefix, create_tables=create_tables) as store:
+            yield store
+
+
 class MakeStore(Protocol):
     async def __call__(self, *, table_prefix: str = "aiolease_", create_tables: bool = True) -> Store: ...
 
 
-@pytest.fixture(params=["memory", "sqlite", "mariadb", "mysql9"])
+@pytest.fixture(params=["memory", "sqlite", "mariadb", "mysql9", "mariadb_awkward", "mysql9_awkward"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """A fresh, empty database of every kind."""
     if request.param == "memory":
@@ -146,7 +169,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     else:
         server = request.getfixturevalue(request.param)
         server.recover()
-        made = OnServer(server)
+        made = Awkward(server) if request.param.endswith("awkward") else OnServer(server)
         yield made
         server.drop_database(made.schema)
 
