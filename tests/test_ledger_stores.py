@@ -26,7 +26,7 @@ from aiolease.errors import InvalidJob, SchemaMissing, StoreUnavailable
 from aiolease.stores import Store
 from aiolease.stores.sqlite import SCHEMA_VERSION, SQLiteStore
 from tests import test_stores as stores
-from tests.test_stores import LIMIT, Database, InMemory, InSQLite, MakeStore, OnServer, claim
+from tests.test_stores import LIMIT, Awkward, Database, InMemory, InSQLite, MakeStore, OnServer, claim
 
 database, make_store = stores.database, stores.make_store
 with_tables = stores.with_tables
@@ -997,6 +997,8 @@ class Work:
 
 @pytest.fixture
 def work(database: Database) -> Work:
+    if isinstance(database, Awkward):
+        pytest.skip("the session of a user's transaction is the user's: this one may not write")
     return Work(database)
 
 
