@@ -107,9 +107,12 @@ def leadership(
     @asynccontextmanager
     async def term() -> AsyncIterator[Leadership]:
         async with open_store(target) as store:
-            candidate = Candidate(store, name, timings, eligible=eligible, observer=on_event)
+            contact = Contact()
+            candidate = Candidate(store, name, timings, eligible=eligible, observer=on_event, contact=contact)
             claim = await candidate.elect(timeout)
-            async with hold(store, claim, timings, eligible=eligible, on_stall=on_stall, observer=on_event) as lead:
+            async with hold(
+                store, claim, timings, eligible=eligible, on_stall=on_stall, observer=on_event, contact=contact
+            ) as lead:
                 yield lead
 
     return term()
@@ -352,7 +355,6 @@ class Campaign:
         finally:
             self._election = None
         self._proven, self._failure = True, None
-        self._contact.saw(claim.lease, claim.received_at, claim.took)
         try:
             async with hold(
                 store,

@@ -17,7 +17,7 @@ import anyio
 
 from aiolease._clock import boot_clock, current_clock, jitter
 from aiolease._interrupts import is_for_the_program
-from aiolease._lease import HIDDEN, Lease, LeaseStore, Reading, Sighting, new_holder, setback
+from aiolease._lease import HIDDEN, ClockHistory, Lease, LeaseStore, Reading, Sighting, new_holder
 from aiolease._logging import emit
 from aiolease._settings import Timings
 from aiolease._settle import bounded, insisted, settled
@@ -55,6 +55,8 @@ class Contact:
     error: str | None = None
     reading: Reading | None = None
     since: float = 0.0
+    clocks: ClockHistory = field(default_factory=ClockHistory)
+    stepped_at: float | None = None
     attempted: asyncio.Event = field(default_factory=asyncio.Event)
 
     def saw(self, lease: Lease | None, received: float, took: float) -> Reading | None:
@@ -62,6 +64,9 @@ class Contact:
         before = self.reading
         if lease is not None:
             self.reading = Reading(now=lease.now, received=received, took=took)
+            self.clocks.note(self.reading, lease.duration)
+            if before is not None and self.reading.stepped_since(before):
+                self.stepped_at = received
         self.leader = lease.holder if lease else None
         if (token := lease.token if lease else None) != self.token:
             self.token, self.since = token, received
@@ -80,16 +85,14 @@ class Claim:
 
     Attributes:
         lease: The row as it stood then.
-        sent_at: The local clock just before the claim was sent, or earlier (`setback`): the term's deadline counts
-            from it.
+        sent_at: The local clock just before the claim was sent, or earlier (`ClockHistory.setback`): the term's
+            deadline counts from it.
         received_at: The local clock when the reading of the row had arrived.
-        took: Seconds that the exchange took which read it.
     """
 
     lease: Lease
     sent_at: float
     received_at: float
-    took: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +147,7 @@ class Candidate:
         self._clock = current_clock()
         self._lease: Lease | None = None
         self._sighting: Sighting | None = None
-        # The holders of claims whose answer was lost: when they were sent, and the reading before.
-        self._unknown: dict[str, tuple[float, Reading | None]] = {}
+        self._unknown: dict[str, float] = {}  # the holders of claims whose answer was lost, and when they were sent
         self._pause = 0.0
         self._hint = True
         self._followed: int | None = None  # the term of which it was told that it is waited for
@@ -220,7 +222,7 @@ class Candidate:
             took = self._contact.reading.took if self._contact.reading is not None else 0.0
         self._saw(lease, received, took)
         if lease is not None and lease.holder in self._unknown:
-            return await self._adopt(lease, received, took)
+            return await self._adopt(lease, received)
         force = self._may_claim(lease, received, trusting=trusting)
         if force is None:
             return None
@@ -248,7 +250,9 @@ class Candidate:
         if lease is not None:
             # A released row is free as it stands; only of a held one is it told how long it has not changed.
             reading = Reading(now=lease.now, received=received, took=took)
-            self._sighting = None if lease.holder is None else Sighting.of(lease, reading, self._sighting, before)
+            stepped_at = self._contact.stepped_at
+            sighting = Sighting.of(lease, reading, self._sighting, before, stepped_at=stepped_at)
+            self._sighting = None if lease.holder is None else sighting
         self._lease = lease
         if self._stay_out and lease and lease.token > self._stay_out.token:
             self._stay_out = None
@@ -285,13 +289,13 @@ class Candidate:
         self._followed, self._explained = lease.token, lease.token if watched else self._explained
         return None
 
-    async def _adopt(self, lease: Lease, now: float, took: float) -> Claim | None:
+    async def _adopt(self, lease: Lease, now: float) -> Claim | None:
         """Takes up a claim whose answer was lost and that was won, as the row shows, if there is time left to lead."""
         assert lease.holder is not None
-        sent_at, before = self._unknown.pop(lease.holder)
-        if now < sent_at + self._timings.renew_deadline / 2:
-            back = setback(Reading(now=lease.now, received=now, took=took), before, self._timings.lease_duration)
-            return Claim(lease, sent_at - back, now, took)
+        sent_at = self._unknown.pop(lease.holder)
+        claim = self._won(lease, sent_at, now)
+        if now < claim.sent_at + self._timings.renew_deadline / 2:
+            return claim
         # Nobody ever led by this claim, so nobody has to wait until it expires.
         await self._release(lease)
         self._pause = 0.0
@@ -307,9 +311,8 @@ class Candidate:
 
     async def _claim(self, lease: Lease | None, *, force: bool) -> Claim | None:
         holder, now, lease_duration = new_holder(), self._clock(), self._timings.lease_duration
-        self._unknown = {lost: sent for lost, sent in self._unknown.items() if now < sent[0] + lease_duration}
-        sent_at = self._clock()
-        self._unknown[holder] = sent_at, self._contact.reading
+        self._unknown = {lost: sent_at for lost, sent_at in self._unknown.items() if now < sent_at + lease_duration}
+        sent_at = self._unknown[holder] = self._clock()
         call = self._store.claim(self._name, holder, self._timings.lease_duration, seen=lease, force=force)
         # In a task of its own: a cancellation that tears a claim leaves a lease that nobody knows to hold.
         task = asyncio.create_task(bounded(self._timings.attempt, self._store.description, call))
@@ -325,10 +328,10 @@ class Candidate:
         del self._unknown[holder]
         received = self._clock()
         if result is not None and result.holder == holder:
-            if received < sent_at + self._timings.renew_deadline:
-                reading = Reading(now=result.now, received=received, took=received - sent_at)
-                back = setback(reading, self._contact.reading, lease_duration)
-                return Claim(result, sent_at - back, received, reading.took)
+            claim = self._won(result, sent_at, received)
+            self._contact.saw(result, received, received - sent_at)
+            if received < claim.sent_at + self._timings.renew_deadline:
+                return claim
             # The process stood still between the two. Nobody led by this claim, so nobody has to wait for its expiry.
             await self._give_back(result)
             self._pause = 0.0
@@ -336,6 +339,10 @@ class Candidate:
         self._saw(result, received, received - sent_at)
         self._may_claim(result, received, trusting=False)
         return None
+
+    def _won(self, lease: Lease, sent_at: float, received: float) -> Claim:
+        back = self._contact.clocks.setback(lease.renewed_at, sent_at, self._timings.lease_duration)
+        return Claim(lease, sent_at - back, received)
 
     async def _give_back(self, lease: Lease) -> None:
         task = asyncio.create_task(self._release(lease))

@@ -16,7 +16,7 @@ import os
 import socket
 import uuid
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, Self
 
 from aiolease._fence import RunKey, Term, Transaction
@@ -107,11 +107,62 @@ class Reading:
         """Seconds by which the database's clock went ahead of the local one since the reading before."""
         return (self.now - before.now) / timedelta(seconds=1) - (self.received - before.received)
 
+    def stepped_since(self, before: Self) -> bool:
+        """Whether that is more than what clocks drift by, and what the two exchanges took."""
+        between = self.received - before.received
+        return abs(self.gained_since(before)) > between / 100 + 0.1 + before.took + self.took
+
 
 _SHORTEST_LOOK, _LONGEST_LOOK = 0.5, 5.0
 
 HIDDEN = 1 / 3
 """The share of a lease between two readings of a candidate: what two steps of the clock that cancel out hide of it."""
+
+REMEMBERED = 1 / 2
+"""The share of a lease after which a candidate's reading says nothing any more, and a step back is forgotten."""
+
+_SLICES = 32
+"""Into so many parts the time is cut for which steps are remembered: the memory of many readings stays small."""
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+class ClockHistory:
+    """How far the database's clock has lately been ahead of the local one, in slices of time: the most in each."""
+
+    def __init__(self) -> None:
+        self._slices: list[tuple[float, float]] = []
+        self._duration = 0.0  # the longest that was seen: the row of a released lease shows less
+
+    def note(self, reading: Reading, duration: float) -> None:
+        """Remembers a reading of a lease of that duration; forgets what is old, except for the newest of that."""
+        ahead = _ahead(reading.now, reading.received - reading.took)
+        self._duration = max(self._duration, duration)
+        if self._slices and reading.received - self._slices[-1][0] < self._duration * REMEMBERED / _SLICES:
+            began, most = self._slices[-1]
+            self._slices[-1] = (began, max(most, ahead))
+        else:
+            self._slices.append((reading.received, ahead))
+        while len(self._slices) > 1 and self._slices[1][0] < reading.received - self._duration * REMEMBERED:
+            del self._slices[0]
+
+    def setback(self, renewed_at: datetime, sent_at: float, duration: float) -> float:
+        """Seconds by which the deadline of a claim or a renewal comes earlier, because the clock went back before it.
+
+        The clock may go forward again as quickly. Candidates then let the lease run out early by what both steps hide
+        of them; the leader's body is to have ended by then, if no further renewal shows that the leader lives.
+
+        Args:
+            renewed_at: The database's clock when the claim or the renewal took effect.
+            sent_at: The local clock when it was sent. It took effect later, and by as much the deadline is early.
+            duration: Of the lease.
+        """
+        most = max((ahead for _, ahead in self._slices), default=_ahead(renewed_at, sent_at))
+        return min(max(most - _ahead(renewed_at, sent_at), 0.0), duration * HIDDEN)
+
+
+def _ahead(database: datetime, local: float) -> float:
+    return (database - _EPOCH) / timedelta(seconds=1) - local
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +185,15 @@ class Sighting:
     duration: float
 
     @classmethod
-    def of(cls, lease: Lease, reading: Reading, earlier: Self | None = None, before: Reading | None = None) -> Self:
+    def of(
+        cls,
+        lease: Lease,
+        reading: Reading,
+        earlier: Self | None = None,
+        before: Reading | None = None,
+        *,
+        stepped_at: float | None = None,
+    ) -> Self:
         """The sighting of `lease`: `earlier` if the row has not changed since, else a new one.
 
         Args:
@@ -142,12 +201,15 @@ class Sighting:
             reading: The answer that showed it.
             earlier: The sighting before.
             before: The answer before this one, ``None`` if this is the first.
+            stepped_at: The local clock when a step of the database's clock was last seen. For one lease after it
+                nothing is taken from that clock: what a step hides of two more is not seen by the leader either.
         """
         if earlier is not None and (earlier.token, earlier.beat) == (lease.token, lease.beat):
             return earlier
-        duration = lease.duration
-        wait = _trusted_wait(lease, duration, reading, before)
-        return cls(token=lease.token, beat=lease.beat, seen_at=reading.received, wait=wait, duration=duration)
+        wait = _trusted_wait(lease, lease.duration, reading, before)
+        if stepped_at is not None and reading.received - stepped_at < lease.duration:
+            wait = lease.duration
+        return cls(token=lease.token, beat=lease.beat, seen_at=reading.received, wait=wait, duration=lease.duration)
 
     def outlasted(self, clock: float) -> bool:
         """Whether the holder's whole lease has passed, by the local clock, without a renewal."""
@@ -168,16 +230,16 @@ def _trusted_wait(lease: Lease, duration: float, reading: Reading, before: Readi
 
     1. The first reading: the database's clock may have been stepped since the renewal, and nothing here could tell. The
        whole duration.
-    2. The clock was stepped between the two readings: the same.
+    2. The clock was stepped between the two readings, or the one before is too old to say so: the same.
     3. Else what is left by the database's clock, and what that clock gained meanwhile. Two steps that cancel out are
        not seen. So it is not less than the duration counted from the reading before, since the renewal came after that,
        nor, where that reading is old, than two thirds of the duration. What is hidden still, the leader takes off its
-       own time: see `setback`.
+       own time: see `ClockHistory.setback`.
     """
     if before is None:
         return duration
     between, gained = reading.received - before.received, reading.gained_since(before)
-    if abs(gained) > between / 100 + 0.1 + before.took + reading.took:
+    if reading.stepped_since(before) or between > duration * REMEMBERED:
         return duration
     left = (lease.expires_at - lease.now) / timedelta(seconds=1)
     if not 0 < left <= duration:
@@ -188,17 +250,6 @@ def _trusted_wait(lease: Lease, duration: float, reading: Reading, before: Readi
 def look_limit(lease: Lease | None) -> float:
     """Seconds that one reading of a candidate which watches may take: a lost answer costs it no more."""
     return _LONGEST_LOOK if lease is None else min(max(lease.duration / 6, _SHORTEST_LOOK), _LONGEST_LOOK)
-
-
-def setback(reading: Reading, before: Reading | None, duration: float) -> float:
-    """Seconds by which the deadline of a claim or a renewal comes earlier, because the database's clock went back.
-
-    It may go forward again as quickly. Candidates then let the lease run out early by what both steps hide of them; the
-    leader's body is to have ended by then, if no further renewal shows that the leader lives.
-    """
-    if before is None:
-        return 0.0
-    return min(max(-reading.gained_since(before), 0.0), duration * HIDDEN)
 
 
 class LeaseStore(Protocol):

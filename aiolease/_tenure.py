@@ -31,7 +31,7 @@ import anyio.lowlevel
 from aiolease._candidate import TROUBLE, Claim, Contact, Eligible, is_eligible
 from aiolease._clock import boot_clock, current_clock, jitter
 from aiolease._leadership import Leadership, leading
-from aiolease._lease import Lease, LeaseStore, Reading, setback
+from aiolease._lease import Lease, LeaseStore
 from aiolease._logging import emit
 from aiolease._settings import OnStall, Timings
 from aiolease._settle import bounded, insisted, settled
@@ -239,14 +239,18 @@ class Tenure:
                 due = self._clock() + longest * jitter(0.5, 1.0)
                 continue
             received = self._clock()
-            before = self._contact.saw(lease, received, received - sent_at)
+            back = 0.0
+            if lease is not None:
+                back = self._contact.clocks.setback(lease.renewed_at, sent_at, self._timings.lease_duration)
+            self._contact.saw(lease, received, received - sent_at)
             if lease is None or not lease.held_by(self.lead.holder, self.lead.token):
                 self._renewing = False
                 self.end("taken")
                 break
             failures = 0
-            due = sent_at + self._timings.heartbeat_interval
-            self._renewed(lease, sent_at, before)
+            # Sooner after a step back, so that a failed renewal can still be tried again.
+            due = sent_at + min(self._timings.heartbeat_interval, (self._timings.renew_deadline - back) / 2)
+            self._renewed(lease, sent_at, back)
         await anyio.sleep_forever()
 
     async def _send(self, beat: int) -> Lease | None:
@@ -254,10 +258,9 @@ class Tenure:
         call = self._store.renew(lead.name, lead.holder, lead.token, beat, lease_duration)
         return await bounded(self._timings.attempt, self._store.description, call)
 
-    def _renewed(self, lease: Lease, sent_at: float, before: Reading | None) -> None:
+    def _renewed(self, lease: Lease, sent_at: float, back: float) -> None:
         received = self._clock()
         took = received - sent_at
-        back = setback(Reading(now=lease.now, received=received, took=took), before, self._timings.lease_duration)
         if self._reason is None:
             self._count_leftover()
         self.lead._saw_database_time(lease.now)

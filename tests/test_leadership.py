@@ -36,7 +36,7 @@ from aiolease import (
     leadership,
     run_as_leader,
 )
-from aiolease._lease import Lease, Reading, Sighting, setback
+from aiolease._lease import ClockHistory, Lease, Reading, Sighting
 from aiolease._watchdog import watched
 from aiolease.events import (
     Elected,
@@ -741,7 +741,8 @@ def reading(now: float, received: float, took: float = 0.0) -> Reading:
         pytest.param(4, reading(89, 90, took=1.0), 27, id="the network was slow: it may have been no step"),
         pytest.param(24, reading(98, 98), 28, id="the renewal came after the reading before, whatever the row says"),
         pytest.param(24, reading(91, 91), 21, id="the same, long ago"),
-        pytest.param(24, reading(40, 40), 20, id="the same, too long ago to say much"),
+        pytest.param(24, reading(86, 86), 20, id="the same, longer ago"),
+        pytest.param(24, reading(84, 84), 30, id="too long ago to say anything"),
         pytest.param(31, reading(90, 90), 30, id="expired as it is first seen"),
         pytest.param(-1, reading(90, 90), 30, id="renewed in the future"),
     ],
@@ -755,11 +756,24 @@ def test_how_long_a_candidate_takes_the_holder_for_alive(age: float, before: Rea
 
 @pytest.mark.parametrize(
     ("before", "back"),
-    [(None, 0), (reading(90, 90), 0), (reading(80, 90), 0), (reading(94, 90), 4), (reading(4000, 90), 10)],
+    [
+        ([], 0),
+        ([reading(90, 90)], 0),
+        ([reading(80, 90)], 0),
+        ([reading(94, 90)], 4),
+        ([reading(4000, 90)], 10),
+        ([reading(90, 90, took=3.0)], 3),  # the clock may have been stepped after it was read
+        ([reading(94, 86), *(reading(moment, moment) for moment in range(87, 100))], 8),
+        ([reading(94, 70), *(reading(moment, moment) for moment in range(75, 100))], 0),
+        ([reading(94, 50)], 10),  # the newest that there is, however old
+    ],
 )
-def test_a_step_back_shortens_the_time_of_the_leader(before: Reading | None, back: float) -> None:
-    """By as much as the clock went back, a third of the lease at most, a leader stops earlier until it renews again."""
-    assert setback(reading(100, 100), before, 30.0) == pytest.approx(back)
+def test_a_step_back_shortens_the_time_of_the_leader(before: list[Reading], back: float) -> None:
+    """By as much as the clock went back in half a lease, but a third of one at most, a leader stops earlier."""
+    clocks = ClockHistory()
+    for earlier in before:
+        clocks.note(earlier, 30.0)
+    assert clocks.setback(START + timedelta(seconds=100), 100, 30.0) == pytest.approx(back)
 
 
 @pytest.mark.parametrize("tenths", range(5, 120, 5))
@@ -802,6 +816,63 @@ async def test_two_steps_that_cancel_out_make_no_two_leaders(back: float, waited
         first.store.down = True
         await second.leads()
         await end(first.task, second.task)
+
+
+@pytest.mark.parametrize("heartbeat", [1.0, 2.5, 4.0])
+@virtual_time
+async def test_two_steps_that_cancel_out_are_remembered_over_renewals(heartbeat: float) -> None:
+    """The clock goes back, several renewals follow, then it goes forward and the leader is cut off: it ends in time."""
+    for phase in range(0, 100, 7):
+        server, fleet = MemoryServer(), list[Process]()
+        first = Process(server, fleet, renew_deadline=27.0, heartbeat_interval=heartbeat)
+        await first.leads()
+        await asyncio.sleep(phase / 10)
+        second = Process(server, fleet)
+        await asyncio.sleep(4 * LEASE)
+        looked = sent(second.store, "read")[-1]
+        await asyncio.sleep(looked + LEASE / 3 + 0.1 - clock())
+        server.clock_offset -= timedelta(seconds=20)
+        await asyncio.sleep(LEASE / 3 - 0.5)
+        server.clock_offset += timedelta(seconds=20)
+        first.store.down = True
+        await second.leads()
+        await end(first.task, second.task)
+
+
+@virtual_time
+async def test_a_leader_with_short_timings_survives_a_step_back() -> None:
+    """It renews sooner while it stops earlier: a step of the clock costs no term, whatever the timings are."""
+    server, fleet = MemoryServer(), list[Process]()
+    leader = Process(server, fleet, renew_deadline=15.0, heartbeat_interval=7.5)
+    await leader.leads()
+    for _ in range(5):
+        server.clock_offset -= timedelta(seconds=20)
+        await asyncio.sleep(LEASE)
+    assert server.leases["cron"].token == 1
+    await end(leader.task)
+
+
+@virtual_time
+async def test_a_step_forward_before_two_that_cancel_out_makes_no_two_leaders() -> None:
+    """The leader sees neither of the first two steps: a candidate that saw the first trusts no clock for a lease."""
+    server, fleet = MemoryServer(), list[Process]()
+    first = Process(server, fleet)
+    await first.leads()
+    await asyncio.sleep(7)
+    second = Process(server, fleet)
+    await asyncio.sleep(4 * LEASE)
+    renewal = sent(first.store, "renew")[-1] + HEARTBEAT
+    looked = sent(second.store, "read")[-1] + LEASE / 3
+    assert renewal - HEARTBEAT < looked < renewal
+    await asyncio.sleep(renewal - HEARTBEAT + 0.1 - clock())
+    server.clock_offset += timedelta(seconds=9.5)
+    await asyncio.sleep(renewal - 0.1 - clock())
+    server.clock_offset -= timedelta(seconds=9.5)
+    await asyncio.sleep(0.2)
+    server.clock_offset += timedelta(seconds=9.5)
+    first.store.down = True
+    await second.leads()
+    await end(first.task, second.task)
 
 
 @virtual_time

@@ -133,6 +133,7 @@ class Checker:
         self._claimed_at: dict[int, float] = {}
         self._leases: dict[int, tuple[float, float]] = {}  # of a term: since when, and for how long
         self._begun = 0
+        self._stepped_at = float("-inf")  # the clock of the database
         self._led_at = 0.0  # somebody led, or something excused that nobody did
         self._released: tuple[float, set[str]] | None = None  # and who should take over
         self._going_on: defaultdict[str, list[Run]] = defaultdict(list)  # by process
@@ -184,7 +185,10 @@ class Checker:
         if not body.overdue(at, POLITE * (1 + DRIFT)):
             return False
         since, lasts = self._leases.get(body.token, (0.0, 0.0))
-        return self._claimed_at.get(newest, at) >= since + lasts * (1 - DRIFT)  # it was kept out as long as can be
+        # It was kept out as long as can be. Two steps that cancel out take up to a third off that, and a leader that
+        # cannot renew tells its body as much earlier: the body is overdue all the same.
+        hidden = 1 / 3 if self._stepped_at > since - lasts else 0.0
+        return self._claimed_at.get(newest, at) >= since + lasts * (1 - hidden - DRIFT)
 
     def _reported(self, at: float) -> None:
         """A body that takes longer to unwind than it has is reported."""
@@ -278,6 +282,7 @@ class Checker:
             raise Violation(f"a commit fenced by term {record.token} took effect after term {self._claimed} had begun")
 
     def _on_stepped(self, record: Record) -> None:
+        self._stepped_at = record.at
         self._led_at, self._released = record.at, None
 
     def _on_began(self, record: Record) -> None:

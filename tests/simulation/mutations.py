@@ -15,7 +15,7 @@ from aiolease._agenda import Agenda, Plan
 from aiolease._candidate import Candidate, Claim
 from aiolease._fence import RunKey, Term
 from aiolease._leadership import Leadership
-from aiolease._lease import HIDDEN, Lease, Reading, Sighting
+from aiolease._lease import HIDDEN, ClockHistory, Lease, Reading, Sighting
 from aiolease._records import Batch, Change, RunRecord, RunStatus, Stock
 from aiolease._runs import Outcome
 from aiolease._settings import Timings
@@ -45,8 +45,8 @@ def _deadline_from_the_reply() -> AbstractContextManager[Any]:
     def started(lead: Leadership, store: Any, claim: Claim, timings: Timings, *more: Any) -> None:
         init(lead, store, replace(claim, sent_at=claim.received_at), timings, *more)
 
-    def mutated(tenure: Tenure, lease: Lease, _: float, before: Reading | None) -> None:
-        renewed(tenure, lease, tenure._clock(), before)
+    def mutated(tenure: Tenure, lease: Lease, _: float, back: float) -> None:
+        renewed(tenure, lease, tenure._clock(), back)
 
     patches = ExitStack()
     patches.enter_context(patch.object(Leadership, "__init__", started))
@@ -172,6 +172,10 @@ def _a_candidate_reads_rarely() -> AbstractContextManager[Any]:
     patches.enter_context(_waits(mutated))
     patches.enter_context(patch.object(Candidate, "_look_within", lambda _: float("inf")))
     return patches
+
+
+def _a_leader_ignores_steps() -> AbstractContextManager[Any]:
+    return patch.object(ClockHistory, "setback", lambda *_: 0.0)
 
 
 def _unfenced_claims() -> AbstractContextManager[Any]:
@@ -381,6 +385,7 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "a step of the clock is trusted": _a_step_is_trusted,
     "what two steps hide is trusted": _what_two_steps_hide_is_trusted,
     "a candidate reads rarely": _a_candidate_reads_rarely,
+    "a leader ignores steps back": _a_leader_ignores_steps,
     "a clean end is not released": _not_released,
     "a candidate swallows a cancellation": _a_cancellation_is_swallowed,
     "claims of ticks without a fence": _unfenced_claims,
