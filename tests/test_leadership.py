@@ -1306,7 +1306,7 @@ async def test_a_waiting_candidate_only_reads() -> None:
     second = Process(server, fleet)
     await asyncio.sleep(LONG)
     assert {method for method, _ in second.store.sent} == {"read"}
-    assert 3 * LONG / LEASE <= len(second.store.sent) <= 3.1 * LONG / LEASE
+    assert 2.9 * LONG / LEASE <= len(second.store.sent) <= 3.1 * LONG / LEASE
     assert len(second.log.of(Following)) == 1
     (following,) = second.log.of(Following)
     assert following.phrase == f"another instance leads 'cron': {server.leases['cron'].holder}, waiting, on memory"

@@ -164,7 +164,9 @@ def _a_candidate_reads_rarely() -> AbstractContextManager[Any]:
     def mutated(trusted: Any, lease: Lease, duration: float, reading: Reading, before: Reading | None) -> float:
         """As the rule has it, but for its limit on how old the reading before may be."""
         wait: float = trusted(lease, duration, reading, before)
-        if before is None or wait == duration or (between := reading.received - before.received) < duration * HIDDEN:
+        if before is None or reading.stepped_since(before) or not 0 < _left(lease) <= duration:
+            return wait
+        if (between := reading.received - before.received) < duration * HIDDEN:
             return wait
         return max(_left(lease) + max(reading.gained_since(before), 0.0), duration - between)
 
