@@ -105,7 +105,8 @@ def _make(target: Target, table_prefix: str, create_tables: bool) -> Store:
         from aiolease.stores import _drivers
         from aiolease.stores._transactions import EngineLender
 
-        return _mysql(_drivers.engine_driver(target), EngineLender(target), table_prefix, create_tables)
+        driver = _drivers.engine_driver(target)
+        return _mysql(driver, EngineLender(target, driver.description), table_prefix, create_tables)
     for package in ("asyncmy", "aiomysql"):
         if (package, "Pool") in kinds:
             from aiolease.stores import _drivers

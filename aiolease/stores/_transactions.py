@@ -28,10 +28,16 @@ _CONFLICTS = frozenset({1020, 1205, 1213})  # record changed since the snapshot,
 # A fence that is refused leaves the transaction open, and the fence's row locked, until the client has rolled back. One
 # that is frozen just then holds up every takeover; so the server ends its session.
 _IMPATIENT = "SET @aiolease_patience = @@SESSION.wait_timeout, @@SESSION.wait_timeout = 1"
-_PATIENT = "SET @@SESSION.wait_timeout = @aiolease_patience"
+_PATIENT = "SET @@SESSION.wait_timeout = @aiolease_patience, @@SESSION.autocommit = @aiolease_autocommit"
+# What the block sends behind a ROLLBACK of its own must not be committed statement by statement.
+_BEGIN = "SET @aiolease_autocommit = @@SESSION.autocommit, @@SESSION.autocommit = 0; START TRANSACTION"
+_ROLLBACK = "ROLLBACK; UNLOCK TABLES; SET @@SESSION.autocommit = @aiolease_autocommit"
 _FENCE_RESULTS = 2  # of its UPDATE and its check
 _CLIENT_SIDE = range(2000, 3000)
 _INTERRUPTED = frozenset({1053, 1180, 1317, 1927})  # a COMMIT that was interrupted: shutdown, killed, lost its cluster
+
+_ENDED = "aiolease_ended"
+"""Where a connection of SQLAlchemy's notes that its user has ended the transaction."""
 
 _ROLLBACK_LIMIT = 2.0
 """Seconds; a connection that has not rolled back by then is closed, which rolls back as well."""
@@ -45,6 +51,9 @@ class Lender(Protocol):
 
     async def raw(self, connection: Any) -> Any:
         """The driver's connection behind it."""
+
+    def ended(self, connection: Any) -> bool:
+        """Whether the user has ended the transaction himself, as far as is seen without asking the server."""
 
     async def give_back(self, connection: Any, *, broken: bool) -> None:
         """Takes it back; closes it if it is `broken`."""
@@ -121,7 +130,7 @@ class MySQLTransaction:
         try:
             connection = await lender.lend()
             raw = await lender.raw(connection)
-            await execute(raw, cursor, f"START TRANSACTION; SAVEPOINT {_SAVEPOINT}")
+            await execute(raw, cursor, f"{_BEGIN}; SAVEPOINT {_SAVEPOINT}")
         except BaseException as error:
             if connection is not None:
                 # Closing does not wait, so that this holds when it is being cancelled.
@@ -133,6 +142,9 @@ class MySQLTransaction:
 
     async def commit(self, term: Term, final: RunKey | None = None) -> None:
         """See `Transaction.commit`: fence and COMMIT in one packet."""
+        if self._lender.ended(self.connection):
+            await self.roll_back()
+            raise TransactionEnded(self._store)
         fence, parameters = self._fence.statements(term, final)
         sql = f"{_IMPATIENT}; RELEASE SAVEPOINT {_SAVEPOINT}; {fence}; COMMIT; {_PATIENT}"
         results: list[Rows] = []
@@ -168,7 +180,7 @@ class MySQLTransaction:
     async def _roll_back(self) -> bool:
         try:
             async with asyncio.timeout(_ROLLBACK_LIMIT):
-                await execute(self._raw, self._cursor, "ROLLBACK; UNLOCK TABLES")
+                await execute(self._raw, self._cursor, _ROLLBACK)
         except (Exception, asyncio.CancelledError):  # noqa: BLE001 - closed instead; what the server said still counts
             return False
         return True
@@ -222,6 +234,10 @@ class PoolLender:
         """See `Lender.raw`."""
         return connection
 
+    def ended(self, connection: Any) -> bool:
+        """See `Lender.ended`."""
+        return False
+
     async def give_back(self, connection: Any, *, broken: bool) -> None:
         """See `Lender.give_back`."""
         if broken:
@@ -236,14 +252,48 @@ class PoolLender:
 
 
 class EngineLender:
-    """A SQLAlchemy `AsyncEngine`: its transactions are `AsyncConnection`s."""
+    """A SQLAlchemy `AsyncEngine`: its transactions are `AsyncConnection`s.
 
-    def __init__(self, engine: Any) -> None:
+    The connection is in a transaction for SQLAlchemy, too, so that a session on it joins that, and does not commit by
+    itself. What would commit it all the same is refused (`AsyncConnection.commit`, a session that controls it fully);
+    what is sent after that, or after a rollback, is refused as well: the server might commit each statement by itself.
+    """
+
+    def __init__(self, engine: Any, store: str) -> None:
         self._engine = engine
+        self._store = store
 
     async def lend(self) -> Any:
         """See `Lender.lend`."""
-        return await self._engine.connect()
+        from sqlalchemy import event
+
+        connection = await self._engine.connect()
+        try:
+            await connection.begin()
+            connection.sync_connection.info.pop(_ENDED, None)
+            event.listen(connection.sync_connection, "commit", self._refuse_commit)
+            event.listen(connection.sync_connection, "rollback", self._rolled_back)
+            event.listen(connection.sync_connection, "before_cursor_execute", self._refuse_if_ended)
+        except BaseException:
+            await self.give_back(connection, broken=True)
+            raise
+        return connection
+
+    def _refuse_commit(self, connection: Any) -> None:
+        connection.info[_ENDED] = True
+        raise TransactionEnded(self._store)
+
+    @staticmethod
+    def _rolled_back(connection: Any) -> None:
+        connection.info[_ENDED] = True
+
+    def _refuse_if_ended(self, connection: Any, *_: Any) -> None:
+        if connection.info.get(_ENDED):
+            raise TransactionEnded(self._store)
+
+    def ended(self, connection: Any) -> bool:
+        """See `Lender.ended`."""
+        return connection.sync_connection.info.get(_ENDED, False)  # type: ignore[no-any-return]
 
     async def raw(self, connection: Any) -> Any:
         """See `Lender.raw`."""
@@ -279,6 +329,10 @@ class DriverLender:
     async def raw(self, connection: Any) -> Any:
         """See `Lender.raw`."""
         return connection
+
+    def ended(self, connection: Any) -> bool:
+        """See `Lender.ended`."""
+        return False
 
     async def give_back(self, connection: Any, *, broken: bool) -> None:
         """See `Lender.give_back`."""
