@@ -1,7 +1,5 @@
 """A session of SQLAlchemy on the connection of a fenced transaction: its rows stand or fall with the fence."""
 
-
-
 from __future__ import annotations
 
 import contextlib

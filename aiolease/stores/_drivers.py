@@ -274,6 +274,14 @@ def _description(parameters: Mapping[str, Any]) -> str:
     return f"mysql://{parameters.get('user') or ''}@{where}/{parameters.get('database') or parameters.get('db') or ''}"
 
 
+def listen(connection: Any, events: Mapping[str, Callable[..., None]]) -> None:
+    """Has SQLAlchemy call functions at events of an `AsyncConnection`, until it is closed."""
+    from sqlalchemy import event
+
+    for name, function in events.items():
+        event.listen(connection.sync_connection, name, function)
+
+
 def error_number(error: BaseException) -> int | None:
     """The server's number of an error, ``None`` if it has none."""
     number = error.args[0] if error.args and not isinstance(error, OSError) else None

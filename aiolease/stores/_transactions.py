@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from aiolease._fence import FenceBroken, Refused, RunKey, Term
 from aiolease.errors import CommitUnknown, ConfigurationError, StoreUnavailable, TransactionEnded
-from aiolease.stores._drivers import Rows, error_number, execute, plain_cursor, translate
+from aiolease.stores._drivers import Rows, error_number, execute, listen, plain_cursor, translate
 
 _SAVEPOINT = "aiolease_transaction"
 _NO_SUCH_SAVEPOINT = 1305
@@ -265,15 +265,12 @@ class EngineLender:
 
     async def lend(self) -> Any:
         """See `Lender.lend`."""
-        from sqlalchemy import event
-
         connection = await self._engine.connect()
         try:
             await connection.begin()
             connection.sync_connection.info.pop(_ENDED, None)
-            event.listen(connection.sync_connection, "commit", self._refuse_commit)
-            event.listen(connection.sync_connection, "rollback", self._rolled_back)
-            event.listen(connection.sync_connection, "before_cursor_execute", self._refuse_if_ended)
+            heard = {"commit": self._refuse_commit, "rollback": self._rolled_back}
+            listen(connection, heard | {"before_cursor_execute": self._refuse_if_ended})
         except BaseException:
             await self.give_back(connection, broken=True)
             raise
