@@ -134,7 +134,12 @@ class JobRegistry:
     ) -> Callable[[JobFunction], JobFunction]:
         """Registers a job by a cron expression.
 
-        A job with a fixed hour and minute runs once on the days on which the clocks change; others follow elapsed time.
+        Days match if either field of days does, unless one begins with ``*``: then both must. The first Monday of a
+        month is ``0 9 * * MON#1``, and not ``0 9 1-7 * MON``. ``L`` is the last day of the month, ``LW`` its last
+        weekday, ``FRIL`` its last Friday; ranges may wrap (``22-2``, ``FRI-MON``).
+
+        A job is of fixed time if neither minute nor hour begins with ``*``: it runs once for each reading of the clock
+        on the days on which the clocks change. Others follow elapsed time.
 
         Args:
             expression: Five fields, six with seconds first, or a name such as ``@hourly``.

@@ -17,7 +17,6 @@ were UTC: an aware datetime, the instant plus the offset of the zone.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,8 +25,9 @@ from functools import lru_cache
 from typing import Protocol, final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
-from cronsim import CronSim, CronSimError
+from cronsim import CronSim
 
+from aiolease._cron import no_such_day, parse, plain, split
 from aiolease.errors import InvalidSchedule
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -36,32 +36,11 @@ _SECOND = timedelta(seconds=1)
 _DAY = timedelta(days=1)
 _SHORTEST, _LONGEST = timedelta(milliseconds=1), timedelta(days=36_525)
 
-# What the ledger's column holds, and more than anybody writes: all minutes of an hour, one by one, are 169.
-_MAX_TEXT = 200
 # From here on a cron expression must fire. Fixed, so that it is valid or not whatever the date is today.
 _REFERENCE = datetime(2025, 1, 1, tzinfo=UTC)
 # Years without a tick after which there is none to come. The rarest that do come, such as a 29th of February on a
 # Sunday or a February with five Mondays, are 40 years apart.
 _HORIZON = 50
-
-_NAMES = {
-    "@hourly": "0 * * * *",
-    "@daily": "0 0 * * *",
-    "@midnight": "0 0 * * *",
-    "@weekly": "0 0 * * 0",
-    "@monthly": "0 0 1 * *",
-    "@yearly": "0 0 1 1 *",
-    "@annually": "0 0 1 1 *",
-}
-# The fields, how many values each has, and what may stand in them.
-_FIELDS = (
-    ("second", 60, "0-59"),
-    ("minute", 60, "0-59"),
-    ("hour", 24, "0-23"),
-    ("day of month", 31, "1-31, L or LW"),
-    ("month", 12, "1-12 or JAN-DEC"),
-    ("day of week", 7, "0-7 or SUN-SAT, MON#2 for the second Monday, 1L for the last"),
-)
 
 
 class Schedule(Protocol):
@@ -155,7 +134,7 @@ class Cron:
     __slots__ = ("_fixed", "_walls", "_zone", "expression", "timezone")
 
     def __init__(self, expression: str, timezone: str = "UTC") -> None:
-        fields = _split(expression)
+        fields = split(expression)
         self._zone = _zone(timezone)
         self._walls = walls = _Walls(fields)
         self._fixed = not fields[1].startswith("*") and not fields[2].startswith("*")
@@ -163,7 +142,7 @@ class Cron:
         self.timezone = timezone
         if self.next_after(_REFERENCE) is None:
             if walls.first(_REFERENCE, _REFERENCE + _HORIZON * 366 * _DAY) is None:
-                raise _no_such_day(fields)
+                raise no_such_day(fields)
             raise InvalidSchedule("hour", fields[2], f"can never fire: the clocks of {timezone} skip it on those days")
 
     def __repr__(self) -> str:
@@ -287,11 +266,11 @@ class _Walls:
     __slots__ = ("_days", "_hours", "_minutes", "seconds")
 
     def __init__(self, fields: list[str]) -> None:
-        parsed = _parse(fields)
+        parsed = parse(plain(fields))
         self._hours = tuple(sorted(parsed.hours))
         self._minutes = tuple(sorted(parsed.minutes))
         self.seconds = tuple(sorted(parsed.seconds))
-        self._days = _days(*fields[3:])
+        self._days = _days(*plain(fields)[3:])
 
     def first(self, low: datetime, high: datetime) -> datetime | None:
         """The earliest one in ``low <= reading < high``."""
@@ -356,57 +335,6 @@ class _Walls:
 def _days(day: str, month: str, weekday: str) -> CronSim:
     """What matches days. Shared by the many schedules that name the same ones: its sets are large."""
     return CronSim(f"0 0 {day} {month} {weekday}", _EPOCH)
-
-
-def _split(expression: str) -> list[str]:
-    """The six fields of an expression, in capitals."""
-    if not isinstance(expression, str) or len(expression) > _MAX_TEXT:
-        raise InvalidSchedule(
-            "expression", expression, f"give a cron expression as text of at most {_MAX_TEXT} characters"
-        )
-    text = expression.strip()
-    if text.startswith("@") and text.lower() not in _NAMES:
-        raise InvalidSchedule("expression", expression, f"the names are {', '.join(_NAMES)}")
-    fields = _NAMES.get(text.lower(), text).upper().split()
-    if len(fields) not in (5, 6):
-        names = ", ".join(name for name, _, _ in _FIELDS[1:])
-        raise InvalidSchedule("expression", expression, f"use five fields, {names}, or six with the second first")
-    return fields if len(fields) == 6 else ["0", *fields]
-
-
-def _parse(fields: list[str]) -> CronSim:
-    """Has cronsim read the fields.
-
-    Raises:
-        InvalidSchedule: It does not understand one of them, a step is larger than its field, or no such day exists.
-    """
-    try:
-        parsed = CronSim(" ".join(fields), _EPOCH)
-    except CronSimError as error:
-        raise _at_fault(fields) from error
-    for (name, size, _), text in zip(_FIELDS, fields, strict=True):
-        if any(int(step) > size for step in re.findall("/([0-9]+)", text)):
-            problem = f"a step is at most {size} here: a longer one does not reach beyond the field, it starts anew"
-            raise InvalidSchedule(name, text, problem)
-    return parsed
-
-
-def _at_fault(fields: list[str]) -> InvalidSchedule:
-    """The error for the first field that cronsim refuses on its own; else the day is one that its months lack."""
-    for place, (name, _, allowed) in enumerate(_FIELDS):
-        alone = ["*"] * len(fields)
-        alone[place] = fields[place]
-        try:
-            CronSim(" ".join(alone), _EPOCH)
-        except CronSimError:
-            problem = f"use {allowed}; lists as in 1,2; rising ranges as in 1-5; steps as in */5"
-            return InvalidSchedule(name, fields[place], problem)
-    return _no_such_day(fields)
-
-
-def _no_such_day(fields: list[str]) -> InvalidSchedule:
-    problem = f"can never fire: no day is also in month {fields[4]} and on day of week {fields[5]}"
-    return InvalidSchedule("day of month", fields[3], problem)
 
 
 def _zone(name: str) -> tzinfo:

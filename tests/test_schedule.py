@@ -444,7 +444,6 @@ def test_refused_intervals(interval: object) -> None:
         ("\u0663 * * * *", "minute", "\u0663"),
         ("9" * 150 + " * * * *", "minute", "9" * 150),
         ("0 24 * * *", "hour", "24"),
-        ("0 22-2 * * *", "hour", "22-2"),
         ("0 0 */25 * * *", "hour", "*/25"),
         ("0 0 0 * *", "day of month", "0"),
         ("0 0 32 * *", "day of month", "32"),
