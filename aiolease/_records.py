@@ -199,8 +199,12 @@ class LedgerStore(Protocol):
             StoreUnavailable: It was written, or it was not, or it is still to be.
         """
 
-    async def prune(self, name: str, jobs: Sequence[str], keep: int) -> None:
-        """Deletes the finished rows of jobs but for the newest `keep`, by their ticks; perhaps not all at once."""
+    async def prune(self, name: str, jobs: Sequence[str], keep: int) -> list[str]:
+        """Deletes the oldest finished rows of jobs; keeps the newest `keep` by their ticks, and the newest success.
+
+        Returns:
+            The jobs of which there may be more to delete: a call deletes no more than a step of them.
+        """
 
     async def history(self, name: str, job: str) -> list[RunRecord]:
         """All rows of a job, in the order of their ticks."""

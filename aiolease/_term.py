@@ -420,11 +420,11 @@ class TermOfJobs:
         full = [job for job, grown in self._grown.items() if grown > self._history / 10][:_PRUNED_AT_ONCE]
         if full:
             try:
-                await self._bounded(self._store.prune(self.lead.name, full, self._history))
+                left = await self._bounded(self._store.prune(self.lead.name, full, self._history))
             except TROUBLE:
                 self._pruned_at = now + _QUIETEST  # another time: it is only tidying up
                 return
-            self._grown.update(dict.fromkeys(full, 0))
+            self._grown.update(dict.fromkeys(set(full) - set(left), 0))
             self._wake.set()
 
     async def within(self, call: Callable[[], Awaitable[R]]) -> R:

@@ -890,10 +890,28 @@ async def test_pruning_keeps_the_newest_and_the_unfinished(make_store: MakeStore
     )
     await store.prune("cron", ["b"], 1)
     assert await left("a") == ["queued", "running", "skipped", "succeeded", "running", "failed", "queued"]
-    assert await left("b") == ["queued", "running", "running", "failed", "queued"]
+    assert await left("b") == ["queued", "running", "succeeded", "running", "failed", "queued"]
     await store.prune("cron", ["b"], 0)
-    assert await left("b") == ["queued", "running", "running", "queued"]
+    assert await left("b") == ["queued", "running", "succeeded", "running", "queued"]
     assert await left("not-named") == await left("a", "elsewhere") == statuses
+
+
+async def test_the_newest_success_stays(make_store: MakeStore) -> None:
+    """However many failures and skips have followed, the newest success of a job is there, and no older one."""
+    store = await make_store()
+    term = await enrolled(store, "a", "b")
+    now = await now_of(store)
+    ticks = [now - number * SECOND for number in range(30, 0, -1)]
+    for job, succeeded in (("a", {3, 7}), ("b", set[int]())):
+        rows = [run(term, job, tick, "queued") for tick in ticks]
+        await store.record(term, Batch(claims=rows))
+        ends: list[RunStatus] = ["succeeded" if number in succeeded else "failed" for number in range(30)]
+        await store.record(term, Batch(changes=[change(row, end) for row, end in zip(rows, ends, strict=True)]))
+    for keep in (20, 5, 5, 1):
+        await store.prune("cron", ["a", "b"], keep)
+        statuses = [(row.tick, row.status) for row in await store.history("cron", "a")]
+        assert statuses == [(ticks[7], "succeeded"), *((tick, "failed") for tick in ticks[-keep:])]
+        assert [row.tick for row in await store.history("cron", "b")] == ticks[-keep:]
 
 
 # -- cancellation

@@ -194,18 +194,33 @@ class MySQLLedger:
                 raise Refused from error
             raise
 
-    async def prune(self, name: str, jobs: Sequence[str], keep: int) -> None:
+    async def prune(self, name: str, jobs: Sequence[str], keep: int) -> list[str]:
         """See `LedgerStore.prune`."""
         finished = "lease = %s AND job = %s AND status NOT IN ('queued', 'running')"
-        # Not too many at once: the claims of ticks wait for it.
+        # Read first, then deleted by the key: a DELETE with a LIMIT is unsafe in a binary log of statements, and warns
+        # there each time. Not too many at once: the claims of ticks wait for it.
+        success = f"(SELECT MAX(tick) FROM {self._run_table} WHERE lease = %s AND job = %s AND status = 'succeeded')"
         newest = f"SELECT tick FROM {self._run_table} WHERE {finished} ORDER BY tick DESC LIMIT 1 OFFSET %s"
-        sql = (
-            f"DELETE FROM {self._run_table} WHERE tick <= (SELECT tick FROM ({newest}) AS kept) AND {finished} "
-            f"ORDER BY tick LIMIT {_AT_ONCE}"
+        old = (
+            f"SELECT MIN(tick), MAX(tick), COUNT(*), {success} FROM (SELECT tick FROM {self._run_table} "
+            f"WHERE tick <= (SELECT tick FROM ({newest}) AS kept) AND {finished} AND NOT tick <=> {success} "
+            f"ORDER BY tick LIMIT {_AT_ONCE}) AS old"
         )
+        delete = f"DELETE FROM {self._run_table} WHERE {finished} AND tick BETWEEN %s AND %s AND NOT tick <=> %s"
+        more = []
         for some in _cut(jobs, 50):
-            values = [value for job in some for value in (name, job, keep, name, job)]
-            await self._other_session.run("; ".join(["START TRANSACTION", *[sql] * len(some), "COMMIT"]), values)
+            asked = [value for job in some for value in (name, job, name, job, keep, name, job, name, job)]
+            found = await self._other_session.run("; ".join([old] * len(some)), asked)
+            deleted = [
+                (name, job, first, last, spared)
+                for job, [(first, last, count, spared)] in zip(some, found, strict=True)
+                if count
+            ]
+            more += [job for job, [row] in zip(some, found, strict=True) if row[2] == _AT_ONCE]
+            if deleted:
+                sql = "; ".join(["START TRANSACTION", *[delete] * len(deleted), "COMMIT"])
+                await self._other_session.run(sql, [value for values in deleted for value in values])
+        return more
 
     # -- what people ask
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from aiolease._fence import FenceBroken, Refused, Term
@@ -17,6 +18,7 @@ T = TypeVar("T")
 _JOB = "job, schedule, timezone, known_since, schedule_since, resumed_at, paused_at, high_tick, requested_at"
 _RUN = "job, tick, attempt, token, holder, status, started_at, finished_at, error, tick_from, count"
 _UNFINISHED = "('queued', 'running')"
+_PRUNED_AT_ONCE = 1000
 
 
 class SQLiteLedger:
@@ -86,9 +88,11 @@ class SQLiteLedger:
         )
         self._seen_sql = f"UPDATE {job} SET requested_at = NULL WHERE {this_job} AND requested_at = :requested_at"
         finished = f"{this_job} AND status NOT IN {_UNFINISHED}"
+        newest_success = f"SELECT MAX(tick) FROM {run} WHERE {this_job} AND status = 'succeeded'"
         self._prune_sql = (
-            f"DELETE FROM {run} WHERE {finished} "
-            f"AND tick <= (SELECT tick FROM {run} WHERE {finished} ORDER BY tick DESC LIMIT 1 OFFSET :keep)"
+            f"DELETE FROM {run} WHERE {this_job} AND tick IN (SELECT tick FROM {run} WHERE {finished} "
+            f"AND tick <= (SELECT tick FROM {run} WHERE {finished} ORDER BY tick DESC LIMIT 1 OFFSET :keep) "
+            f"AND tick IS NOT ({newest_success}) ORDER BY tick LIMIT {_PRUNED_AT_ONCE})"
         )
         self._job_sql = f"SELECT {_JOB} FROM {job} WHERE {this_job}"
         self._trigger_sql = f"UPDATE {job} SET requested_at = COALESCE(requested_at, :now) WHERE {this_job}"
@@ -153,14 +157,16 @@ class SQLiteLedger:
 
         await self._run(work)
 
-    async def prune(self, name: str, jobs: Sequence[str], keep: int) -> None:
+    async def prune(self, name: str, jobs: Sequence[str], keep: int) -> list[str]:
         """See `LedgerStore.prune`."""
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: sqlite3.Connection, job: str) -> bool:
             with transaction(connection):
-                connection.executemany(self._prune_sql, [{"lease": name, "job": job, "keep": keep} for job in jobs])
+                values = {"lease": name, "job": job, "keep": keep}
+                return connection.execute(self._prune_sql, values).rowcount == _PRUNED_AT_ONCE
 
-        await self._run(work)
+        # A transaction for each: what the leader writes must not wait for all of them.
+        return [job for job in jobs if await self._run(partial(work, job=job))]
 
     async def history(self, name: str, job: str) -> list[RunRecord]:
         """See `LedgerStore.history`."""

@@ -107,16 +107,21 @@ class Ledger:
         self.jobs.update(jobs.maps[0])
         self.runs.update(runs.maps[0])
 
-    def prune(self, jobs: Sequence[str], keep: int) -> None:
+    def prune(self, jobs: Sequence[str], keep: int) -> list[str]:
         """See `LedgerStore.prune`."""
         finished = defaultdict(list)
+        succeeded: dict[str, datetime] = {}
         for run in self.runs.values():
             if run.status not in {"queued", "running"}:
                 finished[run.job].append(run.tick)
+            if run.status == "succeeded":
+                succeeded[run.job] = max(run.tick, succeeded.get(run.job, run.tick))
         for job in jobs:
             ticks = sorted(finished[job])
             for tick in ticks[: max(len(ticks) - keep, 0)]:
-                del self.runs[job, tick]
+                if tick != succeeded.get(job):
+                    del self.runs[job, tick]
+        return []
 
     def history(self, job: str) -> list[RunRecord]:
         """See `LedgerStore.history`."""
@@ -412,9 +417,9 @@ class MemoryStore:
         """See `LedgerStore.record`."""
         await self.exchange("record", lambda: self.server.record(term, batch))
 
-    async def prune(self, name: str, jobs: Sequence[str], keep: int) -> None:
+    async def prune(self, name: str, jobs: Sequence[str], keep: int) -> list[str]:
         """See `LedgerStore.prune`."""
-        await self.exchange("prune", lambda: self.server.ledgers[name].prune(jobs, keep))
+        return await self.exchange("prune", lambda: self.server.ledgers[name].prune(jobs, keep))
 
     async def history(self, name: str, job: str) -> list[RunRecord]:
         """See `LedgerStore.history`."""

@@ -52,10 +52,11 @@ class ArchivedLedger(Ledger):
         self.asked.append((job, tick))
         return tick
 
-    def prune(self, jobs: Sequence[str], keep: int) -> None:
+    def prune(self, jobs: Sequence[str], keep: int) -> list[str]:
         before = dict(self.runs)
-        super().prune(jobs, keep)
+        more = super().prune(jobs, keep)
         self.pruned += [before[key] for key in before.keys() - self.runs.keys()]
+        return more
 
     def enroll(self, jobs: Sequence[Enrolment], now: datetime) -> None:
         super().enroll(jobs, now)
