@@ -207,7 +207,9 @@ class PlainAnswer:
 
 
 @pytest.mark.parametrize(
-    "eligible", [plain_answer, lambda: True, PlainAnswer(), True, functools.partial(bool, 1)], ids=repr
+    "eligible",
+    [plain_answer, lambda: True, PlainAnswer(), True, functools.partial(bool, 1)],
+    ids=lambda given: type(given).__name__,
 )
 async def test_a_plain_function_cannot_say_who_is_fit(eligible: Any) -> None:
     """A function whose answer cannot be awaited is refused by the call itself, wherever `eligible` is taken."""
@@ -246,7 +248,7 @@ def decorated() -> Awaitable[bool]:
 @pytest.mark.parametrize(
     "eligible",
     [None, fit, Health().fit, Health(), functools.partial(fit), decorated, AsyncMock(return_value=True)],
-    ids=repr,
+    ids=lambda given: type(given).__name__,
 )
 @virtual
 async def test_all_that_is_asynchronous_can_say_who_is_fit(eligible: Any) -> None:

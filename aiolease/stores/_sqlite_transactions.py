@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from aiolease._fence import FenceBroken, Refused, RunKey, Term
-from aiolease.errors import CommitUnknown, ConfigurationError, StoreUnavailable, TransactionEnded
+from aiolease.errors import AioleaseError, CommitUnknown, ConfigurationError, StoreUnavailable, TransactionEnded
+from aiolease.events import describe
 
 if TYPE_CHECKING:
     import aiosqlite
@@ -115,7 +116,7 @@ class SQLiteTransaction:
                 await self.connection.execute(f"RELEASE {_SAVEPOINT}")
             except (sqlite3.OperationalError, sqlite3.ProgrammingError) as error:
                 raise TransactionEnded(self._store) from error
-            await fence_connection(self._store, self.connection, term, final, self._statements)
+            await _fence(self._store, self.connection, term, final, self._statements)
             try:
                 await self.connection.commit()
             except sqlite3.Error as error:
@@ -131,15 +132,46 @@ class SQLiteTransaction:
 
 
 async def fence_connection(
-    store: str, connection: aiosqlite.Connection, term: Term, final: RunKey | None, statements: FenceStatements
+    store: str, connection: Any, term: Term, final: RunKey | None, statements: FenceStatements
 ) -> None:
-    """Fences a transaction on a connection of aiosqlite, and records its final run, if any, as succeeded.
+    """Fences a transaction that the user commits: on aiosqlite's connection, or SQLAlchemy's connection or session.
 
     Raises:
         FenceBroken: The term is over.
         Refused: The run is not the running one.
-        StoreUnavailable: The file is locked, or cannot be written.
+        TransactionEnded: The connection is in no transaction, and commits each statement by itself.
+        ConfigurationError: It is a connection of something else.
+        StoreUnavailable: The file is locked, or cannot be written; or the connection is closed.
     """
+    if hasattr(connection, "flush"):  # a session: what it still holds back must not come after the fence
+        await connection.flush()  # the user's own SQL: what it raises comes out as it is
+    try:
+        raw = await _raw(connection)
+        await _fence(store, raw, term, final, statements)
+        if not raw.in_transaction:  # it was committed by itself, and guards nothing
+            raise TransactionEnded(store)
+    except (AioleaseError, FenceBroken, Refused):
+        raise
+    except Exception as error:
+        raise StoreUnavailable(store, describe(error)) from error
+
+
+async def _raw(connection: Any) -> Any:
+    """The connection of aiosqlite behind what the user has, in a transaction for SQLAlchemy if it is one of its own."""
+    if hasattr(connection, "flush"):
+        connection = await connection.connection()
+    if hasattr(connection, "get_raw_connection"):
+        if not connection.in_transaction():
+            await connection.begin()
+        connection = (await connection.get_raw_connection()).driver_connection
+    if type(connection).__module__.partition(".")[0] != "aiosqlite":
+        raise ConfigurationError("connection", f"<{type(connection).__name__}>", "use one of the lease's database")
+    return connection
+
+
+async def _fence(
+    store: str, connection: aiosqlite.Connection, term: Term, final: RunKey | None, statements: FenceStatements
+) -> None:
     name = {"name": term.name, "holder": term.holder, "token": term.token}
     try:
         if (await connection.execute(statements.fence, name)).rowcount != 1:

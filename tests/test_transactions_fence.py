@@ -1,0 +1,153 @@
+"""`fence()` for people who commit themselves: it guards a transaction, or says that there is none, on every store."""
+
+# ruff: noqa: PT012, SIM117 - the blocks are what is tested: which is inside which, and that it raises
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import asyncmy
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+
+from aiolease import ConfigurationError, LeadershipLost, StoreUnavailable, TransactionEnded, leadership
+from tests.servers import Server
+from tests.test_transactions import Row
+
+INSERT = "INSERT INTO work (who) VALUES ('row')"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "shop.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE work (id INTEGER PRIMARY KEY, who TEXT UNIQUE)")
+    return path
+
+
+def rows(file: Path) -> list[str]:
+    with closing(sqlite3.connect(file)) as connection:
+        return [who for (who,) in connection.execute("SELECT who FROM work ORDER BY id")]
+
+
+def new_term(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE aiolease_fence SET holder = 'another', token = token + 1")
+
+
+@asynccontextmanager
+async def engine_on(file: Path, **options: Any) -> AsyncIterator[AsyncEngine]:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{file}", **options)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+@pytest.mark.parametrize("how", ["nothing begun", "committed already"])
+async def test_a_fence_outside_a_transaction_is_refused_on_sqlite(file: Path, how: str) -> None:
+    """A connection that commits each statement by itself: the fence would guard nothing, and says so."""
+    async with (
+        leadership(f"sqlite:///{file}") as lead,
+        aiosqlite.connect(file, isolation_level=None) as connection,
+    ):
+        if how == "committed already":
+            await connection.execute("BEGIN")
+            await connection.execute(INSERT)
+            await connection.commit()
+        with pytest.raises(TransactionEnded):
+            await lead.fence(connection)
+        await connection.execute("BEGIN")
+        await lead.fence(connection)
+        await connection.rollback()
+
+
+async def test_a_fence_outside_a_transaction_is_refused_on_mysql(mysql_server: Server, mysql_url: str) -> None:
+    """The same for a connection of asyncmy in autocommit mode."""
+    async with leadership(mysql_url) as lead:
+        connection = await asyncmy.connect(
+            host=mysql_server.host, port=mysql_server.port, user="root", db=mysql_url.rsplit("/", 1)[1], autocommit=True
+        )
+        try:
+            with pytest.raises(TransactionEnded):
+                await lead.fence(connection)
+            await connection.begin()
+            await lead.fence(connection)
+            await connection.rollback()
+        finally:
+            await connection.ensure_closed()
+
+
+async def test_on_an_engine_of_sqlite_autocommit_is_refused(file: Path) -> None:
+    """SQLAlchemy's own autocommit begins nothing either."""
+    async with leadership(f"sqlite:///{file}") as lead, engine_on(file, isolation_level="AUTOCOMMIT") as engine:
+        async with engine.connect() as connection:
+            with pytest.raises(TransactionEnded):
+                await lead.fence(connection)
+
+
+@pytest.mark.parametrize("fate", ["kept", "fenced"])
+@pytest.mark.parametrize("kind", ["connection", "session", "aiosqlite"])
+async def test_what_is_fenced_on_sqlite_stands_or_falls_with_the_term(file: Path, kind: str, fate: str) -> None:
+    """A session, a connection of an engine, and one of the driver: committed if the term is the latest."""
+
+    async def write(lead: Any, engine: AsyncEngine) -> None:
+        if kind == "session":
+            async with AsyncSession(engine) as session, session.begin():
+                session.add(Row(id=1, who="row"))
+                await lead.fence(session)
+        elif kind == "connection":
+            async with engine.begin() as connection:
+                await connection.execute(text(INSERT))
+                await lead.fence(connection)
+        else:
+            async with aiosqlite.connect(file) as connection:
+                await connection.execute(INSERT)
+                await lead.fence(connection)
+                await connection.commit()
+
+    async with engine_on(file) as engine:
+        if fate == "kept":
+            async with leadership(f"sqlite:///{file}") as lead:
+                await write(lead, engine)
+        else:
+            with pytest.raises(LeadershipLost):
+                async with leadership(f"sqlite:///{file}") as lead:
+                    new_term(file)
+                    await write(lead, engine)
+    assert rows(file) == (["row"] if fate == "kept" else [])
+
+
+async def test_errors_of_other_libraries_do_not_come_out_of_a_fence_on_sqlite(file: Path, tmp_path: Path) -> None:
+    """Closed connections, tables that are not there and strangers are errors of aiolease; the user's own SQL is his."""
+    async with (
+        leadership(f"sqlite:///{file}") as lead,
+        engine_on(file) as engine,
+        engine_on(tmp_path / "b.db") as other,
+    ):
+        connection = await aiosqlite.connect(file)
+        await connection.close()
+        with pytest.raises(StoreUnavailable):
+            await lead.fence(connection)
+        async with engine.connect() as closed:
+            pass
+        with pytest.raises(StoreUnavailable):
+            await lead.fence(closed)
+        async with other.connect() as elsewhere:
+            with pytest.raises(StoreUnavailable):
+                await lead.fence(elsewhere)
+        for stranger in (object(), sqlite3.connect(file), "connection"):
+            with pytest.raises(ConfigurationError):
+                await lead.fence(stranger)
+        with pytest.raises(IntegrityError):
+            async with AsyncSession(engine) as session, session.begin():
+                session.add_all([Row(id=1, who="same"), Row(id=2, who="same")])
+                await lead.fence(session)
+    assert rows(file) == []
