@@ -961,6 +961,52 @@ async def test_deadlines_use_the_clock_that_counts_suspension() -> None:
         aiolease._clock.replaced.reset(token)
 
 
+@virtual_time
+async def test_a_renewal_is_not_late_by_the_time_of_a_suspension() -> None:
+    """What was left until the next heartbeat is counted by the clock that counts suspension, not by the loop's timer."""
+    jump = 0.0
+    token = aiolease._clock.replaced.set(lambda: clock() + jump)
+    try:
+        store = MemoryStore()
+        async with leadership(store) as lead:
+            await until(lambda: sent(store, "renew"))
+            await asyncio.sleep(0.5)
+            renewals, jump, woken = len(sent(store, "renew")), HEARTBEAT, clock()
+            await until(lambda: len(sent(store, "renew")) > renewals)
+            assert clock() - woken <= HEARTBEAT / 4 + 0.1
+            lead.check()
+    finally:
+        aiolease._clock.replaced.reset(token)
+
+
+@virtual_time
+async def test_who_was_no_leader_is_none_again() -> None:
+    """A renewal that is answered once the deadline has passed makes no leader of who was none for a moment."""
+    jump, seen = 0.0, list[bool]()
+    token = aiolease._clock.replaced.set(lambda: clock() + jump)
+    try:
+        store = MemoryStore()
+        with losing() as lost:
+            async with leadership(store) as lead:
+                await until(lambda: sent(store, "renew"))
+                store.down = True
+                await until(lambda: lead.remaining < 3)
+                before, store.latency, store.down = len(sent(store, "renew")), 0.5, False
+                await until(lambda: len(sent(store, "renew")) > before)
+                jump = lead.remaining + 0.1  # it stood still: the answer finds the deadline passed
+                try:
+                    for _ in range(1000):
+                        seen.append(lead.is_leader)
+                        await asyncio.sleep(0.01)
+                finally:
+                    seen += [lead.is_leader, lead.remaining > 0]
+        assert lost.value.reason == "expired"
+        assert len(seen) > 2
+        assert not any(seen)
+    finally:
+        aiolease._clock.replaced.reset(token)
+
+
 async def test_the_watchdog_wakes_a_term_after_a_suspension(monkeypatch: pytest.MonkeyPatch) -> None:
     """A suspension is noticed within two seconds, long before the loop's own timers are due."""
     real, jump = aiolease._clock.boot_clock, 0.0
