@@ -963,7 +963,7 @@ async def test_deadlines_use_the_clock_that_counts_suspension() -> None:
 
 @virtual_time
 async def test_a_renewal_is_not_late_by_the_time_of_a_suspension() -> None:
-    """What was left until the next heartbeat is counted by the clock that counts suspension, not by the loop's timer."""
+    """What is left until a heartbeat is counted by the clock that counts suspension, not by a timer of the loop."""
     jump = 0.0
     token = aiolease._clock.replaced.set(lambda: clock() + jump)
     try:

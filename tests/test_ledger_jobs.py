@@ -1503,7 +1503,7 @@ async def test_a_final_commit_that_comes_late_has_one_effect(late: float) -> Non
 @virtual
 async def test_a_killed_leaders_commit_and_its_successors_are_one_effect() -> None:
     """A commit in flight when its leader is killed is fenced once the next has begun: the run is made again, or not."""
-    for arrives in (1.0, 60.0):
+    for arrives in (1.0, 80.0):
         async with world() as here:
             asyncio.get_running_loop().set_exception_handler(lambda *_: None)
             effects: list[float] = []

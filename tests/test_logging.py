@@ -33,6 +33,7 @@ from aiolease.events import (
     RunStarted,
     TickSkipped,
     TicksMissed,
+    UnknownJobs,
     Waiting,
 )
 from aiolease.testing import MemoryServer, MemoryStore, virtual_time
@@ -63,6 +64,7 @@ EVENTS: list[Event] = [
     RunFinished(**RUN, status="failed", took=1.0, error=ValueError("no customers")),
     TickSkipped(**TERM, job="debt_aging", since=NOON, count=3, reason="too old"),
     TicksMissed(**TERM, jobs=("debt_aging", "purge"), since=NOON, count=5),
+    UnknownJobs(**TERM, jobs=("debt_aging", "purge")),
 ]
 
 
