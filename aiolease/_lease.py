@@ -15,12 +15,14 @@ from __future__ import annotations
 import os
 import socket
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, Self
 
 from aiolease._fence import RunKey, Term, Transaction
-from aiolease.errors import ConfigurationError
+from aiolease.errors import ConfigurationError, StoreUnavailable
 
 MAX_NAME = 100
 
@@ -35,6 +37,20 @@ def check_name(name: str, field: str = "name") -> str:
         shown = "…" if "://" in str(name) else name  # a URL in the wrong place may hold a password
         raise ConfigurationError(field, shown, f"use 1 to {MAX_NAME} printable ASCII characters without spaces")
     return name
+
+
+@contextmanager
+def readable(store: str, what: str) -> Iterator[None]:
+    """Around what makes a record of a row: a value that makes none, such as a zero date, is trouble of the store's.
+
+    Raises:
+        StoreUnavailable: The row cannot be read.
+    """
+    try:
+        yield
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        problem = f"{what} has a value that cannot be read, written by another hand: {type(error).__name__}: {error}"
+        raise StoreUnavailable(store, problem) from error
 
 
 def new_holder() -> str:

@@ -26,6 +26,7 @@ from typing import Any, Protocol, cast
 from uuid import uuid4
 
 import asyncmy
+import pymysql
 import pytest
 
 from aiolease._lease import Lease, new_holder
@@ -63,6 +64,10 @@ class Database:
         """Deletes a row of the fence table by hand."""
         raise NotImplementedError
 
+    def set_token(self, name: str, token: int) -> None:
+        """Sets the token of a row of the lease table by hand, as from an older backup."""
+        raise NotImplementedError
+
 
 class InMemory(Database):
     kind = "memory"
@@ -82,6 +87,9 @@ class InMemory(Database):
 
     def delete_fence(self, name: str) -> None:
         del self.server.fences[name]
+
+    def set_token(self, name: str, token: int) -> None:
+        self.server.leases[name] = replace(self.server.leases[name], token=token)
 
 
 class InSQLite(Database):
@@ -106,6 +114,9 @@ class InSQLite(Database):
 
     def delete_fence(self, name: str) -> None:
         self.sql("DELETE FROM aiolease_fence WHERE name = ?", name)
+
+    def set_token(self, name: str, token: int) -> None:
+        self.sql("UPDATE aiolease_lease SET token = ? WHERE name = ?", token, name)
 
 
 class OnServer(Database):
@@ -132,6 +143,10 @@ class OnServer(Database):
 
     def delete_fence(self, name: str) -> None:
         self.server.sql(f"DELETE FROM aiolease_fence WHERE name = X'{name.encode().hex()}'", self.schema)
+
+    def set_token(self, name: str, token: int) -> None:
+        where = f"name = X'{name.encode().hex()}'"
+        self.server.sql(f"UPDATE aiolease_lease SET token = {token} WHERE {where}", self.schema)
 
 
 class Awkward(OnServer):
@@ -748,6 +763,80 @@ async def test_holders_are_compared_byte_for_byte(make_store: MakeStore) -> None
         assert state(await store.renew("cron", stranger, won.token, won.beat + 1, 99.0)) == state(won)
         assert not await store.release("cron", stranger, won.token)
     assert await store.release("cron", "Host-1-abc", won.token)
+
+
+@pytest.mark.parametrize("fate", ["released", "expired"])
+async def test_a_token_that_was_set_back_lowers_no_fence(database: Database, make_store: MakeStore, fate: str) -> None:
+    """A row from an older backup, or changed by hand: the next term is above every term that the fence knows."""
+    store = await make_store()
+    for _ in range(5):
+        lease = await claim(store, "cron")
+        await free(store, lease)
+    if fate == "expired":
+        held = await store.claim("cron", "dead", 0.2, seen=await store.read("cron"), force=False)
+        assert held is not None
+        assert held.token == 6
+        while not (await row(store, "cron")).expired:
+            await asyncio.sleep(0.05)
+    database.set_token("cron", 2)
+    won, tries = None, 0
+    while won is None or won.holder != "next":
+        tries += 1
+        assert tries < 5
+        won = await store.claim("cron", "next", 30.0, seen=await store.read("cron"), force=False)
+    above = 6 if fate == "expired" else 5
+    assert won.token == above + 1
+    assert database.fence("cron") == ("next", above + 1)
+    assert (await renew(store, won, won.beat + 1)) is not None
+    await free(store, won)
+
+
+@pytest.mark.parametrize("name", ["", "two words", "x" * 101, "naïve", "tab\t"])
+async def test_what_cannot_name_a_lease_is_refused_by_every_question(make_store: MakeStore, name: str) -> None:
+    """A question about a lease that there cannot be is an error of whoever asks, and not an empty answer."""
+    store: Any = await make_store()
+    for question in (store.status, store.resign):
+        with pytest.raises(ConfigurationError):
+            await question(name)
+    for question in (store.history, store.trigger, store.pause, store.resume):
+        with pytest.raises(ConfigurationError):
+            await question(name, "job")
+
+
+@pytest.mark.parametrize("column", ["elected_at", "renewed_at", "expires_at"])
+async def test_a_moment_that_cannot_be_read_is_trouble_of_the_store(
+    database: Database, make_store: MakeStore, column: str
+) -> None:
+    """A zero date that another hand wrote is told as the store's trouble, and gets well when it is mended."""
+    if isinstance(database, InMemory):
+        pytest.skip("memory has no other hands")
+    store = await make_store()
+    lease = await claim(store, "cron")
+    kept = lease.expires_at
+    if isinstance(database, InSQLite):
+        database.sql(f"UPDATE aiolease_lease SET {column} = 'yesterday'")
+    else:
+        assert isinstance(database, OnServer)
+        zero = f"aiolease_lease SET {column} = '0000-00-00 00:00:00'"
+        server, lax = database.server, "SET sql_mode = ''"
+        with (
+            pymysql.connect(
+                host=server.host, port=server.port, user="root", database=database.schema, init_command=lax,
+                autocommit=True,
+            ) as lenient,
+            lenient.cursor() as cursor,
+        ):  # fmt: skip
+            cursor.execute(f"UPDATE {zero}")
+    with pytest.raises(StoreUnavailable, match="cannot be read"):
+        await store.read("cron")
+    with pytest.raises(StoreUnavailable, match="cannot be read"):
+        await cast(Any, store).status("cron")
+    if isinstance(database, InSQLite):
+        database.sql(f"UPDATE aiolease_lease SET {column} = ?", round(kept.timestamp() * 1e6))
+    else:
+        database.server.sql(f"UPDATE aiolease_lease SET {column} = '{kept:%Y-%m-%d %H:%M:%S}'", database.schema)
+    assert (await row(store, "cron")).holder == lease.holder
+    await free(store, await row(store, "cron"))
 
 
 # -- cancellation

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aiolease._fence import FenceBroken, Refused, Term
+from aiolease._lease import check_name, readable
 from aiolease._records import AHEAD, Batch, Change, Enrolment, JobRecord, RunRecord, Stock, kept
 from aiolease._settle import bounded
 from aiolease.errors import AioleaseError, InvalidJob
@@ -64,11 +65,12 @@ class MySQLLedger:
             f"{sql}; {self._runs_sql} WHERE lease = %s AND status IN ('queued', 'running') AND %s ORDER BY tick, job",
             (name, name, int(runs and not attention)),
         )
-        return Stock(
-            jobs={row[0]: _job(row) for row in results[1]},
-            unfinished=[_run(row) for row in results[2]],
-            now=_utc(results[0][0][0]),
-        )
+        with readable(self.description, f"the ledger of {name!r}"):
+            return Stock(
+                jobs={row[0]: _job(row) for row in results[1]},
+                unfinished=[_run(row) for row in results[2]],
+                now=_utc(results[0][0][0]),
+            )
 
     async def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
         """See `LedgerStore.enroll`."""
@@ -226,16 +228,20 @@ class MySQLLedger:
 
     async def history(self, name: str, job: str) -> list[RunRecord]:
         """See `LedgerStore.history`."""
+        check_name(name)
         if not _is_name(job):
             return []
         sql = f"{self._runs_sql} WHERE lease = %s AND job = %s ORDER BY tick"
-        return [_run(row) for row in (await self._ask(sql, (name, job)))[0]]
+        rows = (await self._ask(sql, (name, job)))[0]
+        with readable(self.description, f"the ledger of {name!r}"):
+            return [_run(row) for row in rows]
 
     async def trigger(self, name: str, job: str) -> datetime:
         """See `LedgerStore.trigger`."""
         sql = f"UPDATE {self._job_table} SET requested_at = COALESCE(requested_at, UTC_TIMESTAMP(6))"
         requested_at: datetime = await self._ask_job(sql, "requested_at", name, job)
-        return _utc(requested_at)
+        with readable(self.description, f"the ledger of {name!r}"):
+            return _utc(requested_at)
 
     async def pause(self, name: str, job: str) -> None:
         """See `LedgerStore.pause`."""
@@ -249,6 +255,7 @@ class MySQLLedger:
         await self._ask_job(sql, "resumed_at", name, job)
 
     async def _ask_job(self, sql: str, column: str, name: str, job: str) -> Any:
+        check_name(name)
         of_job = "WHERE lease = %s AND job = %s"
         # In one transaction, so that the leader cannot see to it between the two.
         sql = f"START TRANSACTION; {sql} {of_job}; SELECT {column} FROM {self._job_table} {of_job}; COMMIT"

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from aiolease._fence import FenceBroken, Refused, Term
+from aiolease._lease import check_name, readable
 from aiolease._records import AHEAD, Batch, Change, Enrolment, JobRecord, RunRecord, Stock, kept
 from aiolease.errors import InvalidJob
 from aiolease.stores._sqlite_transactions import microseconds, moment, transaction
@@ -24,6 +25,7 @@ _PRUNED_AT_ONCE = 1000
 class SQLiteLedger:
     """What makes a store on SQLite a `LedgerStore`. Each method is one function in the store's thread."""
 
+    description: str
     _now: Callable[[], int]
     _count_fence_sql: str
 
@@ -117,11 +119,12 @@ class SQLiteLedger:
                 unread = attention or not runs
                 unfinished = [] if unread else connection.execute(self._unfinished_sql, values).fetchall()
                 now = moment(self._now())
-            return Stock(
-                jobs={row[0]: _job_record(row) for row in jobs},
-                unfinished=[_run_record(row) for row in unfinished],
-                now=now,
-            )
+            with readable(self.description, f"the ledger of {name!r}"):
+                return Stock(
+                    jobs={row[0]: _job_record(row) for row in jobs},
+                    unfinished=[_run_record(row) for row in unfinished],
+                    now=now,
+                )
 
         return await self._run(work)
 
@@ -170,10 +173,13 @@ class SQLiteLedger:
 
     async def history(self, name: str, job: str) -> list[RunRecord]:
         """See `LedgerStore.history`."""
-        values = {"lease": name, "job": job}
-        return await self._run(
-            lambda connection: [_run_record(row) for row in connection.execute(self._history_sql, values)]
-        )
+        values = {"lease": check_name(name), "job": job}
+
+        def work(connection: sqlite3.Connection) -> list[RunRecord]:
+            with readable(self.description, f"the ledger of {name!r}"):
+                return [_run_record(row) for row in connection.execute(self._history_sql, values)]
+
+        return await self._run(work)
 
     async def trigger(self, name: str, job: str) -> datetime:
         """See `LedgerStore.trigger`."""
@@ -200,13 +206,14 @@ class SQLiteLedger:
         """Changes one job, and returns it afterwards."""
 
         def work(connection: sqlite3.Connection) -> JobRecord:
-            values = {"lease": name, "job": job}
+            values = {"lease": check_name(name), "job": job}
             with transaction(connection):
                 connection.execute(sql, values | {"now": self._now()})
                 row = connection.execute(self._job_sql, values).fetchone()
             if row is None:
                 raise InvalidJob(job, f"no leader of {name!r} ever had such a job")
-            return _job_record(row)
+            with readable(self.description, f"the ledger of {name!r}"):
+                return _job_record(row)
 
         return await self._run(work)
 

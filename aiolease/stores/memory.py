@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from aiolease._fence import FenceBroken, Refused, RunKey, Term
-from aiolease._lease import Lease, look_limit
+from aiolease._lease import Lease, check_name, look_limit
 from aiolease._records import (
     AHEAD,
     Batch,
@@ -228,10 +228,11 @@ class MemoryServer:
         else:
             won = (lease.token, lease.beat) == (seen.token, seen.beat) and (lease.free or force)
         if won:
+            earlier = self.fences.get(name)
             lease = replace(
                 lease,
                 holder=holder,
-                token=lease.token + 1,
+                token=max(lease.token, earlier.token if earlier else 0) + 1,
                 beat=lease.beat + 1,
                 elected_at=now,
                 renewed_at=now,
@@ -239,7 +240,6 @@ class MemoryServer:
                 resign_token=None,
             )
             self.leases[name] = lease
-            earlier = self.fences.get(name)
             self.fences[name] = Fence(holder, lease.token, earlier.fence if earlier else 0)
         return lease
 
@@ -377,7 +377,7 @@ class MemoryStore:
 
     async def status(self, name: str) -> Lease | None:
         """Reads the row of a lease, for people."""
-        return await self.read(name)
+        return await self.read(check_name(name))
 
     async def watch(self, name: str, seconds: float, *, lease: Lease | None, poll: float, hint: bool) -> Lease | None:
         """See `LeaseStore.watch`."""
@@ -423,20 +423,24 @@ class MemoryStore:
 
     async def history(self, name: str, job: str) -> list[RunRecord]:
         """See `LedgerStore.history`."""
+        check_name(name)
         return await self.exchange("history", lambda: self.server.ledgers[name].history(job))
 
     async def trigger(self, name: str, job: str) -> datetime:
         """See `LedgerStore.trigger`."""
+        check_name(name)
         server = self.server
         return await self.exchange("trigger", lambda: server.ledgers[name].trigger(name, job, server.now()))
 
     async def pause(self, name: str, job: str) -> None:
         """See `LedgerStore.pause`."""
+        check_name(name)
         server = self.server
         await self.exchange("pause", lambda: server.ledgers[name].pause(name, job, server.now()))
 
     async def resume(self, name: str, job: str) -> None:
         """See `LedgerStore.resume`."""
+        check_name(name)
         server = self.server
         await self.exchange("resume", lambda: server.ledgers[name].resume(name, job, server.now()))
 
@@ -445,6 +449,7 @@ class MemoryStore:
 
     async def resign(self, name: str) -> int | None:
         """See `LeaseStore.resign`."""
+        check_name(name)
         return await self.exchange("resign", lambda: self.server.resign(name))
 
     async def aclose(self) -> None:

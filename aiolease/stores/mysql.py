@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from aiolease._fence import RunKey, Term
-from aiolease._lease import Lease, look_limit
+from aiolease._lease import Lease, check_name, look_limit, readable
 from aiolease._settle import bounded, caller
 from aiolease.errors import ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.stores._drivers import NO_SUCH_TABLE, TABLE_EXISTS, Driver, Execute, Rows, Session, denied, error_number
@@ -131,6 +131,9 @@ class MySQLStore(MySQLLedger):
             "0, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), UTC_TIMESTAMP(6) "
             f"FROM {p}fence AS f WHERE f.name = %s "
             f"ON DUPLICATE KEY UPDATE beat = {p}lease.beat; "
+            # So is one that somebody set back by hand, or from an older backup.
+            f"UPDATE {p}lease AS l JOIN {p}fence AS f ON f.name = l.name SET l.token = f.token, l.beat = l.beat + 1 "
+            "WHERE l.name = %s AND l.token < f.token AND (l.holder IS NULL OR l.expires_at <= UTC_TIMESTAMP(6)); "
             f"INSERT INTO {p}fence (name, token) SELECT l.name, l.token FROM {p}lease AS l WHERE l.name = %s "
             f"ON DUPLICATE KEY UPDATE fence = {p}fence.fence"
         )
@@ -139,7 +142,7 @@ class MySQLStore(MySQLLedger):
             "SET l.holder = %s, l.token = %s, l.beat = %s, l.elected_at = UTC_TIMESTAMP(6), "
             "l.renewed_at = UTC_TIMESTAMP(6), l.expires_at = UTC_TIMESTAMP(6) + INTERVAL %s MICROSECOND, "
             "l.resign_token = NULL, f.holder = %s, f.token = %s "
-            "WHERE l.name = %s AND l.token = %s AND l.beat = %s "
+            "WHERE l.name = %s AND l.token = %s AND l.beat = %s AND f.token <= l.token "
             "AND (l.holder IS NULL OR l.expires_at <= UTC_TIMESTAMP(6) OR %s)"
         )
         self._renew_sql = (
@@ -221,6 +224,10 @@ class MySQLStore(MySQLLedger):
             raise
 
     def _lease(self, row: tuple[Any, ...]) -> Lease:
+        with readable(self.description, "the row of a lease"):
+            return self._lease_of(row)
+
+    def _lease_of(self, row: tuple[Any, ...]) -> Lease:
         name, holder, token, beat, elected_at, renewed_at, expires_at, resign_token, now = row[:9]
         return Lease(
             name=name,
@@ -258,21 +265,25 @@ class MySQLStore(MySQLLedger):
         return (await self._read_many([name])).get(name)
 
     def _make(self, name: str) -> Write:
-        return Write(Kind.MAKE, name, self._make_sql, (name,) * 4, f"{self._read_sql}(%s)", (name,))
+        return Write(Kind.MAKE, name, self._make_sql, (name,) * 5, f"{self._read_sql}(%s)", (name,))
 
     async def claim(self, name: str, holder: str, duration: float, *, seen: Lease | None, force: bool) -> Lease | None:
         """See `LeaseStore.claim`."""
         if seen is None:
-            rows = (await self._writes.send(self._make(name)))[2]
+            rows = (await self._writes.send(self._make(name)))[3]
             seen = self._lease(rows[0]) if rows else None
             if seen is None or seen.holder is not None:
                 return seen
         lease = await self._try_claim(name, holder, duration, seen, force)
         untouched = lease is not None and (lease.token, lease.beat) == (seen.token, seen.beat)
         if untouched and lease is not None and (lease.free or force):
-            # The row is as it was, and still the claim did not match it: its fence is missing.
-            await self._writes.send(self._make(name))
-            lease = await self._try_claim(name, holder, duration, seen, force)
+            # The row is as it was, and still the claim did not match it: its fence is missing, or ahead of it.
+            rows = (await self._writes.send(self._make(name)))[3]
+            made = self._lease(rows[0]) if rows else None
+            if made is not None and (made.holder is None or (made.token, made.beat) == (seen.token, seen.beat)):
+                lease = await self._try_claim(name, holder, duration, made, force)
+            else:
+                lease = made
         if lease is not None and lease.holder == holder:
             self._leading[name] = duration
             self._locked = None
@@ -348,6 +359,7 @@ class MySQLStore(MySQLLedger):
 
     async def resign(self, name: str) -> int | None:
         """See `LeaseStore.resign`."""
+        check_name(name)
         call = self._other_session.run(f"{self._resign_sql}; {self._read_sql}(%s)", (name, name))
         results = await bounded(_ASK_LIMIT, self.description, call)
         lease = self._lease(results[1][0]) if results[1] else None
@@ -355,6 +367,7 @@ class MySQLStore(MySQLLedger):
 
     async def status(self, name: str) -> Lease | None:
         """Reads the row of a lease over the second connection, for people: see `LeaseStore.read`."""
+        check_name(name)
         call = self._other_session.run(f"{self._read_sql}(%s)", (name,))
         rows = (await bounded(_ASK_LIMIT, self.description, call))[0]
         return self._lease(rows[0]) if rows else None

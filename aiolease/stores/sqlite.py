@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 
 from aiolease._clock import current_clock
 from aiolease._fence import RunKey, Term
-from aiolease._lease import Lease, look_limit
+from aiolease._lease import Lease, check_name, look_limit, readable
 from aiolease._settle import bounded, settled
 from aiolease.errors import AioleaseError, ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.stores._sqlite_ledger import SQLiteLedger
@@ -124,13 +124,15 @@ class SQLiteStore(SQLiteLedger):
             f"0, :now, :now, :now FROM {fence} WHERE name = :name"
         )
         self._claim_sql = (
-            f"UPDATE {lease} SET holder = :holder, token = token + 1, beat = beat + 1, elected_at = :now, "
+            # Above the fence's, too: somebody may have set the row back by hand, or from an older backup.
+            f"UPDATE {lease} SET holder = :holder, token = MAX(token, COALESCE((SELECT token FROM {fence} "
+            "WHERE name = :name), 0)) + 1, beat = beat + 1, elected_at = :now, "
             "renewed_at = :now, expires_at = :now + :duration, resign_token = NULL "
             "WHERE name = :name AND token = :token AND beat = :beat "
             "AND (holder IS NULL OR expires_at <= :now OR :force)"
         )
         self._fence_sql = (
-            f"INSERT INTO {fence} (name, holder, token) VALUES (:name, :holder, :token + 1) "
+            f"INSERT INTO {fence} (name, holder, token) SELECT name, holder, token FROM {lease} WHERE name = :name "
             "ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, token = excluded.token"
         )
         self._count_fence_sql = f"UPDATE {fence} SET fence = fence + 1 WHERE {mine}"
@@ -149,7 +151,7 @@ class SQLiteStore(SQLiteLedger):
 
     async def status(self, name: str) -> Lease | None:
         """Reads the row of a lease for people: see `LeaseStore.read`."""
-        return await self.read(name)
+        return await self.read(check_name(name))
 
     async def watch(self, name: str, seconds: float, *, lease: Lease | None, poll: float, hint: bool) -> Lease | None:
         """See `LeaseStore.watch`."""
@@ -220,6 +222,7 @@ class SQLiteStore(SQLiteLedger):
 
     async def resign(self, name: str) -> int | None:
         """See `LeaseStore.resign`."""
+        check_name(name)
 
         def work(connection: sqlite3.Connection) -> int | None:
             with transaction(connection):
@@ -332,17 +335,18 @@ class SQLiteStore(SQLiteLedger):
         row: tuple[Any, ...] | None = connection.execute(self._read_sql, {"name": name}).fetchone()
         if row is None:
             return None
-        return Lease(
-            name=row[0],
-            holder=row[1],
-            token=row[2],
-            beat=row[3],
-            elected_at=moment(row[4]),
-            renewed_at=moment(row[5]),
-            expires_at=moment(row[6]),
-            resign_token=row[7],
-            now=moment(now),
-        )
+        with readable(self.description, "the row of a lease"):
+            return Lease(
+                name=row[0],
+                holder=row[1],
+                token=int(row[2]),
+                beat=int(row[3]),
+                elected_at=moment(row[4]),
+                renewed_at=moment(row[5]),
+                expires_at=moment(row[6]),
+                resign_token=row[7],
+                now=moment(now),
+            )
 
     def _discard(self) -> None:
         connection, self._connection = self._connection, None
