@@ -106,6 +106,7 @@ class TermOfJobs:
         self._warned_at = -math.inf
         self._under_way: tuple[asyncio.Task[None], Plan] | None = None
         self._missed: list[TickSkipped] = []  # not told yet: ticks from before this term
+        self._late_until = -math.inf  # a batch without an answer may take effect until then
         self._unanswered: set[RunKey] = set()  # runs that were to start: the ledger may call them running
         self._pruned_at = -math.inf
         self._grown: dict[str, float] = {}  # finished rows since the last pruning
@@ -151,7 +152,8 @@ class TermOfJobs:
         elif self._stock_wanted:
             pause = min(pause, await self._attempt(self._take_stock()))
         elif claim and self._loop.time() >= self._look_at:
-            pause = min(pause, await self._attempt(self._look()))
+            late = self._loop.time() < self._late_until
+            pause = min(pause, await self._attempt(self._take_stock() if late else self._look()))
         elif plan := self._plan(claim=claim):
             pause = min(pause, await self._attempt(self._carry_out(plan)))
             if self._loop.time() - self._pruned_at > _BUSY_FOR:
@@ -305,6 +307,8 @@ class TermOfJobs:
             except BaseException as error:
                 self._agenda.not_written(plan, refused=isinstance(error, Refused))
                 self._unanswered.update(plan.starting(self.lead.token))
+                if not isinstance(error, Refused):
+                    self._late_until = self._loop.time() + 2 * self.lead._timings.lease_duration
                 self._most = max(self._most // 2, 10)  # it may have been too much for the server, or for the time
                 raise
         starting = self._written(plan)

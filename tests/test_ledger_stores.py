@@ -222,7 +222,7 @@ async def test_thousands_of_jobs(make_store: MakeStore) -> None:
         await store.record(term, claiming(*(run(term, name, stock.now) for name in names)))
         unfinished = (await store.take_stock("cron")).unfinished
         assert {row.job for row in unfinished} == set(names)
-        await store.record(term, Batch(changes=[change(row, "succeeded", required=True) for row in unfinished]))
+        await store.record(term, Batch(changes=[change(row, "failed", required=True) for row in unfinished]))
         assert (await store.take_stock("cron")).unfinished == []
         await store.prune("cron", names, 0)
         assert await store.history("cron", names[-1]) == []
@@ -735,7 +735,7 @@ async def test_jobs_are_compared_byte_for_byte(make_store: MakeStore) -> None:
         stock = await store.take_stock("cron", attention=True)
         assert {name for name, found in stock.jobs.items() if found.paused_at} == {job}
         await other.resume("cron", job)
-        ended = Batch(changes=[change(rows[job], "succeeded", required=True)], requests={job: requested_at})
+        ended = Batch(changes=[change(rows[job], "failed", required=True)], requests={job: requested_at})
         await store.record(term, ended)
         assert {row.job for row in (await store.take_stock("cron")).unfinished} == set(JOBS[number + 1 :])
         await store.prune("cron", [job], 0)
@@ -1340,7 +1340,7 @@ async def test_sqlite_finds_runs_by_an_index(tmp_path: Path, prefix: str) -> Non
         statements = {
             store._unfinished_sql: f"SEARCH {prefix}run USING INDEX {prefix}run_unfinished (lease=?)",
             store._history_sql: f"SEARCH {prefix}run USING PRIMARY KEY (lease=? AND job=?)",
-            store._prune_sql: f"SEARCH {prefix}run USING PRIMARY KEY (lease=? AND job=? AND tick<?)",
+            store._prune_sql: f"SEARCH {prefix}run USING PRIMARY KEY (lease=? AND job=? AND tick=?)",
         }
     for statement, step in statements.items():
         with closing(sqlite3.connect(path)) as connection:
