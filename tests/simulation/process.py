@@ -268,10 +268,11 @@ class Process:
     def unfit(self) -> None:
         """It is not fit to lead any more; if it leads, and nothing is in the way, it has stopped before long."""
         self.fit, self._unfit_since = False, self.world.now
-        lead, troubles, timings = self.lead, self._troubles, self.timings
+        lead, troubles, timings, since = self.lead, self._troubles, self.timings, self.world.now
 
         def stopped() -> None:
             undisturbed = self._troubles == troubles and not self._slept and not self.fit
+            undisturbed = undisturbed and self._unfit_since == since  # and was not fit meanwhile
             if undisturbed and lead is not None and lead is self.lead and lead.is_leader:
                 self.world.fail(Violation(f"{self.name} leads on though it is not fit to"))
 
