@@ -33,7 +33,7 @@ demo: .venv/installed
 	@AIOLEASE_URL="$${AIOLEASE_URL:-sqlite:///.demo/shop.db}" exec $(BIN)/python examples/worker.py --fast $(ARGS)
 
 test: .venv/installed-dev servers
-	@$(BIN)/python -m pytest $(or $(ARGS),-n 2 --dist worksteal)
+	@$(BIN)/python -m pytest $(or $(ARGS),-n 3 --dist worksteal)
 
 # Every check runs, so that one run shows all there is to mend.
 check: .venv/installed-dev
