@@ -16,7 +16,7 @@ from datetime import UTC
 from typing import Any, Protocol
 
 from aiolease._fence import FenceBroken, Refused, RunKey, Term
-from aiolease.errors import CommitUnknown, ConfigurationError, StoreUnavailable, TransactionEnded
+from aiolease.errors import AioleaseError, CommitUnknown, ConfigurationError, StoreUnavailable, TransactionEnded
 from aiolease.stores._drivers import Rows, error_number, execute, listen, plain_cursor, translate
 
 _SAVEPOINT = "aiolease_transaction"
@@ -27,8 +27,15 @@ CHECK_FAILED = 1242
 _CONFLICTS = frozenset({1020, 1205, 1213})  # record changed since the snapshot, lock wait time-out, deadlock
 # A fence that is refused leaves the transaction open, and the fence's row locked, until the client has rolled back. One
 # that is frozen just then holds up every takeover; so the server ends its session.
-_IMPATIENT = "SET @aiolease_patience = @@SESSION.wait_timeout, @@SESSION.wait_timeout = 1"
-_PATIENT = "SET @@SESSION.wait_timeout = @aiolease_patience, @@SESSION.autocommit = @aiolease_autocommit"
+# COMMIT is to do no more than that, whatever the session's completion_type.
+_IMPATIENT = (
+    "SET @aiolease_patience = @@SESSION.wait_timeout, @aiolease_completion = @@SESSION.completion_type, "
+    "@@SESSION.wait_timeout = 1, @@SESSION.completion_type = 'NO_CHAIN'"
+)
+_PATIENT = (
+    "SET @@SESSION.wait_timeout = @aiolease_patience, @@SESSION.completion_type = @aiolease_completion, "
+    "@@SESSION.autocommit = @aiolease_autocommit"
+)
 # What the block sends behind a ROLLBACK of its own must not be committed statement by statement.
 _BEGIN = "SET @aiolease_autocommit = @@SESSION.autocommit, @@SESSION.autocommit = 0; START TRANSACTION"
 _ROLLBACK = "ROLLBACK; UNLOCK TABLES; SET @@SESSION.autocommit = @aiolease_autocommit"
@@ -60,8 +67,11 @@ class Lender(Protocol):
 
 
 def check(count: int) -> str:
-    """A statement that fails unless the one before it changed so many rows."""
-    return f"SELECT IF(ROW_COUNT() = {count}, 1, (SELECT 1 UNION SELECT 2))"
+    """A statement that fails unless the one before it changed so many rows.
+
+    No SELECT: a session with ``sql_select_limit = 0`` would not evaluate it.
+    """
+    return f"SET @aiolease_check = IF(ROW_COUNT() = {count}, 1, (SELECT 1 UNION SELECT 2))"
 
 
 class FenceSQL:
@@ -145,6 +155,11 @@ class MySQLTransaction:
         if self._lender.ended(self.connection):
             await self.roll_back()
             raise TransactionEnded(self._store)
+        try:
+            await _read_pending(self._raw, self._cursor)
+        except BaseException:
+            await self.roll_back()
+            raise
         fence, parameters = self._fence.statements(term, final)
         sql = f"{_IMPATIENT}; RELEASE SAVEPOINT {_SAVEPOINT}; {fence}; COMMIT; {_PATIENT}"
         results: list[Rows] = []
@@ -186,6 +201,16 @@ class MySQLTransaction:
         return True
 
 
+async def _read_pending(connection: Any, cursor: type) -> None:
+    """Reads what the user has not read of his own results; what the server says there is his, and raised as it is.
+
+    A cursor that does not buffer, or the second statement of a packet: our packet would meet their errors in its place.
+    """
+    result = getattr(connection, "_result", None)
+    if getattr(result, "unbuffered_active", False) or getattr(result, "has_next", False):
+        await execute(connection, cursor, "DO 0")
+
+
 async def fence_connection(  # noqa: PLR0917
     store: str, connection: Any, cursor: type, fence: FenceSQL, term: Term, final: RunKey | None, within: float
 ) -> None:
@@ -211,7 +236,16 @@ async def fence_connection(  # noqa: PLR0917
             raise ConfigurationError("connection", f"<{type(connection).__name__}>", "use one of the lease's database")
         if connection.get_autocommit() and not connection.get_transaction_status():
             raise TransactionEnded(store)  # the fence would be committed by itself, and guard nothing
-        limit, (sql, values) = fence.limit_idle(within), fence.statements(term, final)
+        await _read_pending(connection, plain_cursor(connection) or cursor)
+    except AioleaseError:
+        raise
+    except Exception as error:
+        number = error_number(error)
+        if number is not None and number not in _CLIENT_SIDE:
+            raise  # of his own results
+        raise translate(store, error) from error
+    limit, (sql, values) = fence.limit_idle(within), fence.statements(term, final)
+    try:
         await execute(connection, plain_cursor(connection) or cursor, limit + sql, values, results)
     except Exception as error:
         if error_number(error) == CHECK_FAILED:
