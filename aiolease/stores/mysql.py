@@ -132,8 +132,9 @@ class MySQLStore(MySQLLedger):
             f"FROM {p}fence AS f WHERE f.name = %s "
             f"ON DUPLICATE KEY UPDATE beat = {p}lease.beat; "
             # So is one that somebody set back by hand, or from an older backup.
-            f"UPDATE {p}lease AS l JOIN {p}fence AS f ON f.name = l.name SET l.token = f.token, l.beat = l.beat + 1 "
-            "WHERE l.name = %s AND l.token < f.token AND (l.holder IS NULL OR l.expires_at <= UTC_TIMESTAMP(6)); "
+            f"UPDATE {p}lease AS l SET l.token = (SELECT f.token FROM {p}fence AS f WHERE f.name = l.name), "
+            "l.beat = l.beat + 1 WHERE l.name = %s AND (l.holder IS NULL OR l.expires_at <= UTC_TIMESTAMP(6)) "
+            f"AND l.token < (SELECT f.token FROM {p}fence AS f WHERE f.name = l.name); "
             f"INSERT INTO {p}fence (name, token) SELECT l.name, l.token FROM {p}lease AS l WHERE l.name = %s "
             f"ON DUPLICATE KEY UPDATE fence = {p}fence.fence"
         )
