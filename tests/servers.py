@@ -243,7 +243,8 @@ class Server:
             command += ["env", *_faketime_environment(self._clock)]
         program, *arguments = self._command()
         command += [program, *arguments, f"--user={self.account}"]
-        command += [f"--datadir={self.data}", f"--socket={self.socket}"]
+        # A tmpdir of its own: a server that starts deletes what others have in a common one.
+        command += [f"--datadir={self.data}", f"--tmpdir={self.folder}", f"--socket={self.socket}"]
         command += [f"--port={self.port}", f"--bind-address={self.host}", "--skip-name-resolve"]
         command += [f"--pid-file={self.folder / 'pid'}", *SMALL, *self.options, *options]
         with open(self.error_log, "ab") as log:
