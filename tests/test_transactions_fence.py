@@ -151,3 +151,74 @@ async def test_errors_of_other_libraries_do_not_come_out_of_a_fence_on_sqlite(fi
                 session.add_all([Row(id=1, who="same"), Row(id=2, who="same")])
                 await lead.fence(session)
     assert rows(file) == []
+
+
+AWKWARD = [
+    *("synchronous = OFF", "temp_store = MEMORY"),  # not within a transaction
+    *("count_changes = 1", "empty_result_callbacks = 1", "full_column_names = 1", "short_column_names = 0"),
+    *("read_uncommitted = 1", "recursive_triggers = 1", "reverse_unordered_selects = 1", "case_sensitive_like = 1"),
+    *("foreign_keys = 1", "defer_foreign_keys = 1", "ignore_check_constraints = 1", "legacy_alter_table = 1"),
+    *("trusted_schema = 0", "automatic_index = 0", "cache_spill = 0", "cell_size_check = 1", "secure_delete = 1", "writable_schema = 1"),
+]
+
+
+@pytest.mark.parametrize("fate", ["kept", "fenced"])
+@pytest.mark.parametrize("when", ["before the transaction", "in it"])
+async def test_no_pragma_of_the_users_opens_or_shuts_the_fence_on_sqlite(file: Path, when: str, fate: str) -> None:
+    """All at once, but those that shut out everybody: the fence holds for the latest term, and for no other."""
+    async with aiosqlite.connect(file, isolation_level=None) as connection:
+
+        async def write(lead: Any) -> None:
+            for begun in (False, True):
+                if begun:
+                    await connection.execute("BEGIN IMMEDIATE")
+                if begun == (when == "in it"):
+                    for pragma in AWKWARD[2 if begun else 0 :]:
+                        await connection.execute(f"PRAGMA {pragma}")
+            await connection.execute(INSERT)
+            await lead.fence(connection)
+            await connection.commit()
+
+        if fate == "kept":
+            async with leadership(f"sqlite:///{file}") as lead:
+                await write(lead)
+        else:
+            with pytest.raises(LeadershipLost):
+                async with leadership(f"sqlite:///{file}") as lead:
+                    new_term(file)
+                    await write(lead)
+    assert rows(file) == (["row"] if fate == "kept" else [])
+
+
+async def test_a_connection_that_may_only_read_is_no_lost_lease_on_sqlite(file: Path) -> None:
+    """What the fence cannot write, it says; the term goes on."""
+    async with leadership(f"sqlite:///{file}") as lead:
+        with pytest.raises(StoreUnavailable, match="readonly"):
+            async with lead.transaction() as connection:
+                await connection.execute(INSERT)
+                await connection.execute("PRAGMA query_only = 1")
+        assert lead.is_leader
+    assert rows(file) == []
+
+
+@pytest.mark.parametrize("how", ["transaction", "fence"])
+async def test_a_temporary_table_of_the_same_name_does_not_open_the_fence_on_sqlite(file: Path, how: str) -> None:
+    """SQLite looks for a name among the temporary tables first."""
+    shadow = "CREATE TEMP TABLE aiolease_fence AS SELECT * FROM main.aiolease_fence"
+    with pytest.raises(LeadershipLost):
+        async with leadership(f"sqlite:///{file}") as lead:
+            if how == "transaction":
+                async with lead.transaction() as connection:
+                    await connection.execute(shadow)
+                    # The newer term's row, as it would be: nobody else can write to the file in this block.
+                    await connection.execute("UPDATE main.aiolease_fence SET holder = 'another', token = token + 1")
+                    await connection.execute(INSERT)
+            else:
+                async with aiosqlite.connect(file, isolation_level=None) as connection:
+                    await connection.execute(shadow)
+                    new_term(file)
+                    await connection.execute("BEGIN")
+                    await connection.execute(INSERT)
+                    await lead.fence(connection)
+                    await connection.commit()
+    assert rows(file) == []

@@ -103,7 +103,7 @@ class SQLiteLedger:
             f"UPDATE {job} SET resumed_at = :now, paused_at = NULL WHERE {this_job} AND paused_at IS NOT NULL"
         )
         self._final_sql = (
-            f"UPDATE {run} SET status = 'succeeded', finished_at = :now, error = NULL "
+            f"UPDATE main.{run} SET status = 'succeeded', finished_at = :now, error = NULL "
             f"WHERE {this_run} AND status = 'running'"
         )
 

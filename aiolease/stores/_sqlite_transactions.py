@@ -174,12 +174,19 @@ async def _fence(
 ) -> None:
     name = {"name": term.name, "holder": term.holder, "token": term.token}
     try:
-        if (await connection.execute(statements.fence, name)).rowcount != 1:
+        if await _changed(connection, statements.fence, name) != 1:
             raise FenceBroken
         if final is not None:
             tick, now = microseconds(final.tick), statements.now()
             run = {"lease": term.name, "job": final.job, "tick": tick, "attempt": final.attempt, "token": final.token}
-            if (await connection.execute(statements.final, run | {"now": now})).rowcount != 1:
+            if await _changed(connection, statements.final, run | {"now": now}) != 1:
                 raise Refused
     except sqlite3.Error as error:
         raise StoreUnavailable(store, str(error)) from error
+
+
+async def _changed(connection: aiosqlite.Connection, statement: str, values: dict[str, Any]) -> int:
+    """How many rows a statement changes: known when it has come to its end, which may be behind a row of its own."""
+    cursor = await connection.execute(statement, values)
+    await cursor.fetchall()  # the row that `PRAGMA count_changes` asks for
+    return cursor.rowcount

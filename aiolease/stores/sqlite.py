@@ -135,7 +135,8 @@ class SQLiteStore(SQLiteLedger):
             f"INSERT INTO {fence} (name, holder, token) SELECT name, holder, token FROM {lease} WHERE name = :name "
             "ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, token = excluded.token"
         )
-        self._count_fence_sql = f"UPDATE {fence} SET fence = fence + 1 WHERE {mine}"
+        # `main`: a user's connection may have a temporary table of this name, which would be found before ours.
+        self._count_fence_sql = f"UPDATE main.{fence} SET fence = fence + 1 WHERE {mine}"
         self._renew_sql = (
             f"UPDATE {lease} SET beat = :beat, renewed_at = :now, expires_at = :now + :duration "
             f"WHERE {mine} AND beat < :beat"
