@@ -1,7 +1,9 @@
 """What the jobs of one term have to do next: which ticks are due, which runs wait, what is to be written. No I/O here.
 
 `aiolease._term` asks for a plan, has it written, and starts the runs of what was written. It tells what it has read,
-and which runs have ended; nothing else changes an agenda. One heap holds the next tick of each job.
+and which runs have ended; nothing else changes an agenda. One heap holds the next tick of each job, another one the
+jobs of which a run waits for a place: the one that was served longest ago comes first (DESIGN rule 45). What a plan
+costs depends on what it changes, and not on how much waits.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ class Plan:
     overdue: list[Waiting] = field(default_factory=list)  # that are too old to start
     claims: list[tuple[Job, RunRecord]] = field(default_factory=list)
     skips: list[tuple[Job, Skip]] = field(default_factory=list)
+    taken: dict[str, int] = field(default_factory=dict)  # how many of a job's waiting runs are among them
 
     def starting(self, token: int) -> list[RunKey]:
         """The runs that start once it is written."""
@@ -66,6 +69,9 @@ class _Standing:
         paused: Whether somebody has paused it.
         refused: How often a batch with its request was refused.
         going_on: How many of its runs go on, running or waiting.
+        running: How many of these run.
+        served: When one of its runs last got a place, in no unit.
+        in_line: Whether it is in line for one.
         inherited: Whether one of an earlier term has been among them since there was none.
         backlog: Whether one that had to wait has been.
     """
@@ -78,6 +84,9 @@ class _Standing:
     paused: bool = False
     refused: int = 0
     going_on: int = 0
+    running: int = 0
+    served: int = 0
+    in_line: bool = False
     inherited: bool = False
     backlog: bool = False
 
@@ -103,6 +112,9 @@ class Agenda:
         self._in_thread = in_thread
         self._heap: list[tuple[datetime, str]] = []
         self._waiting: dict[str, deque[Waiting]] = {}  # by job, in the order of their ticks
+        self._line: list[tuple[int, datetime, str]] = []  # the jobs whose oldest waiting run may start
+        self._served = 0
+        self._behind_threads: set[str] = set()  # jobs that wait for a thread that an earlier term left
         self._requests: dict[str, datetime] = {}  # when jobs were triggered, if that was not seen to
 
     def __bool__(self) -> bool:
@@ -148,17 +160,18 @@ class Agenda:
         Returns:
             The runs that earlier terms have left behind, and what becomes of each: to be written and told.
         """
-        self._heap.clear()
-        self._waiting.clear()
+        for collection in (self._heap, self._waiting, self._line, self._behind_threads):
+            collection.clear()
         for name, each in self._jobs.items():
             record = stock.jobs[name]
             each.settled_until, each.high_tick = record.settled_until, record.high_tick
-            each.lined_up = each.held = False
-            each.going_on = 0
+            each.lined_up = each.held = each.in_line = False
+            each.going_on = each.running = 0
         self._see_requests(stock)
         self._line_up_ticks(self._jobs)
         for name, _ in running:
             self._jobs[name].going_on += 1
+            self._jobs[name].running += 1
         for change in pending:
             if change.status == "queued":  # it counts at once; the reading that follows the writing lines it up
                 each = self._jobs[change.key.job]
@@ -218,58 +231,75 @@ class Agenda:
         standing.going_on += 1
         standing.backlog = True
         self._waiting.setdefault(standing.job.name, deque()).append(Waiting(standing.job, tick, attempt, status))
+        self._put_in_line(standing)
+
+    def _put_in_line(self, standing: _Standing) -> None:
+        """Puts a job in line for a place, if its oldest waiting run may start."""
+        name = standing.job.name
+        waits = name in self._waiting and not standing.in_line and name not in self._behind_threads
+        if waits and not (standing.job.one_by_one and standing.running):
+            standing.in_line = True
+            heapq.heappush(self._line, (standing.served, self._waiting[name][0].tick, name))
+
+    def _serve(self, standing: _Standing) -> None:
+        self._served += 1
+        standing.served = self._served
 
     # -- what is to be done
 
-    def plan(
-        self, now: datetime, pending: list[Change], running: Sequence[str], *, claim: bool, most: int
-    ) -> Plan | None:
+    def plan(self, now: datetime, pending: list[Change], running: int, *, claim: bool, most: int) -> Plan | None:
         """What is to be written, and done once it is; ``None`` if there is nothing.
 
         Args:
             now: The database's clock.
             pending: Changes that are to be written anyhow.
-            running: The jobs of the runs that go on, one for each.
+            running: How many runs go on.
             claim: Whether runs may start.
             most: How many changes, and how many claims, go into one batch.
         """
         plan = Plan(Batch(changes=pending), len(pending))
         if claim and len(pending) < most:
-            free = self._max_running - len(running)
-            free -= self._plan_waiting(plan, now, free, set(running), most)
+            free = self._max_running - running
+            free -= self._plan_waiting(plan, now, free, most)
             free -= self._plan_requests(plan, free, most)
             self._plan_due(plan, now, free, most)
         return plan if plan.batch or plan.waiting else None
 
-    def _plan_waiting(self, plan: Plan, now: datetime, free: float, busy: set[str], most: int) -> int:
-        """Starts runs that wait their turn, the oldest first, while there are places."""
-        # The next run of each job: one that may not start keeps those behind it from being looked at.
-        heads = [(waiting[0].tick, name, 0) for name, waiting in self._waiting.items()]
-        heapq.heapify(heads)
-        while heads and len(plan.waiting) < free and len(plan.batch.changes) < 2 * most:
-            _, name, number = heapq.heappop(heads)
-            queue, job = self._waiting[name], self._jobs[name].job
+    def _plan_waiting(self, plan: Plan, now: datetime, free: float, most: int) -> int:
+        """Starts runs that wait their turn while there are places, which go round the jobs."""
+        for name in [name for name in self._behind_threads if not self._in_thread(self._jobs[name].job)]:
+            self._behind_threads.discard(name)
+            self._put_in_line(self._jobs[name])
+        taken = plan.taken
+        while self._line and len(plan.waiting) < free and len(plan.batch.changes) < 2 * most:
+            _, _, name = heapq.heappop(self._line)
+            standing = self._jobs[name]
+            standing.in_line = False
+            queue, number, job = self._waiting[name], taken.get(name, 0), standing.job
+            if job.one_by_one and standing.running:
+                continue  # it comes back when that run has ended
             waiting = queue[number]
             begun = waiting.status != "queued" or waiting.attempt > 1
             why = None if begun else overdue(waiting.tick, job.max_age, now)
-            one_by_one = job.overlap == "skip" or job.missed == "all"
-            if why is None and one_by_one and (name in busy or self._in_thread(job)):
+            if why is None and job.one_by_one and self._in_thread(job):
+                self._behind_threads.add(name)
                 continue
-            if number + 1 < len(queue):
-                heapq.heappush(heads, (queue[number + 1].tick, name, number + 1))
+            taken[name] = number + 1
             key = RunKey(name, waiting.tick, waiting.attempt, self._term.token)
             if why is not None:
                 plan.overdue.append(waiting)
                 change = Change(key=key, was="queued", status="skipped", attempt=1, error=why, required=True)
                 plan.batch.changes.append(change)
                 plan.skips.append((job, Skip(waiting.tick, waiting.tick, 1, why)))
-                continue
-            busy.add(name)
-            plan.waiting.append(waiting)
-            if waiting.status == "queued":
-                plan.batch.changes.append(
-                    Change(key=key, was="queued", status="running", attempt=waiting.attempt, required=True)
-                )
+            else:
+                self._serve(standing)
+                plan.waiting.append(waiting)
+                if waiting.status == "queued":
+                    change = Change(key=key, was="queued", status="running", attempt=waiting.attempt, required=True)
+                    plan.batch.changes.append(change)
+            if number + 1 < len(queue) and (why is not None or not job.one_by_one):
+                standing.in_line = True
+                heapq.heappush(self._line, (standing.served, queue[number + 1].tick, name))
         return len(plan.waiting)
 
     def _plan_requests(self, plan: Plan, free: float, most: int) -> int:
@@ -327,13 +357,20 @@ class Agenda:
             for skip in found.skipped:
                 self._plan_skip(plan, job, skip)
             for number, tick in enumerate(found.run):
-                start = free > 0 and number == 0 and not (busy and backlog)
+                behind = number > 0 or (busy and backlog) or self._waits(plan, name)
+                start = free > 0 and not behind
                 self._plan_run(plan, job, tick, start=start)
                 free -= start
             plan.batch.high_ticks[name] = (found.run or [found.skipped[-1].last])[-1]
             plan.batch.seen[name] = each.high_tick
 
+    def _waits(self, plan: Plan, name: str) -> bool:
+        """Whether an older run of a job waits, and does not start by this plan."""
+        return name in self._waiting and plan.taken.get(name, 0) < len(self._waiting[name])
+
     def _plan_run(self, plan: Plan, job: Job, tick: datetime, *, start: bool) -> None:
+        if start:
+            self._serve(self._jobs[job.name])
         status: Literal["running", "queued"] = "running" if start else "queued"
         record = RunRecord(job=job.name, tick=tick, token=self._term.token, holder=self._term.holder, status=status)
         plan.claims.append((job, record))
@@ -355,17 +392,22 @@ class Agenda:
 
     def written(self, plan: Plan) -> list[Waiting]:
         """Notes that a plan was written; returns the runs that start."""
-        for waiting in plan.overdue + plan.waiting:
-            self._waiting[waiting.job.name].remove(waiting)  # from the front, or near it
-            if not self._waiting[waiting.job.name]:
-                del self._waiting[waiting.job.name]
+        for name, number in plan.taken.items():
+            queue = self._waiting[name]
+            for _ in range(number):
+                queue.popleft()
+            if not queue:
+                del self._waiting[name]
+        for waiting in plan.waiting:
+            self._jobs[waiting.job.name].running += 1
         for waiting in plan.overdue:
-            self.ended(waiting.job.name)
+            self._gone(waiting.job.name)
         starting = plan.waiting.copy()
         for job, record in plan.claims:
             each = self._jobs[job.name]
             if record.status == "running":
                 each.going_on += 1
+                each.running += 1
                 starting.append(Waiting(job, record.tick, 1, "running"))
             elif record.status == "queued":
                 self._line_up(each, record.tick, 1)
@@ -387,9 +429,15 @@ class Agenda:
 
     def ended(self, name: str) -> None:
         """A run of a job is over."""
+        self._jobs[name].running -= 1
+        self._gone(name)
+
+    def _gone(self, name: str) -> None:
+        """A run of a job does not go on, nor wait, any more."""
         each = self._jobs[name]
         each.going_on -= 1
         if each.going_on:
+            self._put_in_line(each)
             return
         each.inherited = False
         if each.held:

@@ -51,6 +51,11 @@ class Job:
     rerun_lost: bool = False
 
     @property
+    def one_by_one(self) -> bool:
+        """Whether a run that waits is not begun beside another one."""
+        return self.overlap == "skip" or self.missed == "all"
+
+    @property
     def threaded(self) -> bool:
         """Whether its runs need a thread."""
         return not is_async(self.function)

@@ -27,7 +27,7 @@ from aiolease._clock import jitter
 from aiolease._fence import FenceBroken, Refused, RunKey, Term
 from aiolease._interrupts import is_for_the_program
 from aiolease._leadership import Leadership, is_within, leading
-from aiolease._ledger import Skip, lost
+from aiolease._ledger import Skip, lost, overdue
 from aiolease._logging import emit
 from aiolease._records import Batch, Change, LedgerStore, Stock
 from aiolease._runs import Execution, Job, JobRun, Outcome, Threads
@@ -289,8 +289,7 @@ class TermOfJobs:
         pending = self._changes[: self._most]
         if self._failures > 3:  # perhaps it is the text of an error that cannot be written
             pending = [replace(change, error=change.error and ascii(change.error)) for change in pending]
-        running = [execution.job.name for execution in self._running.values()]
-        return self._agenda.plan(self.lead.database_now(), pending, running, claim=claim, most=self._most)
+        return self._agenda.plan(self.lead.database_now(), pending, len(self._running), claim=claim, most=self._most)
 
     def _in_thread(self, job: Job) -> bool:
         return any(thread.is_alive() for thread in self._threads.get(job.name, ()))
@@ -359,9 +358,16 @@ class TermOfJobs:
         return Execution(run.job, given, self._threads)
 
     def _start(self, execution: Execution) -> None:
-        run = execution.run
+        run, now = execution.run, self.lead.database_now()
         self._unanswered.discard(run._key)
-        late = (self.lead.database_now() - run.tick).total_seconds()
+        why = overdue(run.tick, execution.job.max_age, now) if run.attempt == 1 else None
+        if why is not None:  # the answer to its claim was late, or lost and then found
+            self._changes.append(Change(key=run._key, was="running", status="skipped", attempt=1, error=why))
+            self._agenda.ended(run.job)
+            self._skipped(run.job, Skip(run.tick, run.tick, 1, why))
+            self._wake.set()
+            return
+        late = (now - run.tick).total_seconds()
         self._emit(RunStarted(**self._facts(), job=run.job, tick=run.tick, late=late))
         task = asyncio.create_task(execution.go(), name=f"aiolease job {run.job}")
         self._running[task] = execution

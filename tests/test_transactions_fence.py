@@ -158,7 +158,14 @@ AWKWARD = [
     *("count_changes = 1", "empty_result_callbacks = 1", "full_column_names = 1", "short_column_names = 0"),
     *("read_uncommitted = 1", "recursive_triggers = 1", "reverse_unordered_selects = 1", "case_sensitive_like = 1"),
     *("foreign_keys = 1", "defer_foreign_keys = 1", "ignore_check_constraints = 1", "legacy_alter_table = 1"),
-    *("trusted_schema = 0", "automatic_index = 0", "cache_spill = 0", "cell_size_check = 1", "secure_delete = 1", "writable_schema = 1"),
+    *(
+        "trusted_schema = 0",
+        "automatic_index = 0",
+        "cache_spill = 0",
+        "cell_size_check = 1",
+        "secure_delete = 1",
+        "writable_schema = 1",
+    ),
 ]
 
 

@@ -113,10 +113,8 @@ class Application:
         moment = timedelta(microseconds=1)
         asked = duty.rules.schedule.latest_between(run.tick - moment, run.tick) is None  # by somebody, not the schedule
         timings = process.timings
-        # A claim whose answer was lost begins late, and is not written back.
-        troubled_at = max(world.server.stepped_at, process.troubled_at)
-        steady = world.now > troubled_at + timings.heartbeat_interval + 4 * timings.attempt
-        aged = oldest is not None and age > oldest + timings.attempt + 0.5
+        steady = world.now > world.server.stepped_at + timings.heartbeat_interval + 4 * timings.attempt
+        aged = oldest is not None and age > oldest + 0.5
         if run.attempt == 1 and not asked and steady and aged:
             world.fail(Violation(f"{this} runs {age:.1f} s late, and was to be skipped after {oldest:.1f} s"))
 

@@ -126,7 +126,6 @@ class Process:
         self.due = _FOREVER
         self._well = False
         self._troubles = 0  # moments at which it was found to be in trouble
-        self.troubled_at = world.now
         self._started_at = world.now
         self._slept = 0.0
         self._inbox: list[Callable[[], None]] = []
@@ -319,7 +318,6 @@ class Process:
         """Notes whether it could lead, if that has changed."""
         able = self.state == "running" and self.link.clean
         self._troubles += not able
-        self.troubled_at = self.troubled_at if able else self.world.now
         well = able and self.fit and not self.leaving
         if well != self._well:
             self._well = well
