@@ -9,32 +9,34 @@ costs depends on what it changes, and not on how much waits.
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Literal
 
 from aiolease._fence import RunKey, Term
-from aiolease._ledger import MOST_MISSED, Skip, due, inherited, overdue
-from aiolease._records import Batch, Change, Enrolment, RunRecord, RunStatus, Stock
+from aiolease._ledger import MOST_MISSED, Skip, begun, due, inherited, overdue, too_late
+from aiolease._records import Batch, Change, Enrolment, Place, RunRecord, RunStatus, Stock
 from aiolease._runs import Job
 
 _MOMENT = timedelta(microseconds=1)
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
-Place = tuple[str, datetime]
-"""A job and a tick: what the ledger has one row of."""
-
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """A run that is claimed and waits its turn: queued in the ledger, or running there if its answer was lost."""
+    """A run that is claimed and waits its turn: queued in the ledger, or running there if its answer was lost.
+
+    `token` is that of the term that claimed it: a run that an earlier term queued is taken over as it begins.
+    """
 
     job: Job
     tick: datetime
     attempt: int
+    token: int
     status: RunStatus = "queued"
 
 
@@ -72,6 +74,7 @@ class _Standing:
         running: How many of these run.
         served: When one of its runs last got a place, in no unit.
         in_line: Whether it is in line for one.
+        unread: How many of its runs are queued in the ledger and have not been read: those with the newest ticks.
         inherited: Whether one of an earlier term has been among them since there was none.
         backlog: Whether one that had to wait has been.
     """
@@ -87,6 +90,7 @@ class _Standing:
     running: int = 0
     served: int = 0
     in_line: bool = False
+    unread: int = 0
     inherited: bool = False
     backlog: bool = False
 
@@ -115,6 +119,10 @@ class Agenda:
         self._line: list[tuple[int, datetime, str]] = []  # the jobs whose oldest waiting run may start
         self._served = 0
         self._behind_threads: set[str] = set()  # jobs that wait for a thread that an earlier term left
+        self._hungry: set[str] = set()  # jobs whose next queued runs are to be read
+        self._pending: set[Place] = set()  # what was to be queued anew, and perhaps has been
+        self._behind_pending: set[str] = set()  # jobs whose other runs wait until that is written, and read
+        self._first = True
         self._requests: dict[str, datetime] = {}  # when jobs were triggered, if that was not seen to
 
     def __bool__(self) -> bool:
@@ -160,13 +168,19 @@ class Agenda:
         Returns:
             The runs that earlier terms have left behind, and what becomes of each: to be written and told.
         """
-        for collection in (self._heap, self._waiting, self._line, self._behind_threads):
+        for collection in (self._heap, self._waiting, self._line, self._behind_threads, self._hungry):
             collection.clear()
         for name, each in self._jobs.items():
             record = stock.jobs[name]
             each.settled_until, each.high_tick = record.settled_until, record.high_tick
             each.lined_up = each.held = each.in_line = False
-            each.going_on = each.running = 0
+            each.going_on = each.unread = stock.queued.get(name, 0)
+            each.running = 0
+            if each.unread:
+                self._hungry.add(name)
+                each.backlog = True
+                each.inherited |= self._first
+        self._first = False
         self._see_requests(stock)
         self._line_up_ticks(self._jobs)
         for name, _ in running:
@@ -178,16 +192,19 @@ class Agenda:
                 each.going_on += 1
                 each.backlog = True
         left_behind = []
-        known = {*running, *((change.key.job, change.key.tick) for change in pending)}
+        self._pending = {(change.key.job, change.key.tick) for change in pending}
+        self._behind_pending = {change.key.job for change in pending if change.status == "queued"}
+        known = {*running, *self._pending}
         for run in stock.unfinished:
             key = RunKey(run.job, run.tick, run.attempt, run.token)
             standing = self._jobs.get(run.job)
             if standing is None or (run.job, run.tick) in known or key in ended:
                 continue  # of a job that another leader has, or known better here
-            if run.token == self._term.token and (run.status == "queued" or key in unanswered):
-                # One that is running was to be started, and has not been. It is not written back: the server may
-                # execute such a change later than it should, when it is true again.
-                self._line_up(standing, run.tick, run.attempt, run.status)
+            if key in unanswered:
+                # It was to be started, and has not been. It is not written back: the server may execute such a change
+                # later than it should, when it is true again.
+                standing.going_on += 1
+                self._line_up(standing, run)
                 continue
             job = standing.job
             change = inherited(run, rerun_lost=job.rerun_lost, max_age=job.max_age, now=stock.now)
@@ -195,7 +212,28 @@ class Agenda:
             if change.status == "queued":
                 standing.going_on += 1
                 standing.backlog = standing.inherited = True
+                self._behind_pending.add(run.job)
         return left_behind
+
+    def hungry(self, most: int) -> list[str]:
+        """The jobs, at most so many, whose next queued runs are to be read."""
+        return list(islice((name for name in self._hungry if name not in self._behind_pending), most))
+
+    def feed(self, names: Collection[str], runs: Iterable[RunRecord], limit: int) -> None:
+        """Lines up what was read: of each of the jobs the queued runs with the oldest ticks, at most `limit`."""
+        found = Counter[str]()
+        for run in runs:
+            found[run.job] += 1
+            if (run.job, run.tick) not in self._pending:
+                self._jobs[run.job].unread -= 1
+                self._line_up(self._jobs[run.job], run)
+        for name in names:
+            each = self._jobs[name]
+            self._hungry.discard(name)
+            if found[name] < limit and each.unread:  # there are no more; somebody has deleted some
+                each.going_on -= each.unread - 1
+                each.unread = 0
+                self._gone(name)
 
     def look(self, stock: Stock) -> None:
         """Sees who was paused, resumed or triggered since the last reading."""
@@ -227,17 +265,22 @@ class Agenda:
                     each.lined_up = True
                     heapq.heappush(self._heap, (tick, name))
 
-    def _line_up(self, standing: _Standing, tick: datetime, attempt: int, status: RunStatus = "queued") -> None:
-        standing.going_on += 1
+    def _line_up(self, standing: _Standing, run: RunRecord) -> None:
         standing.backlog = True
-        self._waiting.setdefault(standing.job.name, deque()).append(Waiting(standing.job, tick, attempt, status))
+        waiting = Waiting(standing.job, run.tick, run.attempt, run.token, run.status)
+        self._waiting.setdefault(standing.job.name, deque()).append(waiting)
         self._put_in_line(standing)
 
     def _put_in_line(self, standing: _Standing) -> None:
         """Puts a job in line for a place, if its oldest waiting run may start."""
         name = standing.job.name
-        waits = name in self._waiting and not standing.in_line and name not in self._behind_threads
-        if waits and not (standing.job.one_by_one and standing.running):
+        waits = name in self._waiting and not standing.in_line
+        if (
+            waits
+            and name not in self._behind_threads
+            and name not in self._behind_pending
+            and not (standing.job.one_by_one and standing.running)
+        ):
             standing.in_line = True
             heapq.heappush(self._line, (standing.served, self._waiting[name][0].tick, name))
 
@@ -279,24 +322,25 @@ class Agenda:
             if job.one_by_one and standing.running:
                 continue  # it comes back when that run has ended
             waiting = queue[number]
-            begun = waiting.status != "queued" or waiting.attempt > 1
-            why = None if begun else overdue(waiting.tick, job.max_age, now)
+            old = waiting.token != self._term.token
+            why = overdue(waiting.tick, job.max_age, now) if old or waiting.attempt == 1 else None
+            if waiting.status != "queued":
+                why = None
             if why is None and job.one_by_one and self._in_thread(job):
                 self._behind_threads.add(name)
                 continue
             taken[name] = number + 1
-            key = RunKey(name, waiting.tick, waiting.attempt, self._term.token)
+            key = RunKey(name, waiting.tick, waiting.attempt, waiting.token)
             if why is not None:
                 plan.overdue.append(waiting)
-                change = Change(key=key, was="queued", status="skipped", attempt=1, error=why, required=True)
-                plan.batch.changes.append(change)
-                plan.skips.append((job, Skip(waiting.tick, waiting.tick, 1, why)))
+                plan.batch.changes.append(too_late(key, why))
+                if waiting.attempt == 1:
+                    plan.skips.append((job, Skip(waiting.tick, waiting.tick, 1, why)))
             else:
                 self._serve(standing)
                 plan.waiting.append(waiting)
                 if waiting.status == "queued":
-                    change = Change(key=key, was="queued", status="running", attempt=waiting.attempt, required=True)
-                    plan.batch.changes.append(change)
+                    plan.batch.changes.append(begun(key, adopt=old))
             if number + 1 < len(queue) and (why is not None or not job.one_by_one):
                 standing.in_line = True
                 heapq.heappush(self._line, (standing.served, queue[number + 1].tick, name))
@@ -366,7 +410,8 @@ class Agenda:
 
     def _waits(self, plan: Plan, name: str) -> bool:
         """Whether an older run of a job waits, and does not start by this plan."""
-        return name in self._waiting and plan.taken.get(name, 0) < len(self._waiting[name])
+        read = len(self._waiting.get(name, ()))
+        return self._jobs[name].unread > 0 or plan.taken.get(name, 0) < read
 
     def _plan_run(self, plan: Plan, job: Job, tick: datetime, *, start: bool) -> None:
         if start:
@@ -398,19 +443,18 @@ class Agenda:
                 queue.popleft()
             if not queue:
                 del self._waiting[name]
+                if self._jobs[name].unread:
+                    self._hungry.add(name)
         for waiting in plan.waiting:
             self._jobs[waiting.job.name].running += 1
         for waiting in plan.overdue:
             self._gone(waiting.job.name)
         starting = plan.waiting.copy()
         for job, record in plan.claims:
-            each = self._jobs[job.name]
+            if record.status != "skipped":
+                self._claimed(self._jobs[job.name], record)
             if record.status == "running":
-                each.going_on += 1
-                each.running += 1
-                starting.append(Waiting(job, record.tick, 1, "running"))
-            elif record.status == "queued":
-                self._line_up(each, record.tick, 1)
+                starting.append(Waiting(job, record.tick, 1, self._term.token, "running"))
         for name in plan.batch.requests:
             self._requests.pop(name, None)
             self._jobs[name].refused = 0
@@ -419,6 +463,15 @@ class Agenda:
             each.settled_until = each.high_tick = tick
         self._line_up_ticks(plan.batch.high_ticks)
         return starting
+
+    def _claimed(self, standing: _Standing, run: RunRecord) -> None:
+        standing.going_on += 1
+        if run.status == "running":
+            standing.running += 1
+        elif standing.unread:  # it is read in its turn
+            standing.unread += 1
+        else:
+            self._line_up(standing, run)
 
     def not_written(self, plan: Plan, *, refused: bool) -> None:
         """Notes that a plan was perhaps not written, or was refused."""

@@ -129,22 +129,26 @@ def overdue(tick: datetime, max_age: float | None, now: datetime) -> str | None:
 
 
 def inherited(run: RunRecord, *, rerun_lost: bool, max_age: float | None, now: datetime) -> Change:
-    """What a new term makes of a run that an earlier one left behind, queued or running.
+    """What a new term makes of a run that was running when an earlier one ended.
 
-    A queued run has not begun, and waits its turn in the new term. A running one is lost, since nobody knows how far it
-    came; if it may be run again it waits its turn, too, as a further attempt. What has once begun and comes too late to
-    be run again is lost, and not skipped.
+    It is lost, since nobody knows how far it came; if it may be run again it waits its turn as a further attempt.
     """
     key = RunKey(run.job, run.tick, run.attempt, run.token)
     late = overdue(run.tick, max_age, now)
-    if run.status == "queued" and late and run.attempt > 1:
-        before = run.attempt - 1
-        return Change(key=key, was="queued", status="lost", attempt=before, error=f"{late} to be run again")
-    if run.status == "queued" and late:
-        return Change(key=key, was="queued", status="skipped", attempt=run.attempt, error=late)
-    if run.status == "queued":
-        return Change(key=key, was="queued", status="queued", attempt=run.attempt, adopt=True)
     return lost(key, rerun=rerun_lost and not late, adopt=True)
+
+
+def begun(key: RunKey, *, adopt: bool) -> Change:
+    """The start of a run that waited its turn; of an earlier term's it is the taking over, too."""
+    return Change(key=key, was="queued", status="running", attempt=key.attempt, adopt=adopt, required=True)
+
+
+def too_late(key: RunKey, why: str) -> Change:
+    """The end of a run whose turn came too late. What has once begun is lost, and not skipped."""
+    if key.attempt > 1:
+        error = f"{why} to be run again"
+        return Change(key=key, was="queued", status="lost", attempt=key.attempt - 1, error=error, required=True)
+    return Change(key=key, was="queued", status="skipped", attempt=1, error=why, required=True)
 
 
 def lost(key: RunKey, *, rerun: bool, adopt: bool = False) -> Change:

@@ -14,6 +14,9 @@ from typing import Literal, Protocol
 
 from aiolease._fence import RunKey, Term
 
+Place = tuple[str, datetime]
+"""A job and a tick: what the ledger has one row of."""
+
 RunStatus = Literal["queued", "running", "succeeded", "failed", "lost", "skipped"]
 
 MAX_ERROR = 1000
@@ -149,11 +152,13 @@ class Stock:
         jobs: The jobs that the database knows, by name.
         unfinished: The runs that are queued or running, in the order of their ticks.
         now: The database's clock at this reading.
+        queued: How many runs of a job are queued, if they were counted and not read.
     """
 
     jobs: dict[str, JobRecord]
     unfinished: list[RunRecord]
     now: datetime
+    queued: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,14 +179,23 @@ class Enrolment:
 class LedgerStore(Protocol):
     """What the ledger needs of a database. Every method may raise as those of `LeaseStore` do."""
 
-    async def take_stock(self, name: str, *, attention: bool = False, runs: bool = True) -> Stock:
+    async def take_stock(
+        self, name: str, *, attention: bool = False, runs: bool = True, counted: bool = False
+    ) -> Stock:
         """Reads the ledger of a lease.
 
         Args:
             name: The lease.
             attention: Reads only the jobs that are, or were, paused or triggered, and no runs.
             runs: Whether to read the runs.
+            counted: Counts the queued runs instead of reading them: there may be any number.
         """
+
+    async def queued(self, name: str, jobs: Sequence[str], limit: int) -> list[RunRecord]:
+        """The queued runs of some jobs with the oldest ticks, at most `limit` of each, in the order of their ticks."""
+
+    async def look_up(self, name: str, places: Sequence[Place]) -> list[RunRecord]:
+        """The rows of some ticks, of those that have one."""
 
     async def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
         """Makes the rows of jobs, known and with their schedule as of now; gives those that are there the new schedule.

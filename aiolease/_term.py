@@ -16,7 +16,6 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any, TypeVar, cast
 
 import anyio
@@ -29,7 +28,7 @@ from aiolease._interrupts import is_for_the_program
 from aiolease._leadership import Leadership, is_within, leading
 from aiolease._ledger import Skip, lost, overdue
 from aiolease._logging import emit
-from aiolease._records import Batch, Change, LedgerStore, Stock
+from aiolease._records import Batch, Change, LedgerStore, Place, RunRecord, Stock
 from aiolease._runs import Execution, Job, JobRun, Outcome, Threads
 from aiolease._settle import bounded, given_up, insisted, settled
 from aiolease.errors import LeadershipLost
@@ -42,6 +41,12 @@ _SLICE = 5.0
 
 _MOST = 1000
 """How many ticks are claimed in one transaction."""
+
+_JOBS_AT_ONCE = 50
+"""Of how many jobs queued runs are read at once."""
+
+_RUNS_AT_ONCE = 1000
+"""How many queued runs are read at once."""
 
 _PRUNED_AT_ONCE = 50
 """For how many jobs old rows are deleted between two looks at what is due."""
@@ -98,7 +103,8 @@ class TermOfJobs:
         self._committed: set[RunKey] | None = (
             None  # runs that their final transactions end while a reading is under way
         )
-        self._in_doubt: dict[tuple[str, datetime], Execution] = {}
+        self._in_doubt: dict[Place, Execution] = {}
+        self._fed = False  # by the last turn
         self._stock_wanted = True
         self._look_at = 0.0
         self._failures = 0  # exchanges in a row, but for readings, that went wrong
@@ -154,10 +160,16 @@ class TermOfJobs:
         elif claim and self._loop.time() >= self._look_at:
             late = self._loop.time() < self._late_until
             pause = min(pause, await self._attempt(self._take_stock() if late else self._look()))
+        elif claim and not self._fed and (hungry := self._agenda.hungry(_JOBS_AT_ONCE)):
+            self._fed = True  # and now what is due
+            pause = min(pause, await self._attempt(self._feed(hungry)))
         elif plan := self._plan(claim=claim):
+            self._fed = False
             pause = min(pause, await self._attempt(self._carry_out(plan)))
             if self._loop.time() - self._pruned_at > _BUSY_FOR:
                 await self._prune()
+        elif self._fed:
+            self._fed, pause = False, 0.0
         else:
             self._worked()  # not after a reading alone: what was to be written may fail each time
             await self._prune()
@@ -217,18 +229,27 @@ class TermOfJobs:
         self._look_at = self._loop.time() + self.lead._timings.heartbeat_interval
 
     async def _read_stock(self, committed: set[RunKey]) -> None:
-        stock = await self._bounded(self._store.take_stock(self.lead.name))
+        stock = await self._bounded(self._store.take_stock(self.lead.name, counted=True))
         self._saw(stock)
         new = self._agenda.unknown_to(stock)
         if new:
             await self._bounded(self._store.enroll(self._term, new))
-            stock = await self._bounded(self._store.take_stock(self.lead.name))
+            stock = await self._bounded(self._store.take_stock(self.lead.name, counted=True))
             self._saw(stock)
         if any(job.job not in stock.jobs for job in self._agenda.unknown_to(stock)):
             raise Refused  # another node has not heard of them yet
         self._tell_of_unknown(stock)
         self._tell_of_requests(stock)
+        pending = {(change.key.job, change.key.tick) for change in self._changes}
+        doubted = [place for place in self._in_doubt if place not in pending]
+        found = await self._bounded(self._store.look_up(self.lead.name, doubted)) if doubted else []
         self._sort_out(stock, committed)
+        self._resolve(doubted, found)
+
+    async def _feed(self, jobs: list[str]) -> None:
+        """Reads the next queued runs of some jobs: a backlog is read as it is worked off (DESIGN rule 46)."""
+        limit = _RUNS_AT_ONCE // len(jobs)
+        self._agenda.feed(jobs, await self._bounded(self._store.queued(self.lead.name, jobs, limit)), limit)
 
     async def _look(self) -> None:
         """Reads who was paused, resumed or triggered."""
@@ -260,7 +281,6 @@ class TermOfJobs:
 
     def _sort_out(self, stock: Stock, committed: set[RunKey]) -> None:
         """Takes over the runs of earlier terms, and finds those of this term whose answer was lost."""
-        pending = {(change.key.job, change.key.tick) for change in self._changes}
         left_behind = self._agenda.take(
             stock,
             running=[(execution.job.name, execution.run.tick) for execution in self._running.values()],
@@ -274,11 +294,11 @@ class TermOfJobs:
                 took = (stock.now - run.started_at).total_seconds() if run.started_at else 0.0
                 facts: Any = {"lease": self.lead.name, "holder": run.holder, "token": run.token}  # of the lost term
                 self._emit(RunFinished(**facts, job=run.job, tick=run.tick, status="lost", took=took))
-            elif change.status == "skipped":
-                self._skipped(run.job, Skip(run.tick, run.tick, 1, change.error or ""))
-        # The unanswered commit of a run that is not to be run again has worked.
-        left = {(run.job, run.tick) for run in stock.unfinished}
-        for place in [place for place in self._in_doubt if place not in pending]:
+
+    def _resolve(self, doubted: Iterable[Place], found: Iterable[RunRecord]) -> None:
+        """Tells of the runs whose final commit went unanswered, and has worked: they are not to be run again."""
+        left = {(run.job, run.tick) for run in found if run.status in {"queued", "running"}}
+        for place in doubted:
             execution = self._in_doubt.pop(place)
             if place not in left:
                 self._tell(execution, Outcome("succeeded", 0.0))

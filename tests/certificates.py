@@ -15,6 +15,12 @@ from cryptography.x509.oid import NameOID
 
 DAY = timedelta(days=1)
 
+_SIGNS = x509.KeyUsage(
+    key_cert_sign=True, crl_sign=True, digital_signature=False, content_commitment=False, key_encipherment=False,
+    data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+)  # fmt: skip
+"""What an authority may do with its key."""
+
 
 @final
 class Authority:
@@ -30,8 +36,12 @@ class Authority:
         self._name = _named(name)
         now = datetime.now(UTC)
         builder = _builder(self._name, self._name, self._key, now - DAY, now + DAY)
+        # Python 3.13 and newer ask for all of this, by default.
         constraints = x509.BasicConstraints(ca=True, path_length=None)
-        certificate = builder.add_extension(constraints, critical=True).sign(self._key, hashes.SHA256())
+        identifier = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
+        builder = builder.add_extension(constraints, critical=True).add_extension(identifier, critical=False)
+        builder = builder.add_extension(_SIGNS, critical=True)
+        certificate = builder.sign(self._key, hashes.SHA256())
         self.ca = folder / f"{name}.pem"
         _write(self.ca, certificate.public_bytes(serialization.Encoding.PEM))
 
@@ -51,6 +61,8 @@ class Authority:
             alternative = x509.DNSName(host)
         builder = _builder(_named(host), self._name, key, now - DAY, end)
         builder = builder.add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = builder.add_extension(issuer, critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
         paths = self._folder / f"{file}-cert.pem", self._folder / f"{file}-key.pem"
         _write(paths[0], certificate.public_bytes(serialization.Encoding.PEM))

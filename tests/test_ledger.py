@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import Literal
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aiolease._fence import RunKey
-from aiolease._ledger import MAX_ATTEMPTS, MOST_MISSED, Due, Missed, due, inherited, lost
+from aiolease._ledger import MAX_ATTEMPTS, MOST_MISSED, Due, Missed, due, inherited, lost, too_late
 from aiolease._records import Change, RunRecord
 from aiolease._schedule import Cron, Every, Schedule, ticks_between
 
@@ -189,41 +188,35 @@ def test_years_of_ticks_are_decided_on_at_once(missed: Missed) -> None:
 
 # -- the runs of earlier terms
 
-STATUSES = st.sampled_from(["queued", "running"])
-
 
 @given(
-    status=STATUSES,
     attempt=st.integers(1, 8),
     age=st.sampled_from([0.0, 59.0, 60.0, 60.000001, 1e6]),
     max_age=st.sampled_from([None, 60.0]),
     rerun_lost=st.booleans(),
 )
 def test_what_a_term_makes_of_an_inherited_run(
-    status: Literal["queued", "running"], attempt: int, age: float, max_age: float | None, rerun_lost: bool
+    attempt: int, age: float, max_age: float | None, rerun_lost: bool
 ) -> None:
-    """A queued run goes on waiting, adopted, as the same attempt; one that is too old is skipped, or lost if it began.
-
-    A running one is run again as a further attempt, five in all, if it may be and is not too old; else it is lost with
-    the term it had.
-    """
-    run = RunRecord(job="job", tick=NOON, attempt=attempt, token=6, holder="old", status=status)
+    """One that ran is run again as a further attempt, five in all, if it may be and is not too old; else it is lost."""
+    run = RunRecord(job="job", tick=NOON, attempt=attempt, token=6, holder="old", status="running")
     change = inherited(run, rerun_lost=rerun_lost, max_age=max_age, now=NOON + timedelta(seconds=age))
     late = max_age is not None and age > max_age
-    key = RunKey("job", NOON, attempt, 6)
-    assert (change.key, change.was) == (key, status)
-    if status == "queued" and late and attempt > 1:
-        assert (change.status, change.attempt, change.adopt) == ("lost", attempt - 1, False)
-        assert change.error == "more than 60 s late to be run again"
-    elif status == "queued" and late:
-        assert (change.status, change.attempt, change.error) == ("skipped", attempt, "more than 60 s late")
-    elif status == "queued":
-        assert (change.status, change.attempt, change.adopt, change.error) == ("queued", attempt, True, None)
-    elif rerun_lost and not late and attempt < 5:
+    assert (change.key, change.was) == (RunKey("job", NOON, attempt, 6), "running")
+    if rerun_lost and not late and attempt < 5:
         assert (change.status, change.attempt, change.adopt, change.error) == ("queued", attempt + 1, True, None)
     else:
         assert (change.status, change.attempt, change.adopt) == ("lost", attempt, False)
         assert change.error == "lost with term 6"
+
+
+def test_a_run_whose_turn_comes_too_late_is_skipped_or_lost_if_it_had_begun() -> None:
+    """What was begun once is lost, as the attempt that it was."""
+    change = too_late(RunKey("job", NOON, 1, 6), "more than 60 s late")
+    assert (change.was, change.status, change.attempt, change.error) == ("queued", "skipped", 1, "more than 60 s late")
+    change = too_late(RunKey("job", NOON, 3, 6), "more than 60 s late")
+    assert (change.was, change.status, change.attempt) == ("queued", "lost", 2)
+    assert change.error == "more than 60 s late to be run again"
 
 
 def test_a_run_is_begun_five_times_at_most() -> None:

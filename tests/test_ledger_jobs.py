@@ -1228,8 +1228,8 @@ async def test_a_job_whose_row_is_not_there_yet_breaks_nothing() -> None:
     class Behind(Line):
         behind = 1
 
-        async def take_stock(self, name: str, *, attention: bool = False, runs: bool = True) -> Stock:
-            stock = await super().take_stock(name, attention=attention, runs=runs)
+        async def take_stock(self, name: str, **what: bool) -> Stock:
+            stock = await super().take_stock(name, **what)
             if stock.jobs and self.behind:
                 self.behind -= 1
                 return replace(stock, jobs={})

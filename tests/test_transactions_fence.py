@@ -143,9 +143,10 @@ async def test_errors_of_other_libraries_do_not_come_out_of_a_fence_on_sqlite(fi
         async with other.connect() as elsewhere:
             with pytest.raises(StoreUnavailable):
                 await lead.fence(elsewhere)
-        for stranger in (object(), sqlite3.connect(file), "connection"):
-            with pytest.raises(ConfigurationError):
-                await lead.fence(stranger)
+        with closing(sqlite3.connect(file)) as blocking:
+            for stranger in (object(), blocking, "connection"):
+                with pytest.raises(ConfigurationError):
+                    await lead.fence(stranger)
         with pytest.raises(IntegrityError):
             async with AsyncSession(engine) as session, session.begin():
                 session.add_all([Row(id=1, who="same"), Row(id=2, who="same")])

@@ -19,7 +19,7 @@ from typing import Any
 
 from aiolease._fence import FenceBroken, Refused, Term
 from aiolease._lease import check_name, readable
-from aiolease._records import AHEAD, Batch, Change, Enrolment, JobRecord, RunRecord, Stock, kept
+from aiolease._records import AHEAD, Batch, Change, Enrolment, JobRecord, Place, RunRecord, Stock, kept
 from aiolease._settle import bounded
 from aiolease.errors import AioleaseError, InvalidJob
 from aiolease.stores._drivers import Rows, Session, error_number
@@ -53,7 +53,9 @@ class MySQLLedger:
 
     # -- what the leader writes
 
-    async def take_stock(self, name: str, *, attention: bool = False, runs: bool = True) -> Stock:
+    async def take_stock(
+        self, name: str, *, attention: bool = False, runs: bool = True, counted: bool = False
+    ) -> Stock:
         """See `LedgerStore.take_stock`."""
         sql = (
             "SELECT UTC_TIMESTAMP(6); SELECT job, schedule, timezone, known_since, schedule_since, resumed_at, "
@@ -61,16 +63,44 @@ class MySQLLedger:
         )
         if attention:
             sql += " AND (requested_at IS NOT NULL OR paused_at IS NOT NULL OR resumed_at IS NOT NULL)"
-        results = await self._other_session.run(
-            f"{sql}; {self._runs_sql} WHERE lease = %s AND status IN ('queued', 'running') AND %s ORDER BY tick, job",
-            (name, name, int(runs and not attention)),
-        )
+        values: list[object] = [name]
+        if runs and not attention:
+            status = "= 'running'" if counted else "IN ('queued', 'running')"
+            sql += f"; {self._runs_sql} WHERE lease = %s AND status {status} ORDER BY tick, job"
+            values.append(name)
+        if counted:
+            of_lease = f"FROM {self._run_table} WHERE lease = %s AND status = 'queued'"
+            sql += f"; SELECT job, COUNT(*) {of_lease} GROUP BY job"
+            values.append(name)
+        now, jobs, *rest = await self._other_session.run(sql, values)
         with readable(self.description, f"the ledger of {name!r}"):
             return Stock(
-                jobs={row[0]: _job(row) for row in results[1]},
-                unfinished=[_run(row) for row in results[2]],
-                now=_utc(results[0][0][0]),
+                jobs={row[0]: _job(row) for row in jobs},
+                unfinished=[_run(row) for row in rest[0]] if rest else [],
+                now=_utc(now[0][0]),
+                queued={job: int(count) for job, count in rest[1]} if counted else {},
             )
+
+    async def queued(self, name: str, jobs: Sequence[str], limit: int) -> list[RunRecord]:
+        """See `LedgerStore.queued`."""
+        if not jobs:
+            return []
+        one = f"{self._runs_sql} WHERE lease = %s AND status = 'queued' AND job = %s ORDER BY tick LIMIT {limit}"
+        values = [value for job in jobs for value in (name, job)]
+        results = await self._other_session.run("; ".join([one] * len(jobs)), values)
+        with readable(self.description, f"the ledger of {name!r}"):
+            found = [_run(row) for rows in results for row in rows]
+        return sorted(found, key=lambda run: (run.tick, run.job))
+
+    async def look_up(self, name: str, places: Sequence[Place]) -> list[RunRecord]:
+        """See `LedgerStore.look_up`."""
+        if not places:
+            return []
+        one = f"{self._runs_sql} WHERE lease = %s AND job = %s AND tick = %s"
+        values = [value for job, tick in places for value in (name, job, _naive(tick))]
+        results = await self._other_session.run("; ".join([one] * len(places)), values)
+        with readable(self.description, f"the ledger of {name!r}"):
+            return [_run(row) for rows in results for row in rows]
 
     async def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
         """See `LedgerStore.enroll`."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from aiolease._fence import FenceBroken, Refused, Term
 from aiolease._lease import check_name, readable
-from aiolease._records import AHEAD, Batch, Change, Enrolment, JobRecord, RunRecord, Stock, kept
+from aiolease._records import AHEAD, Batch, Change, Enrolment, JobRecord, Place, RunRecord, Stock, kept
 from aiolease.errors import InvalidJob
 from aiolease.stores._sqlite_transactions import microseconds, moment, transaction
 
@@ -54,6 +54,7 @@ class SQLiteLedger:
                 f'CREATE INDEX IF NOT EXISTS "{prefix}run_unfinished" ON {run} (lease, tick, job) '
                 f"WHERE status IN {_UNFINISHED}"
             ),
+            f"CREATE INDEX IF NOT EXISTS \"{prefix}run_queued\" ON {run} (lease, job, tick) WHERE status = 'queued'",
         )
         self._jobs_sql = f"SELECT {_JOB} FROM {job} WHERE lease = :lease ORDER BY job"
         self._attention_sql = (
@@ -63,6 +64,14 @@ class SQLiteLedger:
         self._unfinished_sql = (
             f"SELECT {_RUN} FROM {run} WHERE lease = :lease AND status IN {_UNFINISHED} ORDER BY tick, job"
         )
+        self._running_sql = (  # of the unfinished ones, which have an index
+            f"SELECT {_RUN} FROM {run} WHERE lease = :lease AND status IN {_UNFINISHED} AND status = 'running' "
+            "ORDER BY tick, job"
+        )
+        of_queued = f"FROM {run} WHERE lease = :lease AND status = 'queued'"
+        self._count_queued_sql = f"SELECT job, COUNT(*) {of_queued} GROUP BY job"
+        self._queued_sql = f"SELECT {_RUN} {of_queued} AND job = :job ORDER BY tick LIMIT :limit"
+        self._look_up_sql = f"SELECT {_RUN} FROM {run} WHERE {this_job} AND tick = :tick"
         self._history_sql = f"SELECT {_RUN} FROM {run} WHERE {this_job} ORDER BY tick"
         self._enroll_sql = (
             f"INSERT INTO {job} (lease, job, schedule, timezone, known_since, schedule_since) "
@@ -109,7 +118,9 @@ class SQLiteLedger:
 
     # -- the protocol
 
-    async def take_stock(self, name: str, *, attention: bool = False, runs: bool = True) -> Stock:
+    async def take_stock(
+        self, name: str, *, attention: bool = False, runs: bool = True, counted: bool = False
+    ) -> Stock:
         """See `LedgerStore.take_stock`."""
 
         def work(connection: sqlite3.Connection) -> Stock:
@@ -117,16 +128,36 @@ class SQLiteLedger:
             with transaction(connection, "DEFERRED"):  # both readings are of one moment
                 jobs = connection.execute(self._attention_sql if attention else self._jobs_sql, values).fetchall()
                 unread = attention or not runs
-                unfinished = [] if unread else connection.execute(self._unfinished_sql, values).fetchall()
+                runs_sql = self._running_sql if counted else self._unfinished_sql
+                unfinished = [] if unread else connection.execute(runs_sql, values).fetchall()
+                queued = connection.execute(self._count_queued_sql, values).fetchall() if counted else []
                 now = moment(self._now())
             with readable(self.description, f"the ledger of {name!r}"):
                 return Stock(
                     jobs={row[0]: _job_record(row) for row in jobs},
                     unfinished=[_run_record(row) for row in unfinished],
                     now=now,
+                    queued=dict(queued),
                 )
 
         return await self._run(work)
+
+    async def queued(self, name: str, jobs: Sequence[str], limit: int) -> list[RunRecord]:
+        """See `LedgerStore.queued`."""
+        asked = [{"lease": name, "job": job, "limit": limit} for job in jobs]
+        found = await self._run(partial(self._read_runs, name, self._queued_sql, asked))
+        return sorted(found, key=lambda run: (run.tick, run.job))
+
+    async def look_up(self, name: str, places: Sequence[Place]) -> list[RunRecord]:
+        """See `LedgerStore.look_up`."""
+        asked = [{"lease": name, "job": job, "tick": microseconds(tick)} for job, tick in places]
+        return await self._run(partial(self._read_runs, name, self._look_up_sql, asked))
+
+    def _read_runs(
+        self, name: str, sql: str, asked: Sequence[dict[str, object]], connection: sqlite3.Connection
+    ) -> list[RunRecord]:
+        with transaction(connection, "DEFERRED"), readable(self.description, f"the ledger of {name!r}"):
+            return [_run_record(row) for values in asked for row in connection.execute(sql, values)]
 
     async def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
         """See `LedgerStore.enroll`."""

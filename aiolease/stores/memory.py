@@ -6,7 +6,7 @@ One `MemoryServer` is the database; each `MemoryStore` on it stands for one proc
 from __future__ import annotations
 
 import asyncio
-from collections import ChainMap, defaultdict
+from collections import ChainMap, Counter, defaultdict
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -20,6 +20,7 @@ from aiolease._records import (
     Change,
     Enrolment,
     JobRecord,
+    Place,
     RunRecord,
     Stock,
     kept,
@@ -53,14 +54,24 @@ class Ledger:
         self.jobs: dict[str, JobRecord] = {}
         self.runs: dict[tuple[str, datetime], RunRecord] = {}
 
-    def stock(self, now: datetime, *, attention: bool, runs: bool = True) -> Stock:
+    def stock(self, now: datetime, *, attention: bool, runs: bool = True, counted: bool = False) -> Stock:
         """See `LedgerStore.take_stock`."""
         if attention:
             jobs = [job for job in self.jobs.values() if job.requested_at or job.paused_at or job.resumed_at]
             return Stock(jobs={job.job: job for job in jobs}, unfinished=[], now=now)
-        unfinished = [run for run in self.runs.values() if runs and run.status in {"queued", "running"}]
+        read = {"running"} if counted else {"queued", "running"}
+        unfinished = [run for run in self.runs.values() if runs and run.status in read]
         unfinished.sort(key=lambda run: (run.tick, run.job))
-        return Stock(jobs=dict(self.jobs), unfinished=unfinished, now=now)
+        queued = Counter(run.job for run in self.runs.values() if run.status == "queued") if counted else {}
+        return Stock(jobs=dict(self.jobs), unfinished=unfinished, now=now, queued=dict(queued))
+
+    def queued(self, jobs: Sequence[str], limit: int) -> list[RunRecord]:
+        """See `LedgerStore.queued`."""
+        found: dict[str, list[RunRecord]] = {job: [] for job in jobs}
+        for run in sorted(self.runs.values(), key=lambda run: run.tick):
+            if run.status == "queued" and len(found.get(run.job, range(limit))) < limit:
+                found[run.job].append(run)
+        return sorted((run for runs in found.values() for run in runs), key=lambda run: (run.tick, run.job))
 
     def enroll(self, jobs: Sequence[Enrolment], now: datetime) -> None:
         """See `LedgerStore.enroll`."""
@@ -404,10 +415,23 @@ class MemoryStore:
         """See `LeaseStore.fence`."""
         await self.exchange("fence", lambda: self.server.fence(term, final))
 
-    async def take_stock(self, name: str, *, attention: bool = False, runs: bool = True) -> Stock:
+    async def take_stock(
+        self, name: str, *, attention: bool = False, runs: bool = True, counted: bool = False
+    ) -> Stock:
         """See `LedgerStore.take_stock`."""
         ledger, now = self.server.ledgers[name], self.server.now
-        return await self.exchange("take_stock", lambda: ledger.stock(now(), attention=attention, runs=runs))
+        return await self.exchange(
+            "take_stock", lambda: ledger.stock(now(), attention=attention, runs=runs, counted=counted)
+        )
+
+    async def queued(self, name: str, jobs: Sequence[str], limit: int) -> list[RunRecord]:
+        """See `LedgerStore.queued`."""
+        return await self.exchange("take_stock", lambda: self.server.ledgers[name].queued(jobs, limit))
+
+    async def look_up(self, name: str, places: Sequence[Place]) -> list[RunRecord]:
+        """See `LedgerStore.look_up`."""
+        runs = self.server.ledgers[name].runs
+        return await self.exchange("take_stock", lambda: [runs[place] for place in places if place in runs])
 
     async def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
         """See `LedgerStore.enroll`."""

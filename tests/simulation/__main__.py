@@ -40,7 +40,7 @@ def _many(options: argparse.Namespace) -> int:
     began, failed, happened = time.monotonic(), 0, Counter[Kind]()
     more = f" --mutation {options.mutation!r}" if options.mutation else ""
     seeds = range(options.start, options.start + options.seeds)
-    with multiprocessing.Pool(options.processes) as pool:  # its processes are forked, with the mutation
+    with multiprocessing.get_context("fork").Pool(options.processes) as pool:  # with the mutation
         for outcome in pool.imap_unordered(outcome_of, seeds, chunksize=20):
             happened += outcome.happened
             if outcome.found:

@@ -16,7 +16,7 @@ from aiolease._candidate import Candidate, Claim
 from aiolease._fence import RunKey, Term
 from aiolease._leadership import Leadership
 from aiolease._lease import HIDDEN, ClockHistory, Lease, Reading, Sighting
-from aiolease._records import Batch, Change, RunRecord, RunStatus, Stock
+from aiolease._records import Batch, Change, RunStatus, Stock
 from aiolease._runs import Outcome
 from aiolease._settings import Timings
 from aiolease._settle import settled
@@ -358,14 +358,12 @@ def _all_ends_are_losses() -> AbstractContextManager[Any]:
 
 
 def _late_reruns_are_skipped() -> AbstractContextManager[Any]:
-    inherited = _ledger.inherited
+    too_late = _ledger.too_late
 
-    def mutated(run: RunRecord, **how: Any) -> Change:
-        change = inherited(run, **how)
-        late = run.status == "queued" and change.status == "lost"
-        return replace(change, status="skipped", attempt=run.attempt) if late else change
+    def mutated(key: RunKey, why: str) -> Change:
+        return replace(too_late(key, why), status="skipped", attempt=key.attempt)
 
-    return patch.object(_agenda, "inherited", mutated)
+    return patch.object(_agenda, "too_late", mutated)
 
 
 def _high_ticks_are_not_compared() -> AbstractContextManager[Any]:
