@@ -318,9 +318,10 @@ class Agenda:
             _, _, name = heapq.heappop(self._line)
             standing = self._jobs[name]
             standing.in_line = False
-            queue, number, job = self._waiting[name], taken.get(name, 0), standing.job
-            if job.one_by_one and standing.running:
-                continue  # it comes back when that run has ended
+            job = standing.job
+            if name not in self._waiting or (job.one_by_one and standing.running):
+                continue  # one of its runs ended while the start of the next was being written
+            queue, number = self._waiting[name], taken.get(name, 0)
             waiting = queue[number]
             old = waiting.token != self._term.token
             why = overdue(waiting.tick, job.max_age, now) if old or waiting.attempt == 1 else None

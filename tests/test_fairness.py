@@ -87,3 +87,21 @@ async def test_what_grew_too_old_while_the_answer_to_its_claim_was_lost_is_not_b
         await here.until(120)
         assert work.begun == []
         assert here.rows() == ["100 skipped"]
+
+
+@virtual
+async def test_a_run_that_ends_while_the_start_of_the_next_is_written_puts_nobody_in_line_twice() -> None:
+    """The job is in line no more: its last waiting run is the one that is about to start."""
+    begun: list[float] = []
+
+    async def work(run: JobRun) -> None:
+        begun.append(seconds(run.tick))
+        await asyncio.sleep({10: 21.3, 20: 11}.get(seconds(run.tick), 1))  # the one ends at 31.7, the other at 32
+
+    async with world() as here:
+        process = here.start(registry(work, 10, overlap="allow", max_running=2))
+        await here.until(1)
+        process.store.latency = 0.7
+        await here.until(65)
+        assert begun == [10, 20, 30, 40, 50, 60]
+        assert here.rows()[:5] == [f"{tick} succeeded" for tick in range(10, 60, 10)]
