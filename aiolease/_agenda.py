@@ -274,13 +274,8 @@ class Agenda:
     def _put_in_line(self, standing: _Standing) -> None:
         """Puts a job in line for a place, if its oldest waiting run may start."""
         name = standing.job.name
-        waits = name in self._waiting and not standing.in_line
-        if (
-            waits
-            and name not in self._behind_threads
-            and name not in self._behind_pending
-            and not (standing.job.one_by_one and standing.running)
-        ):
+        waits = name in self._waiting and not standing.in_line and name not in self._behind_threads
+        if waits and not (standing.job.one_by_one and standing.running):
             standing.in_line = True
             heapq.heappush(self._line, (standing.served, self._waiting[name][0].tick, name))
 

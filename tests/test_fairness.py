@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from aiolease import JobRegistry, JobRun
+from aiolease._records import RunRecord, RunStatus
+from aiolease.testing import MemoryServer
 from tests import test_jobs
-from tests.test_jobs import seconds, virtual
-from tests.test_ledger_jobs import Work, registry, world
+from tests.test_jobs import START, seconds, virtual
+from tests.test_ledger_jobs import Line, Work, registry, world
 
 if TYPE_CHECKING:
     from loguru import Message
@@ -105,3 +111,108 @@ async def test_a_run_that_ends_while_the_start_of_the_next_is_written_puts_nobod
         await here.until(65)
         assert begun == [10, 20, 30, 40, 50, 60]
         assert here.rows()[:5] == [f"{tick} succeeded" for tick in range(10, 60, 10)]
+
+
+# -- a backlog
+
+
+class Counting(Line):
+    """A way to the server that notes how many queued runs each reading asks for."""
+
+    def __init__(self, server: MemoryServer) -> None:
+        super().__init__(server)
+        self.pages: list[int] = []
+
+    async def queued(self, name: str, jobs: Sequence[str], limit: int) -> list[RunRecord]:
+        found = await super().queued(name, jobs, limit)
+        self.pages.append(len(found))
+        return found
+
+
+@virtual
+async def test_a_backlog_is_read_as_it_is_worked_off_and_holds_up_nobody() -> None:
+    """Runs that an earlier term queued are not read whole: what is due runs meanwhile, and theirs in their order."""
+    ran: dict[str, list[float]] = defaultdict(list)
+    late: list[float] = []
+    names = [f"job{number}" for number in range(30)]
+    async with world() as here:
+        jobs = JobRegistry(max_running=5, history=None)
+
+        async def work(run: JobRun) -> None:
+            assert not ran[run.job] or ran[run.job][-1] < seconds(run.tick)
+            ran[run.job].append(seconds(run.tick))
+
+        for name in names:
+            jobs.every(3600, name=name, missed="all")(work)
+
+        @jobs.every(5)
+        async def alert(run: JobRun) -> None:
+            late.append(here.now - seconds(run.tick))
+
+        first = here.start(jobs)
+        await here.until(1)
+        await first.end()
+        runs = here.server.ledgers["default"].runs
+        for name in names:
+            for number in range(200):
+                tick = START - timedelta(hours=number)
+                runs[name, tick] = RunRecord(job=name, tick=tick, token=1, holder="old", status="queued")
+        store = Counting(here.server)
+        store.latency = 0.02
+        task = asyncio.create_task(jobs.serve(store))
+        await here.until(1000)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        assert {len(ran[name]) for name in names} == {200}
+        assert Counter(run.status for run in runs.values())["queued"] == 0
+        assert max(store.pages) <= 1000
+        assert late[0] < 0.2
+        assert max(late) < 0.2
+
+
+@virtual
+async def test_a_run_that_is_begun_anew_comes_before_the_queued_ones_of_its_job() -> None:
+    """It has the older tick: until the ledger says that it waits, too, none of the others begins."""
+    async with world() as here:
+        work = Work()
+        first = here.start(registry(work, 3600, missed="all", rerun_lost=True))
+        await here.until(1)
+        await first.end()
+        runs = here.server.ledgers["default"].runs
+        for number in range(5):
+            tick = START - timedelta(hours=5 - number)
+            status: RunStatus = "running" if number == 0 else "queued"
+            runs["job", tick] = RunRecord(job="job", tick=tick, token=1, holder="old", status=status)
+        process = here.start(registry(work, 3600, missed="all", rerun_lost=True))
+        process.store.delay("record", 2)
+        await here.until(60)
+        assert [attempt for _, attempt in work.begun] == [2, 1, 1, 1, 1]
+        assert work.ticks == sorted(work.ticks)
+        assert {run.token for run in runs.values()} == {2}  # each taken over as it began
+
+
+@virtual
+async def test_newer_ticks_do_not_overtake_queued_runs_that_are_not_read_yet() -> None:
+    """Jobs whose runs may overlap, of which more wait than one reading shows after an answer was lost."""
+    order: dict[str, list[float]] = defaultdict(list)
+    names = [f"job{number}" for number in range(60)]
+    async with world() as here:
+        jobs = JobRegistry(max_running=60, history=None)
+
+        async def work(run: JobRun) -> None:
+            order[run.job].append(seconds(run.tick))
+            await asyncio.sleep(20.5 - here.now if here.now < 20 else 0)
+
+        for name in names:
+            jobs.every(1, name=name, overlap="allow")(work)
+        process = here.start(jobs)
+        await here.until(10.5)
+        process.store.lose_reply("record")
+        await here.until(19)
+        process.store.latency = 0.8
+        await here.until(24)
+        process.store.latency = 0.0
+        await here.until(60)
+        assert all(order[name] == sorted(order[name]) for name in names)
+        assert all(order[name][-1] > 50 for name in names)

@@ -671,6 +671,34 @@ async def test_a_batch_of_every_kind(make_store: MakeStore) -> None:
     assert stock.jobs["e"].requested_at is None
 
 
+async def test_queued_runs_are_counted_and_read_in_pages(make_store: MakeStore) -> None:
+    """A leader need not read a backlog to begin: it counts it, and reads the oldest runs of the jobs it asks for."""
+    store, other = await make_store(), await make_store()
+    term, another = await lead(store), await lead(store, "another")
+    await store.enroll(term, [enrolment(job) for job in "abc"])
+    await store.enroll(another, [enrolment("a")])
+    now = await now_of(store)
+    ticks = [now - number * SECOND for number in range(50, 40, -1)]
+    rows = [run(term, "a", tick, "queued") for tick in ticks] + [run(term, "b", tick, "queued") for tick in ticks[8:]]
+    batch = claiming(*rows)
+    batch.claims.append(run(term, "c", now))
+    await store.record(term, batch)
+    await store.record(another, claiming(run(another, "a", now, "queued")))
+    stock = await other.take_stock("cron", counted=True)
+    assert set(stock.jobs) == {"a", "b", "c"}
+    assert [(row.job, row.tick, row.status) for row in stock.unfinished] == [("c", now, "running")]
+    assert stock.queued == {"a": 10, "b": 2}
+    page = await other.queued("cron", ["a", "b", "c", "unknown"], 4)
+    expected = sorted([(tick, "a") for tick in ticks[:4]] + [(tick, "b") for tick in ticks[8:]])
+    assert [(row.tick, row.job) for row in page] == expected
+    assert {(row.status, row.token, row.attempt) for row in page} == {("queued", term.token, 1)}
+    assert await other.queued("cron", [], 4) == []
+    places = [("a", ticks[3]), ("b", ticks[3]), ("c", now), ("a", now)]
+    assert {(row.job, row.tick) for row in await other.look_up("cron", places)} == {("a", ticks[3]), ("c", now)}
+    assert await other.look_up("cron", []) == []
+    assert (await other.take_stock("nobody's", counted=True)).queued == {}
+
+
 # -- texts
 
 ERRORS = [
