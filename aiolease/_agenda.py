@@ -153,6 +153,7 @@ class Agenda:
         *,
         running: Collection[Place],
         pending: Sequence[Change],
+        postponed: Collection[Place],
         ended: Collection[RunKey],
         unanswered: Collection[RunKey],
     ) -> list[tuple[RunRecord, Change]]:
@@ -162,6 +163,7 @@ class Agenda:
             stock: The reading.
             running: The runs of this term that go on.
             pending: Changes that are not written yet.
+            postponed: Runs of this term that are to be queued anew, but not yet.
             ended: Runs of this term that have ended although the reading may not show it.
             unanswered: Runs of this term that were to start: the ledger may call them running, and they are not.
 
@@ -192,9 +194,11 @@ class Agenda:
                 each.going_on += 1
                 each.backlog = True
         left_behind = []
+        for name, _ in postponed:
+            self._jobs[name].going_on += 1
         self._pending = {(change.key.job, change.key.tick) for change in pending}
         self._behind_pending = {change.key.job for change in pending if change.status == "queued"}
-        known = {*running, *self._pending}
+        known = {*running, *self._pending, *postponed}
         for run in stock.unfinished:
             key = RunKey(run.job, run.tick, run.attempt, run.token)
             standing = self._jobs.get(run.job)
@@ -480,6 +484,10 @@ class Agenda:
         """A run of a job is over."""
         self._jobs[name].running -= 1
         self._gone(name)
+
+    def postponed(self, name: str) -> None:
+        """A run of a job that is over is to be queued anew after a while: until then it goes on, in no place."""
+        self._jobs[name].going_on += 1
 
     def _gone(self, name: str) -> None:
         """A run of a job does not go on, nor wait, any more."""

@@ -14,13 +14,16 @@ from datetime import datetime, timedelta
 from typing import Any, final
 
 from aiolease._candidate import Claim
-from aiolease._clock import current_clock
-from aiolease._fence import FenceBroken, Refused, RunKey, Term
+from aiolease._clock import current_clock, jitter
+from aiolease._fence import FenceBroken, Refused, RunKey, Term, Transaction
 from aiolease._lease import LeaseStore
 from aiolease._settings import Timings
 from aiolease._settle import given_up, settled
 from aiolease.errors import CommitUnknown, LeadershipLost, LossReason, NotLeader, RunEnded, StoreUnavailable
 from aiolease.events import Observer
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+"""Seconds before a connection that could not be had is tried again; doubled from the one up to the other."""
 
 _LONGEST_COMMIT = 60.0
 """Seconds that a COMMIT may take, however long the lease: a large transaction takes longer than other exchanges."""
@@ -119,7 +122,8 @@ class Leadership:
         that a process that is frozen holds up nobody. The block must not end the transaction itself.
 
         The connection is one of the pool's; an ``AsyncConnection`` of a SQLAlchemy engine; for a URL, one of its own:
-        asyncmy's, or aiosqlite's. Waiting for it, and for the COMMIT, is bounded by `remaining`.
+        asyncmy's, or aiosqlite's. Waiting for it, and for the COMMIT, is bounded by `remaining`; until then one that
+        cannot be had, or is stale, is tried again.
 
         Raises:
             LeadershipLost: The term is over; nothing was committed.
@@ -136,7 +140,7 @@ class Leadership:
         """See `transaction`; records a run as succeeded in the same commit, and tells whoever asked of it."""
         self.check()
         # In tasks of their own: cancelled on the way, a connection would be lost to its pool, or a COMMIT torn.
-        opening = asyncio.create_task(self._store.begin())
+        opening = asyncio.create_task(self._begin())
         cancelled = None
         try:
             await asyncio.wait([opening], timeout=max(self.remaining, self._least))
@@ -170,6 +174,18 @@ class Leadership:
                 raise cancelled from None
             raise
         await self._fenced(transaction.commit(self._term, final), unknown=True, final=final, done=committed)
+
+    async def _begin(self) -> Transaction:
+        """Begins a transaction; tries again while there is time, since nothing has taken effect (DESIGN rule 47)."""
+        until, pause = self._clock() + self.remaining, _FIRST_PAUSE
+        while True:
+            try:
+                return await self._store.begin()
+            except StoreUnavailable:
+                if self._clock() + pause >= until:
+                    raise
+            await asyncio.sleep(jitter(pause / 2, pause))
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def fence(self, connection: Any) -> None:
         """Fences a transaction that the caller commits next: the last statement before its COMMIT.

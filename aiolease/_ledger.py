@@ -18,7 +18,7 @@ from aiolease._schedule import Schedule, ticks_between
 Missed = Literal["once", "all", "skip"]
 
 MAX_ATTEMPTS = 5
-"""How often a run that was lost is begun in all."""
+"""How often a run that was lost is begun in all, but for attempts whose end is known (DESIGN rule 47)."""
 
 MOST_MISSED = 1000
 """How many ticks of one job are run one after another; those before them are skipped."""
@@ -151,8 +151,15 @@ def too_late(key: RunKey, why: str) -> Change:
     return Change(key=key, was="queued", status="skipped", attempt=1, error=why, required=True)
 
 
-def lost(key: RunKey, *, rerun: bool, adopt: bool = False) -> Change:
-    """The end of a run whose term, or whose final transaction, ended without it: lost, or to be run again."""
-    if rerun and key.attempt < MAX_ATTEMPTS:
+def lost(key: RunKey, *, rerun: bool, adopt: bool = False, uncounted: int = 0) -> Change:
+    """The end of a run whose term, or whose final transaction, ended without it: lost, or to be run again.
+
+    Args:
+        key: The run.
+        rerun: Whether it may be run again, `MAX_ATTEMPTS` times in all.
+        adopt: See `Change`.
+        uncounted: How many of its attempts do not count: it is known that they had no effect.
+    """
+    if rerun and key.attempt - uncounted < MAX_ATTEMPTS:
         return Change(key=key, was="running", status="queued", attempt=key.attempt + 1, adopt=adopt)
     return Change(key=key, was="running", status="lost", attempt=key.attempt, error=f"lost with term {key.token}")

@@ -85,7 +85,8 @@ class JobRun:
         self.leadership = leadership
         self._stopped: BaseException | None = None
         self._committed = False
-        self._doubt: Exception | None = None
+        self._doubt: Exception | None = None  # of its latest final transaction that has failed
+        self._unknown = False  # whether one of them may have been committed all the same
 
     @property
     def _key(self) -> RunKey:
@@ -110,7 +111,9 @@ class JobRun:
             final: Commits what the block wrote and that this run has succeeded together, if this attempt is still the
                 running one: the last thing that a job does. With ``rerun_lost`` its effect is there exactly once. After
                 that nothing changes the ledger's word on the run, whatever becomes of the job. If the commit fails or
-                its answer is lost, the run is lost too, and with ``rerun_lost`` begun again if nothing was committed.
+                its answer is lost, the run is lost too, and with ``rerun_lost`` begun again if nothing was committed:
+                five times if nobody knew, and as often as it takes, with a growing pause, if it met a conflict or had
+                no connection.
 
         Raises:
             RunEnded: This attempt is not the running one any more: it was committed before. Nothing was committed now.
@@ -124,10 +127,10 @@ class JobRun:
             async with self.leadership._transaction(self._key, self._was_committed) as connection:
                 yield connection
         except (CommitUnknown, StoreUnavailable) as error:
-            self._doubt = error
+            self._doubt, self._unknown = error, self._unknown or isinstance(error, CommitUnknown)
             raise
         except RunEnded:
-            if self._doubt is not None:  # the one before, whose answer was lost
+            if self._unknown:  # the one before, whose answer was lost
                 self._committed = True
             raise
 

@@ -48,6 +48,9 @@ _JOBS_AT_ONCE = 50
 _RUNS_AT_ONCE = 1000
 """How many queued runs are read at once."""
 
+_FIRST_PAUSE = 1.0
+"""Seconds before a run is begun again whose final transaction met trouble; doubled each time."""
+
 _PRUNED_AT_ONCE = 50
 """For how many jobs old rows are deleted between two looks at what is due."""
 
@@ -55,7 +58,7 @@ _BUSY_FOR = 1.0
 """Seconds without an idle moment after which old rows are deleted all the same."""
 
 _QUIETEST = 60.0
-"""Seconds between two warnings about a ledger that cannot be written."""
+"""Seconds between two warnings about a ledger that cannot be written, and at most before a run is begun again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,8 @@ class TermOfJobs:
             None  # runs that their final transactions end while a reading is under way
         )
         self._in_doubt: dict[Place, Execution] = {}
+        self._uncounted: dict[Place, int] = {}  # attempts that failed before anything could have taken effect
+        self._postponed: dict[Place, Change] = {}  # runs that are to be begun again after a pause
         self._fed = False  # by the last turn
         self._stock_wanted = True
         self._look_at = 0.0
@@ -285,6 +290,7 @@ class TermOfJobs:
             stock,
             running=[(execution.job.name, execution.run.tick) for execution in self._running.values()],
             pending=self._changes,
+            postponed=self._postponed,
             ended=committed,
             unanswered=self._unanswered,
         )
@@ -395,14 +401,20 @@ class TermOfJobs:
 
     def _finished(self, task: asyncio.Task[Outcome]) -> None:
         execution = self._running.pop(task)
-        job, run = execution.job, execution.run
-        self._agenda.ended(job.name)
         self._wake.set()
+        self._ended_as(task, execution)
+        self._agenda.ended(execution.job.name)
+
+    def _ended_as(self, task: asyncio.Task[Outcome], execution: Execution) -> None:
+        """Notes what is to be written of a run that has ended, and tells of it."""
+        job, run, place = execution.job, execution.run, (execution.job.name, execution.run.tick)
         if not execution.begun:  # the term was over before; another leader is to run it
             self._changes.append(_handed_back(run._key))
+            self._agenda.postponed(job.name)
             return
         ended_in_order = not task.cancelled() and task.exception() is None  # else a signal's handler raised in it
         outcome = task.result() if ended_in_order else Outcome("lost", 0.0)
+        uncounted = self._uncounted.pop(place, 0)
         self._grew(job.name)
         if outcome.committed:
             if self._committed is not None:
@@ -410,17 +422,42 @@ class TermOfJobs:
             self._tell(execution, outcome)
             return
         if outcome.status == "lost":
-            change = lost(run._key, rerun=job.rerun_lost)
+            harmless = run._doubt is not None and not run._unknown
+            uncounted += harmless
+            change = lost(run._key, rerun=job.rerun_lost, uncounted=uncounted)
+            if change.status == "queued":
+                self._uncounted[place] = uncounted
+                self._agenda.postponed(job.name)
+                if harmless and not self.ended:
+                    self._postpone(execution, change, uncounted)
+                    return
         else:
             error = None if outcome.error is None else describe(outcome.error)
             change = Change(key=run._key, was="running", status=outcome.status, attempt=run.attempt, error=error)
         self._changes.append(change)
         if run._doubt is not None and change.status == "queued" and not self.ended:
-            self._in_doubt[job.name, run.tick] = execution  # a commit that went unanswered may have worked
+            self._in_doubt[place] = execution  # a commit that went unanswered may have worked
             text = f"{job.name!r} is begun again if its final transaction was not committed: {describe(run._doubt)}"
             self._emit(Notice(**self._facts(), severity="WARNING", text=text))
         else:
             self._tell(execution, outcome)
+
+    def _postpone(self, execution: Execution, change: Change, times: int) -> None:
+        """Has a run begun again after a pause: its final transaction was not committed, as is known."""
+        job, run, place = execution.job, execution.run, (execution.job.name, execution.run.tick)
+        pause = jitter(0.5, 1.0) * min(_FIRST_PAUSE * 2.0 ** min(times - 1, 10), _QUIETEST)
+        self._postponed[place] = change
+        self._loop.call_later(pause, self._resume, place)
+        text = (
+            f"{job.name!r} is begun again in {pause:.1f} s, its final transaction was not committed: "
+            f"{describe(run._doubt) if run._doubt else ''}"
+        )
+        self._emit(Notice(**self._facts(), severity="WARNING", text=text))
+
+    def _resume(self, place: Place) -> None:
+        if (change := self._postponed.pop(place, None)) is not None:
+            self._changes.append(change)
+            self._wake.set()
 
     def _tell(self, execution: Execution, outcome: Outcome) -> None:
         run = execution.run
@@ -537,6 +574,8 @@ class TermOfJobs:
                 self._written(plan)
             self._unanswered.update(plan.starting(self.lead.token))
         self._tell_of_missed()
+        self._changes += self._postponed.values()
+        self._postponed.clear()
         # Claimed, or perhaps claimed, and not begun: another leader is to run them.
         self._changes += map(_handed_back, self._unanswered)
         if self.lead._ended == "taken" or not self._changes:

@@ -102,7 +102,9 @@ async def test_a_run_that_ends_while_the_start_of_the_next_is_written_puts_nobod
 
     async def work(run: JobRun) -> None:
         begun.append(seconds(run.tick))
-        await asyncio.sleep({10: 21.3, 20: 11}.get(seconds(run.tick), 1))  # the one ends at 31.7, the other at 32
+        await asyncio.sleep(
+            {10.0: 21.3, 20.0: 11.0}.get(seconds(run.tick), 1.0)
+        )  # the one ends at 31.7, the other at 32
 
     async with world() as here:
         process = here.start(registry(work, 10, overlap="allow", max_running=2))

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, tzinfo
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -1434,7 +1435,7 @@ async def test_an_unanswered_final_commit_has_one_effect(fault: str, rerun_lost:
         await here.until(99)
         COMMITS[fault](process.store)
         await here.until(190)
-        worked = fault == "reply lost"
+        worked = fault in {"reply lost", "no connection"}
         assert effects == ([100] if worked or rerun_lost else [])
         again = " #2" if rerun_lost and not worked else ""
         assert here.rows() == [f"100 succeeded{again}" if effects else "100 lost"]
@@ -1470,18 +1471,91 @@ async def test_a_job_that_swallows_the_doubt_has_one_effect_too(fault: str) -> N
 
 
 @virtual
-async def test_a_commit_that_fails_for_ever_is_tried_five_times(log: list[Message]) -> None:
-    """A final commit that meets a conflict each time is tried in five attempts; then the run is lost, as is said."""
+async def test_a_commit_that_is_unknown_for_ever_is_tried_five_times(log: list[Message]) -> None:
+    """A final commit of which nobody knows, each time: it is tried in five attempts; then the run is lost, as is said.
+
+    One that is known to have failed counts for nothing (DESIGN rule 47).
+    """
     async with world() as here:
         effects: list[float] = []
         process = here.start(registry(effective(effects), 100, rerun_lost=True))
-        process.store.fail("commit", StoreUnavailable("memory", "deadlock"), times=7)
+        process.store.fail("commit", CommitUnknown("memory", "cut"), times=7)
         await here.until(190)
         assert (here.rows(), effects) == (["100 lost #5"], [])
         assert process.observed.started("job") == [100] * 5
         assert any(line.startswith("'job' was lost with term 1 (holder ") for line in lines(log, "WARNING"))
         await here.until(290)
         assert (here.rows()[1:], effects) == (["200 succeeded #3"], [200])
+
+
+@pytest.mark.parametrize("rerun_lost", [True, False])
+@virtual
+async def test_a_connection_that_cannot_be_had_is_asked_for_again_in_place(rerun_lost: bool) -> None:
+    """Five stale connections of a pool, or none for some seconds, cost no attempt: nothing has taken effect."""
+    async with world() as here:
+        effects: list[float] = []
+        process = here.start(registry(effective(effects), 100, rerun_lost=rerun_lost))
+        process.store.fail("begin", StoreUnavailable("memory", "gone away"), times=9)
+        await here.until(110)
+        assert effects == [100]
+        assert here.rows() == ["100 succeeded"]
+        process.store.fail("begin", StoreUnavailable("memory", "gone away"), times=10**4)
+        await here.until(190)
+        assert process.observed.started("job") == [100]
+
+
+@virtual
+async def test_conflicts_of_a_final_commit_use_up_no_attempt(log: list[Message]) -> None:
+    """It is known that nothing was committed: the run is begun again after a pause that grows, as often as it takes."""
+    async with world() as here:
+        effects, begun = list[float](), list[float]()
+
+        async def job(run: JobRun) -> None:
+            begun.append(here.now)
+            await effective(effects)(run)
+
+        process = here.start(registry(job, 400, rerun_lost=True))
+        process.store.fail("commit", StoreUnavailable("memory", "deadlock"), times=7)
+        await here.until(640)
+        assert effects == [400]
+        assert len(begun) == 8
+        pauses = [later - earlier for earlier, later in pairwise(begun)]
+        assert all(0.49 * 2**number < pause < 1.02 * 2**number for number, pause in enumerate(pauses[:6]))
+        assert 29 < pauses[6] < 61
+        assert here.rows()[0].startswith("400 succeeded")
+        assert len([line for line in lines(log, "WARNING") if "was not committed: StoreUnavailable: memory: deadlock" in line]) == 7
+        assert not any("was lost" in line for line in lines(log, "WARNING"))
+
+
+@virtual
+async def test_a_run_that_is_to_begin_after_a_pause_is_handed_to_the_next_leader() -> None:
+    """It waits in the ledger, and the next leader begins it at once."""
+    async with world() as here:
+        effects: list[float] = []
+        process = here.start(registry(effective(effects), 100, rerun_lost=True))
+        process.store.fail("commit", StoreUnavailable("memory", "deadlock"), times=5)
+        await here.until(109)  # after four attempts, in a pause of 4 to 8 s
+        assert here.rows()[0].startswith("100 running")
+        await process.end()
+        assert here.rows()[0].startswith("100 queued")
+        here.start(registry(effective(effects), 100, rerun_lost=True))
+        await here.until(112)
+        assert effects == [100]
+
+
+@virtual
+async def test_a_run_in_a_pause_before_it_begins_again_goes_on() -> None:
+    """Ticks that fall due meanwhile are skipped beside it, and it takes no place of another job."""
+    async with world() as here:
+        effects: list[float] = []
+        jobs, other = registry(effective(effects), 5, rerun_lost=True, max_running=1), Work()
+        jobs.every(1, name="other")(other)
+        process = here.start(jobs)
+        process.store.fail("commit", StoreUnavailable("memory", "deadlock"), times=4)  # at 5, 5.5 to 6, to 8, to 12
+        await here.until(21.5)
+        assert effects[0] == 5
+        assert [row.tick_from for row in here.records() if row.status == "skipped"]
+        assert other.ticks == [float(tick) for tick in range(1, 22)]
 
 
 @pytest.mark.parametrize("late", [6, 8, 12, 30], ids=str)

@@ -147,8 +147,9 @@ def _untrue(row: RunRecord, rules: Rules, books: Books) -> Iterator[str]:
     run = Run(row.job, row.tick, row.attempt)
     if row.attempt > 1 and not rules.rerun_lost:
         yield f"{run} is a further attempt of a job that is not to be run again"
-    if row.attempt > MAX_ATTEMPTS:
-        yield f"{run}: that is more than {MAX_ATTEMPTS}"
+    attempts = [Run(row.job, row.tick, attempt) for attempt in range(1, row.attempt + 1)]
+    if row.attempt - sum(books.over.get(each) == "unavailable" for each in attempts) > MAX_ATTEMPTS:
+        yield f"{run}: that is more than {MAX_ATTEMPTS}, but for those that are known to have had no effect"
     why = _ended_otherwise(row, run, rules, books) or _not_ended(row, run, rules, books)
     if why is not None:
         yield f"the ledger says {said(row)}, but {why}"
@@ -161,11 +162,16 @@ def _ended_otherwise(row: RunRecord, run: Run, rules: Rules, books: Books) -> st
             return "its effect is not there"
         case "succeeded" if not rules.final and ending != "returned":
             return ending
-        case "failed" if ending not in {"raised", "cancelled", "returned"}:  # the latter two: its time was over
+        case "failed" if ending not in {
+            "raised",
+            "unavailable",
+            "cancelled",
+            "returned",
+        }:  # the latter two: its time was over
             return ending
         case "lost" if rules.rerun_lost and row.attempt < MAX_ATTEMPTS and rules.max_age is None:
             return "it was to be run again"
-        case "lost" if not rules.final and row.token == books.term and ending in {"returned", "raised"}:
+        case "lost" if not rules.final and row.token == books.term and ending in {"returned", "raised", "unavailable"}:
             return ending  # and its term goes on
     return None
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from aiolease import JobRegistry, JobRun
+from aiolease import JobRegistry, JobRun, StoreUnavailable
 from aiolease._runs import Overlap
 from aiolease._schedule import Cron, Every
 from aiolease._term import TermOfJobs
@@ -93,6 +93,9 @@ class Application:
                 ending = "returned"
             except asyncio.CancelledError:
                 ending = "cancelled"
+                raise
+            except StoreUnavailable:
+                ending = "unavailable"
                 raise
             finally:
                 cancelled = await unwind(process) if ending == "cancelled" else None
