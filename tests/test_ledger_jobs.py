@@ -1523,7 +1523,16 @@ async def test_conflicts_of_a_final_commit_use_up_no_attempt(log: list[Message])
         assert all(0.49 * 2**number < pause < 1.02 * 2**number for number, pause in enumerate(pauses[:6]))
         assert 29 < pauses[6] < 61
         assert here.rows()[0].startswith("400 succeeded")
-        assert len([line for line in lines(log, "WARNING") if "was not committed: StoreUnavailable: memory: deadlock" in line]) == 7
+        assert (
+            len(
+                [
+                    line
+                    for line in lines(log, "WARNING")
+                    if "was not committed: StoreUnavailable: memory: deadlock" in line
+                ]
+            )
+            == 7
+        )
         assert not any("was lost" in line for line in lines(log, "WARNING"))
 
 
