@@ -10,18 +10,23 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Literal
 
 from aiolease._fence import RunKey, Term
-from aiolease._ledger import MOST_MISSED, Skip, begun, due, inherited, overdue, too_late
+from aiolease._ledger import MOST_MISSED, Skip, begun, due, inherited, overdue, start_of_last, too_late, without
 from aiolease._records import Batch, Change, Enrolment, Place, RunRecord, RunStatus, Stock
 from aiolease._runs import Job
+from aiolease._schedule import ticks_between
+from aiolease.events import describe
 
 _MOMENT = timedelta(microseconds=1)
+
+_AHEAD = 60.0
+"""Seconds by which a job may be settled ahead of the database's clock before it is told."""
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
@@ -45,12 +50,17 @@ class Plan:
     """A batch, and what follows once it is written."""
 
     batch: Batch
-    pending: int  # how many of its changes were to be written anyhow
+    pending: list[Change]  # those of its changes that were to be written anyhow
     waiting: list[Waiting] = field(default_factory=list)  # that start
     overdue: list[Waiting] = field(default_factory=list)  # that are too old to start
     claims: list[tuple[Job, RunRecord]] = field(default_factory=list)
     skips: list[tuple[Job, Skip]] = field(default_factory=list)
     taken: dict[str, int] = field(default_factory=dict)  # how many of a job's waiting runs are among them
+
+    def jobs(self) -> set[str]:
+        """The jobs that it writes of."""
+        batch = self.batch
+        return {change.key.job for change in batch.changes} | {job.name for job, _ in self.claims} | {*batch.high_ticks}
 
     def starting(self, token: int) -> list[RunKey]:
         """The runs that start once it is written."""
@@ -123,10 +133,18 @@ class Agenda:
         self._pending: set[Place] = set()  # what was to be queued anew, and perhaps has been
         self._behind_pending: set[str] = set()  # jobs whose other runs wait until that is written, and read
         self._first = True
+        self._there: dict[str, set[datetime]] = {}  # ticks above the high tick that have a row all the same
+        self.aside: set[str] = set()
+        """The jobs of which nothing is planned for now."""
+        self.at_fault: dict[str, str] = {}
+        """The jobs that could not be planned, and why: to be set aside."""
         self._requests: dict[str, datetime] = {}  # when jobs were triggered, if that was not seen to
 
     def __bool__(self) -> bool:
         return bool(self._jobs)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._jobs)
 
     def until_next(self, now: datetime) -> float | None:
         """Seconds until a tick is due; ``None`` if none is in sight."""
@@ -139,13 +157,20 @@ class Agenda:
         return [
             Enrolment(job=name, schedule=each.job.schedule.expression, timezone=each.job.schedule.timezone)
             for name, each in self._jobs.items()
-            if (known := stock.jobs.get(name)) is None
-            or (known.schedule, known.timezone) != (each.job.schedule.expression, each.job.schedule.timezone)
+            if name not in stock.unreadable
+            and (
+                (known := stock.jobs.get(name)) is None
+                or (known.schedule, known.timezone) != (each.job.schedule.expression, each.job.schedule.timezone)
+            )
         ]
 
     def unknown_here(self, stock: Stock) -> set[str]:
         """The jobs that the ledger knows, and this registry does not."""
         return stock.jobs.keys() - self._jobs.keys()
+
+    def known_here(self, names: Iterable[str]) -> set[str]:
+        """Those of some jobs that are of this registry."""
+        return self._jobs.keys() & set(names)
 
     def take(
         self,
@@ -173,8 +198,9 @@ class Agenda:
         for collection in (self._heap, self._waiting, self._line, self._behind_threads, self._hungry):
             collection.clear()
         for name, each in self._jobs.items():
-            record = stock.jobs[name]
-            each.settled_until, each.high_tick = record.settled_until, record.high_tick
+            if name not in self.aside:
+                record = stock.jobs[name]
+                each.settled_until, each.high_tick = record.settled_until, record.high_tick
             each.lined_up = each.held = each.in_line = False
             each.going_on = each.unread = stock.queued.get(name, 0)
             each.running = 0
@@ -202,7 +228,7 @@ class Agenda:
         for run in stock.unfinished:
             key = RunKey(run.job, run.tick, run.attempt, run.token)
             standing = self._jobs.get(run.job)
-            if standing is None or (run.job, run.tick) in known or key in ended:
+            if standing is None or run.job in self.aside or (run.job, run.tick) in known or key in ended:
                 continue  # of a job that another leader has, or known better here
             if key in unanswered:
                 # It was to be started, and has not been. It is not written back: the server may execute such a change
@@ -221,7 +247,7 @@ class Agenda:
 
     def hungry(self, most: int) -> list[str]:
         """The jobs, at most so many, whose next queued runs are to be read."""
-        return list(islice((name for name in self._hungry if name not in self._behind_pending), most))
+        return list(islice(self._hungry - self._behind_pending - self.aside, most))
 
     def feed(self, names: Collection[str], runs: Iterable[RunRecord], limit: int) -> None:
         """Lines up what was read: of each of the jobs the queued runs with the oldest ticks, at most `limit`."""
@@ -239,8 +265,12 @@ class Agenda:
                 each.unread = 0
                 self._gone(name)
 
-    def look(self, stock: Stock) -> None:
-        """Sees who was paused, resumed or triggered since the last reading."""
+    def look(self, stock: Stock) -> bool:
+        """Sees who was paused, resumed or triggered since the last reading.
+
+        Returns:
+            Whether somebody has set the rows of a job right: then all is to be read anew.
+        """
         before = {name for name, each in self._jobs.items() if each.paused}
         self._see_requests(stock)
         resumed = {name for name in before if not self._jobs[name].paused}
@@ -248,6 +278,14 @@ class Agenda:
             each = self._jobs[name]
             each.settled_until = max(each.settled_until, stock.jobs[name].settled_until)
         self._line_up_ticks(resumed)
+        known = self.known_here(stock.jobs) - self.aside
+        return any(stock.jobs[name].high_tick != self._jobs[name].high_tick for name in known)
+
+    def silent(self, stock: Stock) -> dict[str, datetime]:
+        """The jobs of which no tick is due for a while since a clock was ahead, and until when."""
+        ahead = stock.now + timedelta(seconds=_AHEAD)
+        settled = {name: stock.jobs[name].settled_until for name in self.known_here(stock.jobs)}
+        return {name: until for name, until in settled.items() if until > ahead}
 
     def _see_requests(self, stock: Stock) -> None:
         for name, each in self._jobs.items():
@@ -256,15 +294,19 @@ class Agenda:
         self._requests = {
             name: record.requested_at
             for name, record in stock.jobs.items()
-            if name in self._jobs and record.requested_at is not None
+            if name in self._jobs and name not in self.aside and record.requested_at is not None
         }
 
     def _line_up_ticks(self, names: Iterable[str]) -> None:
         """Puts the next tick of jobs on the heap, but for those that are there or wait for something."""
         for name in names:
             each = self._jobs[name]
-            if not (each.lined_up or each.held or each.paused):
-                tick = each.job.schedule.next_after(each.settled_until)
+            if not (each.lined_up or each.held or each.paused or name in self.aside):
+                try:
+                    tick = each.job.schedule.next_after(each.settled_until)
+                except Exception as error:  # noqa: BLE001 - of a row by another hand; it is its job's trouble
+                    self.at_fault[name] = describe(error)
+                    continue
                 if tick is not None:
                     each.lined_up = True
                     heapq.heappush(self._heap, (tick, name))
@@ -299,7 +341,7 @@ class Agenda:
             claim: Whether runs may start.
             most: How many changes, and how many claims, go into one batch.
         """
-        plan = Plan(Batch(changes=pending), len(pending))
+        plan = Plan(Batch(changes=pending.copy()), pending)
         if claim and len(pending) < most:
             free = self._max_running - running
             free -= self._plan_waiting(plan, now, free, most)
@@ -318,7 +360,7 @@ class Agenda:
             standing = self._jobs[name]
             standing.in_line = False
             job = standing.job
-            if name not in self._waiting or (job.one_by_one and standing.running):
+            if name in self.aside or name not in self._waiting or (job.one_by_one and standing.running):
                 continue  # one of its runs ended while the start of the next was being written
             queue, number = self._waiting[name], taken.get(name, 0)
             waiting = queue[number]
@@ -353,8 +395,14 @@ class Agenda:
                 break
             each = self._jobs[name]
             job = each.job
+            if name in self.aside:
+                continue
+            try:
+                of_schedule = job.schedule.latest_between(requested_at - _MOMENT, requested_at) is not None
+            except Exception as error:  # noqa: BLE001 - as above
+                self.at_fault[name] = describe(error)
+                continue
             plan.batch.requests[name] = requested_at
-            of_schedule = job.schedule.latest_between(requested_at - _MOMENT, requested_at) is not None
             if of_schedule and (not each.paused or each.settled_until >= requested_at):
                 continue  # it is run, or was, as a tick of the schedule
             # A clock that was set back may show one moment twice; but a refusal may have had another cause.
@@ -376,14 +424,18 @@ class Agenda:
             each = self._jobs[name]
             each.lined_up = False
             job = each.job
-            if each.paused:
+            if each.paused or name in self.aside:
                 continue
             late = (job.missed == "all" and each.backlog) or each.inherited
             if (late and each.going_on) or (job.overlap == "skip" and name in triggered):
                 each.held = True  # it follows, and is no overlap
                 continue
             after = each.settled_until
-            found = due(job.schedule, after, now, missed=job.missed, max_age=job.max_age, young=self._young)
+            try:
+                found = due(job.schedule, after, now, missed=job.missed, max_age=job.max_age, young=self._young)
+            except Exception as error:  # noqa: BLE001 - as above
+                self.at_fault[name] = describe(error)
+                continue
             if not found.run and not found.skipped:  # settled since it was lined up: paused, and resumed
                 self._line_up_ticks([name])
                 continue
@@ -398,6 +450,9 @@ class Agenda:
                 first = found.skipped[0].first if found.skipped else found.run[0]
                 found.skipped = [Skip(first, found.run[-1], count, why)]
                 found.run = []
+            last = (found.run or [found.skipped[-1].last])[-1]
+            if name in self._there:
+                found = without(found, self._there[name], job.schedule)
             for skip in found.skipped:
                 self._plan_skip(plan, job, skip)
             for number, tick in enumerate(found.run):
@@ -405,8 +460,24 @@ class Agenda:
                 start = free > 0 and not behind
                 self._plan_run(plan, job, tick, start=start)
                 free -= start
-            plan.batch.high_ticks[name] = (found.run or [found.skipped[-1].last])[-1]
+            plan.batch.high_ticks[name] = last
             plan.batch.seen[name] = each.high_tick
+
+    def conflicts(self, plan: Plan, rows: Iterable[RunRecord], now: datetime) -> list[Place]:
+        """Takes the ticks of rows that are there for settled (DESIGN rule 44): of those that a plan was to claim.
+
+        Returns:
+            Other ticks of those jobs that may have a row, too: to be looked up as well.
+        """
+        claimed = {(run.job, run.tick) for run in plan.batch.claims}
+        others = set[Place]()
+        for run in rows:
+            self._there.setdefault(run.job, set()).add(run.tick)
+            if (run.job, run.tick) in claimed:
+                each = self._jobs[run.job]
+                since = start_of_last(each.job.schedule, each.settled_until, now)
+                others |= {(run.job, tick) for tick in ticks_between(each.job.schedule, since, now)}
+        return sorted(others - claimed)
 
     def _waits(self, plan: Plan, name: str) -> bool:
         """Whether an older run of a job waits, and does not start by this plan."""
@@ -461,6 +532,7 @@ class Agenda:
         for name, tick in plan.batch.high_ticks.items():
             each = self._jobs[name]
             each.settled_until = each.high_tick = tick
+            self._there.pop(name, None)
         self._line_up_ticks(plan.batch.high_ticks)
         return starting
 

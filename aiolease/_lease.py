@@ -39,6 +39,10 @@ def check_name(name: str, field: str = "name") -> str:
     return name
 
 
+UNREADABLE = (AttributeError, TypeError, ValueError, OverflowError)
+"""What making a record of a row raises if it has a value that makes none."""
+
+
 @contextmanager
 def readable(store: str, what: str) -> Iterator[None]:
     """Around what makes a record of a row: a value that makes none, such as a zero date, is trouble of the store's.
@@ -48,7 +52,7 @@ def readable(store: str, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+    except UNREADABLE as error:
         problem = f"{what} has a value that cannot be read, written by another hand: {type(error).__name__}: {error}"
         raise StoreUnavailable(store, problem) from error
 

@@ -7,6 +7,7 @@ reckon alike; they differ in how much has come together.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
@@ -93,7 +94,7 @@ def due(
     if max_age is not None:
         skip(_before(now, max_age) - _MOMENT, f"more than {max_age:g} s late")
     if missed == "all":
-        skip(_start_of_last(schedule, after, now), f"more than {MOST_MISSED} were missed")
+        skip(start_of_last(schedule, after, now), f"more than {MOST_MISSED} were missed")
         found.run = list(ticks_between(schedule, after, now))
         return found
     if missed == "skip":
@@ -111,7 +112,7 @@ def _before(now: datetime, seconds: float) -> datetime:
         return datetime.min.replace(tzinfo=now.tzinfo) + timedelta(days=2)
 
 
-def _start_of_last(schedule: Schedule, after: datetime, now: datetime) -> datetime:
+def start_of_last(schedule: Schedule, after: datetime, now: datetime) -> datetime:
     """The latest moment after which at least `MOST_MISSED` ticks come, or `after`."""
     if schedule.count_between(after, now) <= MOST_MISSED:
         return after
@@ -120,6 +121,20 @@ def _start_of_last(schedule: Schedule, after: datetime, now: datetime) -> dateti
         middle = low + (high - low) / 2
         low, high = (middle, high) if schedule.count_between(middle, now) >= MOST_MISSED else (low, middle)
     return low
+
+
+def without(found: Due, there: Collection[datetime], schedule: Schedule) -> Due:
+    """What is left of the ticks that are due if some have a row already: those are settled."""
+    left = Due([tick for tick in found.run if tick not in there])
+    for skip in found.skipped:
+        before = skip.first - _MOMENT
+        last: datetime | None = skip.last
+        while last is not None and last in there:
+            last = schedule.latest_between(before, last - _MOMENT)
+        if last is not None:
+            count = skip.count if last == skip.last else schedule.count_between(before, last)
+            left.skipped.append(Skip(skip.first, last, count, skip.reason))
+    return left
 
 
 def overdue(tick: datetime, max_age: float | None, now: datetime) -> str | None:

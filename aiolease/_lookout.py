@@ -58,7 +58,9 @@ class Lookout:
         began = stock.now - timedelta(seconds=age)
         late = stock.now - timedelta(seconds=2 * self._timings.lease_duration)
         unknown = tuple(
-            name for name, job in sorted(self._jobs.items()) if _is_unknown(job, stock.jobs.get(name), began, late)
+            name
+            for name, job in sorted(self._jobs.items())
+            if name not in stock.unreadable and _is_unknown(job, stock.jobs.get(name), began, late)
         )
         event = UnknownJobs(lease=self._lease, holder=holder, token=token, jobs=unknown)
         self.trouble = event.phrase if unknown else None

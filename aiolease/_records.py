@@ -7,12 +7,16 @@ batch takes effect or nothing of it, and nothing once a newer term has begun.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from aiolease._fence import RunKey, Term
+from aiolease._lease import UNREADABLE
+from aiolease.errors import ConfigurationError
+
+T = TypeVar("T")
 
 Place = tuple[str, datetime]
 """A job and a tick: what the ledger has one row of."""
@@ -153,12 +157,14 @@ class Stock:
         unfinished: The runs that are queued or running, in the order of their ticks.
         now: The database's clock at this reading.
         queued: How many runs of a job are queued, if they were counted and not read.
+        unreadable: The jobs that have a row, of their own or of a run, that makes no record; and why not.
     """
 
     jobs: dict[str, JobRecord]
     unfinished: list[RunRecord]
     now: datetime
     queued: dict[str, int] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +182,34 @@ class Enrolment:
     timezone: str
 
 
+SETTLED_BY_HAND = "settled by hand"
+"""Why `LedgerStore.settle` recorded a run as lost."""
+
+
+def checked_limit(limit: int) -> int:
+    """How many rows somebody asks for.
+
+    Raises:
+        ConfigurationError: It is not positive.
+    """
+    if limit < 1:
+        raise ConfigurationError("limit", limit, "ask for one row at least")
+    return limit
+
+
+def read_each(
+    rows: Iterable[tuple[Any, ...]], make: Callable[[tuple[Any, ...]], T], unreadable: dict[str, str]
+) -> list[T]:
+    """Makes records of rows, the first column of which is a job; notes the jobs of rows that make none, and why."""
+    found = []
+    for row in rows:
+        try:
+            found.append(make(row))
+        except UNREADABLE as error:
+            unreadable[str(row[0])] = f"a row has a value that cannot be read: {type(error).__name__}: {error}"
+    return found
+
+
 class LedgerStore(Protocol):
     """What the ledger needs of a database. Every method may raise as those of `LeaseStore` do."""
 
@@ -191,8 +225,11 @@ class LedgerStore(Protocol):
             counted: Counts the queued runs instead of reading them: there may be any number.
         """
 
-    async def queued(self, name: str, jobs: Sequence[str], limit: int) -> list[RunRecord]:
-        """The queued runs of some jobs with the oldest ticks, at most `limit` of each, in the order of their ticks."""
+    async def queued(self, name: str, jobs: Sequence[str], limit: int) -> tuple[list[RunRecord], dict[str, str]]:
+        """The queued runs of some jobs with the oldest ticks, at most `limit` of each, in the order of their ticks.
+
+        Beside them the jobs that have one which cannot be read, and why: see `Stock.unreadable`.
+        """
 
     async def look_up(self, name: str, places: Sequence[Place]) -> list[RunRecord]:
         """The rows of some ticks, of those that have one."""
@@ -220,8 +257,22 @@ class LedgerStore(Protocol):
             The jobs of which there may be more to delete: a call deletes no more than a step of them.
         """
 
-    async def history(self, name: str, job: str) -> list[RunRecord]:
-        """All rows of a job, in the order of their ticks."""
+    async def history(self, name: str, job: str, *, limit: int = 100) -> list[RunRecord]:
+        """The newest rows of a job, at most `limit`, the newest last. Those that cannot be read are left out.
+
+        Raises:
+            ConfigurationError: `limit` is not positive.
+        """
+
+    async def settle(self, name: str, job: str) -> None:
+        """Sets the rows of a job right that another hand, or a clock that was wrong, has left: for people (rule 50).
+
+        The job's ticks up to this moment are settled: it goes on with the next. What waits, or runs, is recorded as
+        lost. The leader learns of it at its next heartbeat, or when it tries a job that it has set aside again.
+
+        Raises:
+            InvalidJob: No leader of this lease ever had such a job.
+        """
 
     async def trigger(self, name: str, job: str) -> datetime:
         """Asks the leader to run a job at its next heartbeat; returns the tick that the run will have.

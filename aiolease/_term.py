@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, TypeVar, cast
 
 import anyio
@@ -50,6 +51,15 @@ _RUNS_AT_ONCE = 1000
 
 _FIRST_PAUSE = 1.0
 """Seconds before a run is begun again whose final transaction met trouble; doubled each time."""
+
+_ASIDE = 60.0
+"""Seconds after which a job that was set aside is tried again."""
+
+_NARROWED = 40
+"""How many refusals in a row it takes at most to find the job at fault."""
+
+_SUSPICIOUS = 4
+"""How often in a row a batch is refused before it is the fault of a job."""
 
 _PRUNED_AT_ONCE = 50
 """For how many jobs old rows are deleted between two looks at what is due."""
@@ -113,6 +123,17 @@ class TermOfJobs:
         self._stock_wanted = True
         self._look_at = 0.0
         self._failures = 0  # exchanges in a row, but for readings, that went wrong
+        self._why = ""
+        # Jobs that are in the way of the others
+        self._aside: dict[str, float] = {}  # until when
+        self._refusals = 0  # in a row
+        self._unwritten: Plan | None = None  # what could not be written
+        self._silent: dict[str, datetime] = {}  # until when
+        self._held_back: set[str] = set()  # while it is found out of which job it is the fault
+        self._cleared: set[str] = set()  # of which it is not
+        self._unwritable: set[str] = set()  # those of which it was
+        self._probation: list[str] = []  # those of these that are to be tried again, each by itself
+        self._alone: str | None = None  # which of them is
         self._most = _MOST
         self._warned_at = -math.inf
         self._under_way: tuple[asyncio.Task[None], Plan] | None = None
@@ -160,14 +181,8 @@ class TermOfJobs:
         pause = min(longest, _SLICE)
         if not self._agenda:
             pass
-        elif self._stock_wanted:
-            pause = min(pause, await self._attempt(self._take_stock()))
-        elif claim and self._loop.time() >= self._look_at:
-            late = self._loop.time() < self._late_until
-            pause = min(pause, await self._attempt(self._take_stock() if late else self._look()))
-        elif claim and not self._fed and (hungry := self._agenda.hungry(_JOBS_AT_ONCE)):
-            self._fed = True  # and now what is due
-            pause = min(pause, await self._attempt(self._feed(hungry)))
+        elif (reading := self._reading(claim=claim)) is not None:
+            pause = min(pause, await self._attempt(reading))
         elif plan := self._plan(claim=claim):
             self._fed = False
             pause = min(pause, await self._attempt(self._carry_out(plan)))
@@ -189,6 +204,19 @@ class TermOfJobs:
             except TimeoutError:
                 pass
 
+    def _reading(self, *, claim: bool) -> Coroutine[Any, Any, None] | None:
+        """What is to be read before more can be planned."""
+        if self._stock_wanted or self._comes_back():
+            return self._take_stock()
+        if self._unwritten is not None:
+            return self._narrow_down(self._unwritten)
+        if claim and self._loop.time() >= self._look_at:
+            return self._take_stock() if self._loop.time() < self._late_until else self._look()
+        if claim and not self._fed and (hungry := self._agenda.hungry(_JOBS_AT_ONCE)):
+            self._fed = True  # and now what is due
+            return self._feed(hungry)
+        return None
+
     async def _attempt(self, call: Coroutine[Any, Any, None]) -> float:
         """Has one exchange with the ledger; returns for how long to wait before the next: 0 if it went well."""
         try:
@@ -199,7 +227,8 @@ class TermOfJobs:
             raise
         except Refused as error:
             self._stock_wanted = True
-            return self._failed(f"its rows are not as they should be: {error.__cause__ or 'read again'}")
+            pause = self._failed(f"its rows are not as they should be: {error.__cause__ or 'read again'}")
+            return 0.0 if _SUSPICIOUS <= self._refusals < _NARROWED else pause
         except TROUBLE as error:
             self._stock_wanted = True
             return self._failed(str(error))
@@ -208,6 +237,7 @@ class TermOfJobs:
     def _failed(self, why: str) -> float:
         timings, now = self.lead._timings, self._loop.time()
         self._failures += 1
+        self._why = why
         text = f"could not write the ledger of {self.lead.name!r}, nothing new is started: {why}"
         self.lead._trouble = text
         if self._failures > 1 and now - self._warned_at >= min(timings.retry_interval * self._failures, _QUIETEST):
@@ -216,7 +246,11 @@ class TermOfJobs:
         return 0.0 if self._failures == 1 else min(0.05 * 2.0 ** min(self._failures, 10), timings.retry_interval)
 
     def _worked(self) -> None:
-        self._failures, self.lead._trouble = 0, None
+        self._failures = 0
+        aside, silent = (", ".join(map(repr, sorted(names))) for names in (self._aside, self._silent))
+        troubles = [f"set aside, since their rows are in the way: {aside}"] if aside else []
+        troubles += [f"silent, since their ticks are settled ahead of the clock: {silent}"] if silent else []
+        self.lead._trouble = "; ".join(troubles) or None
 
     async def _bounded(self, call: Coroutine[Any, Any, R]) -> R:
         return await bounded(self.lead._timings.attempt, self.lead._store.description, call)
@@ -243,6 +277,8 @@ class TermOfJobs:
             self._saw(stock)
         if any(job.job not in stock.jobs for job in self._agenda.unknown_to(stock)):
             raise Refused  # another node has not heard of them yet
+        self._set_aside(stock.unreadable)
+        self._tell_of_silent(stock)
         self._tell_of_unknown(stock)
         self._tell_of_requests(stock)
         pending = {(change.key.job, change.key.tick) for change in self._changes}
@@ -254,14 +290,18 @@ class TermOfJobs:
     async def _feed(self, jobs: list[str]) -> None:
         """Reads the next queued runs of some jobs: a backlog is read as it is worked off (DESIGN rule 46)."""
         limit = _RUNS_AT_ONCE // len(jobs)
-        self._agenda.feed(jobs, await self._bounded(self._store.queued(self.lead.name, jobs, limit)), limit)
+        found, unreadable = await self._bounded(self._store.queued(self.lead.name, jobs, limit))
+        self._agenda.feed([job for job in jobs if job not in unreadable], found, limit)
+        self._set_aside(unreadable)
 
     async def _look(self) -> None:
         """Reads who was paused, resumed or triggered."""
         stock = await self._bounded(self._store.take_stock(self.lead.name, attention=True))
         self._saw(stock)
         self._tell_of_requests(stock)
-        self._agenda.look(stock)
+        self._set_aside(stock.unreadable)
+        if self._agenda.look(stock):
+            self._stock_wanted = True
         self._look_at = self._loop.time() + self.lead._timings.heartbeat_interval
 
     def _saw(self, stock: Stock) -> None:
@@ -275,6 +315,17 @@ class TermOfJobs:
             self._told.update(unknown)
             text = f"the database knows jobs of {self.lead.name!r} that this process has not: {', '.join(unknown[:20])}"
             self._emit(Notice(**self._facts(), severity="WARNING", text=text))
+
+    def _tell_of_silent(self, stock: Stock) -> None:
+        self._silent = self._agenda.silent(stock)
+        for name, until in sorted(self._silent.items()):
+            if (told := f"{name} until {until}") not in self._told:
+                self._told.add(told)
+                text = (
+                    f"{name!r} is silent until {until:%Y-%m-%d %H:%M:%S} UTC: so far its ticks are settled, by a clock "
+                    f"that was ahead or by hand; `aiolease settle {name}` lets it go on now"
+                )
+                self._emit(Notice(**self._facts(), severity="WARNING", text=text))
 
     def _tell_of_requests(self, stock: Stock) -> None:
         for name in sorted(self._agenda.unknown_here(stock) - self.lead._jobs):
@@ -309,13 +360,93 @@ class TermOfJobs:
             if place not in left:
                 self._tell(execution, Outcome("succeeded", 0.0))
 
+    # -- a job that is in the way of the others (DESIGN rule 44)
+
+    def _set_aside(self, jobs: Mapping[str, str]) -> None:
+        """Has nothing planned of some jobs for a minute, each for a reason that is told once."""
+        for job in sorted(self._agenda.known_here(jobs)):
+            self._aside[job] = self._loop.time() + _ASIDE
+            if (told := f"{job} set aside") not in self._told:
+                self._told.add(told)
+                text = (
+                    f"{job!r} is set aside, the other jobs go on: {jobs[job]}; it is tried again each minute, and "
+                    f"`aiolease settle {job}` sets its rows right"
+                )
+                self._emit(Notice(**self._facts(), severity="CRITICAL", text=text))
+        self._exclude()
+
+    def _exclude(self) -> None:
+        self._agenda.aside = {*self._aside, *self._held_back}
+
+    def _comes_back(self) -> bool:
+        """Whether a job that was set aside is to be tried again."""
+        now = self._loop.time()
+        back = [job for job, until in self._aside.items() if until <= now]
+        for job in back:
+            del self._aside[job]
+            if job in self._unwritable:
+                self._unwritable.discard(job)
+                self._probation.append(job)
+        self._exclude()
+        return bool(back)
+
+    async def _narrow_down(self, plan: Plan) -> None:
+        """Finds out why a plan is refused, time after time.
+
+        What it was to claim may be there already. Else, if anything can be written at all, a half of its jobs is held
+        back, and so on, until one is left. Those that could be written meanwhile are above suspicion.
+        """
+        self._unwritten = None
+        name, places = self.lead.name, [(run.job, run.tick) for run in plan.batch.claims]
+        there = await self._bounded(self._store.look_up(name, places))
+        if there:
+            others = self._agenda.conflicts(plan, there, self.lead.database_now())
+            for start in range(0, len(others), _RUNS_AT_ONCE):
+                more = await self._bounded(self._store.look_up(name, others[start : start + _RUNS_AT_ONCE]))
+                self._agenda.conflicts(plan, more, self.lead.database_now())
+            return
+        if self._refusals < _SUSPICIOUS or self._loop.time() < self._late_until:
+            return  # what the server delayed may have come in between
+        await self._bounded(self._store.record(self._term, Batch()))
+        suspects = sorted(plan.jobs() - self._cleared) or sorted(plan.jobs())
+        if len(suspects) > 1:
+            self._held_back |= set(suspects[len(suspects) // 2 :])
+            self._exclude()
+        elif suspects:
+            self._held_back.clear()
+            self._cleared.clear()
+            self._unwritable.add(suspects[0])
+            self._set_aside({suspects[0]: f"its rows cannot be written: {self._why}"})
+        self._stock_wanted = True
+
     # -- what is to be done
 
     def _plan(self, *, claim: bool) -> Plan | None:
-        pending = self._changes[: self._most]
+        """The next plan: of all jobs, or of one that could not be written a while ago."""
+        while self._probation:
+            self._alone = self._probation.pop()
+            self._agenda.aside |= self._agenda.known_here(self._agenda) - {self._alone}
+            plan = self._plan_of_all(claim=claim)
+            self._exclude()
+            self._stock_wanted = True  # what is due of the others was passed over
+            if plan is not None or not self._probation:
+                return plan
+        self._alone = None
+        return self._plan_of_all(claim=claim)
+
+    def _plan_of_all(self, *, claim: bool) -> Plan | None:
+        pending = [change for change in self._changes if change.key.job not in self._agenda.aside][: self._most]
+        written = pending
         if self._failures > 3:  # perhaps it is the text of an error that cannot be written
             pending = [replace(change, error=change.error and ascii(change.error)) for change in pending]
-        return self._agenda.plan(self.lead.database_now(), pending, len(self._running), claim=claim, most=self._most)
+        now, running = self.lead.database_now(), len(self._running)
+        plan = self._agenda.plan(now, pending, running, claim=claim, most=self._most)
+        if plan is not None:
+            plan.pending = written
+        if self._agenda.at_fault:
+            self._set_aside(self._agenda.at_fault)
+            self._agenda.at_fault = {}
+        return plan
 
     def _in_thread(self, job: Job) -> bool:
         return any(thread.is_alive() for thread in self._threads.get(job.name, ()))
@@ -331,6 +462,12 @@ class TermOfJobs:
                 task.result()
             except BaseException as error:
                 self._agenda.not_written(plan, refused=isinstance(error, Refused))
+                self._refusals = self._refusals + 1 if isinstance(error, Refused) else 0
+                if self._alone is not None and self._refusals:
+                    self._refusals = 0
+                    self._unwritable.add(self._alone)
+                    self._set_aside({self._alone: f"its rows cannot be written: {error.__cause__ or 'refused'}"})
+                self._unwritten = plan if self._refusals > 1 else None
                 self._unanswered.update(plan.starting(self.lead.token))
                 if not isinstance(error, Refused):
                     self._late_until = self._loop.time() + 2 * self.lead._timings.lease_duration
@@ -346,10 +483,18 @@ class TermOfJobs:
     def _written(self, plan: Plan) -> list[Execution]:
         """Notes that a plan was written; returns what is to be started."""
         self._worked()
+        self._refusals, self._unwritten = 0, None
+        self._told.difference_update(f"{job} set aside" for job in plan.jobs())
+        if self._held_back:  # it is not the fault of these, and now it is the turn of the others
+            self._cleared |= plan.jobs()
+            self._held_back.clear()
+            self._exclude()
+            self._stock_wanted = True
         self._most = min(self._most * 2, _MOST)
-        if any(change.status == "queued" for change in self._changes[: plan.pending]):
+        if any(change.status == "queued" for change in plan.pending):
             self._stock_wanted = True  # to see whether they had an effect: if so, the runs wait their turn
-        del self._changes[: plan.pending]
+        done = set(map(id, plan.pending))
+        self._changes = [change for change in self._changes if id(change) not in done]
         starting = [self._execution(run) for run in self._agenda.written(plan)]
         for job, skip in plan.skips:
             self._skipped(job.name, skip)

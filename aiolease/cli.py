@@ -102,7 +102,7 @@ def _resign(arguments: argparse.Namespace) -> int:
 
 def _history(arguments: argparse.Namespace) -> int:
     async def look(lease: _Lease, job: str) -> int:
-        runs = (await lease.ask(lambda store: store.history(lease.name, job)))[-arguments.number :]
+        runs = await lease.ask(lambda store: store.history(lease.name, job, limit=arguments.number))
         stock = await lease.ask(lambda store: store.take_stock(lease.name))
         if not runs and job not in stock.jobs:
             raise InvalidJob(job, f"no leader of {lease.name!r} ever had such a job")
@@ -138,6 +138,15 @@ def _pause(arguments: argparse.Namespace) -> int:
             _print(f"paused {job!r} of {lease.name!r}: its ticks are not run; what is running or queued goes on")
         else:
             _print(f"{job!r} of {lease.name!r} was paused already, since {_moment(since)}")
+        return 0
+
+    return _on_job(arguments, request)
+
+
+def _settle(arguments: argparse.Namespace) -> int:
+    async def request(lease: _Lease, job: str) -> int:
+        await lease.ask(lambda store: store.settle(lease.name, job))
+        _print(f"settled {job!r} of {lease.name!r}: it goes on with its next tick, a minute from now at the latest")
         return 0
 
     return _on_job(arguments, request)
@@ -379,6 +388,14 @@ def _parser() -> argparse.ArgumentParser:
             "end a pause: run the job from its next tick on",
             "The leader learns of it at its next heartbeat, and then runs a tick that fell due since. The ticks of the "
             "pause are not made up for.",
+        )
+    )
+    _add_job(
+        add(
+            "settle",
+            _settle,
+            "set a job's rows right that another hand, or a clock that was wrong, has left",
+            "Its ticks up to now are settled, it goes on with the next. What waits or runs of it is recorded as lost.",
         )
     )
     _add_lease(add("resign", _resign, "ask the leader to resign: another leads after its next heartbeat"))

@@ -183,7 +183,7 @@ def virtual_time(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
 
 Method = Literal[
     "read", "claim", "renew", "release", "resign", "begin", "commit", "fence",
-    "take_stock", "enroll", "record", "prune", "history", "trigger", "pause", "resume",
+    "take_stock", "enroll", "record", "prune", "history", "trigger", "pause", "resume", "settle",
 ]  # fmt: skip
 
 
@@ -200,7 +200,7 @@ class MemoryStore(_PlainStore):
     ``"take_stock"``, ``"enroll"``, ``"record"``,     the ledger as a leader reads it, tells it its jobs, writes which
     ``"prune"``                                       ticks it claims and how runs ended, and deletes old rows
     ``"history"``, ``"trigger"``, ``"pause"``,        those methods of the store
-    ``"resume"``
+    ``"resume"``, ``"settle"``
     ================================================  ==================================================================
 
     Attributes:

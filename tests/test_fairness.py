@@ -125,9 +125,9 @@ class Counting(Line):
         super().__init__(server)
         self.pages: list[int] = []
 
-    async def queued(self, name: str, jobs: Sequence[str], limit: int) -> list[RunRecord]:
+    async def queued(self, name: str, jobs: Sequence[str], limit: int) -> tuple[list[RunRecord], dict[str, str]]:
         found = await super().queued(name, jobs, limit)
-        self.pages.append(len(found))
+        self.pages.append(len(found[0]))
         return found
 
 

@@ -688,11 +688,11 @@ async def test_queued_runs_are_counted_and_read_in_pages(make_store: MakeStore) 
     assert set(stock.jobs) == {"a", "b", "c"}
     assert [(row.job, row.tick, row.status) for row in stock.unfinished] == [("c", now, "running")]
     assert stock.queued == {"a": 10, "b": 2}
-    page = await other.queued("cron", ["a", "b", "c", "unknown"], 4)
+    page, _ = await other.queued("cron", ["a", "b", "c", "unknown"], 4)
     expected = sorted([(tick, "a") for tick in ticks[:4]] + [(tick, "b") for tick in ticks[8:]])
     assert [(row.tick, row.job) for row in page] == expected
     assert {(row.status, row.token, row.attempt) for row in page} == {("queued", term.token, 1)}
-    assert await other.queued("cron", [], 4) == []
+    assert await other.queued("cron", [], 4) == ([], {})
     places = [("a", ticks[3]), ("b", ticks[3]), ("c", now), ("a", now)]
     assert {(row.job, row.tick) for row in await other.look_up("cron", places)} == {("a", ticks[3]), ("c", now)}
     assert await other.look_up("cron", []) == []

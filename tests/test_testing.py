@@ -450,6 +450,7 @@ CALLS: dict[str, Call] = {
     "record": lambda store: store.record(TERM, Batch()),
     "prune": lambda store: store.prune("default", ["job"], 1),
     "history": lambda store: store.history("default", "job"),
+    "settle": lambda store: store.settle("default", "job"),
     "trigger": lambda store: store.trigger("default", "job"),
     "pause": lambda store: store.pause("default", "job"),
     "resume": lambda store: store.resume("default", "job"),

@@ -58,10 +58,11 @@ async def open_store(
 
         await store.status(name)          # the `Lease`, or None
         await store.resign(name)          # the token of the term that is asked to resign, or None
-        await store.history(name, job)    # `RunRecord`s in the order of their ticks; none for an unknown job
+        await store.history(name, job)    # the newest hundred `RunRecord`s, the newest last; or `limit=` of them
         await store.trigger(name, job)    # the tick that the run will have
         await store.pause(name, job)
-        await store.resume(name, job)     # these three raise `InvalidJob` if no leader ever had such a job
+        await store.resume(name, job)
+        await store.settle(name, job)     # these four raise `InvalidJob` if no leader ever had such a job
 
     Args:
         target: An asyncmy or aiomysql pool, a SQLAlchemy `AsyncEngine` on either, a URL, or a store.

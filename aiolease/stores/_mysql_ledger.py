@@ -19,7 +19,20 @@ from typing import Any
 
 from aiolease._fence import FenceBroken, Refused, Term
 from aiolease._lease import check_name, readable
-from aiolease._records import AHEAD, Batch, Change, Enrolment, JobRecord, Place, RunRecord, Stock, kept
+from aiolease._records import (
+    AHEAD,
+    SETTLED_BY_HAND,
+    Batch,
+    Change,
+    Enrolment,
+    JobRecord,
+    Place,
+    RunRecord,
+    Stock,
+    checked_limit,
+    kept,
+    read_each,
+)  # fmt: skip
 from aiolease._settle import bounded
 from aiolease.errors import AioleaseError, InvalidJob
 from aiolease.stores._drivers import Rows, Session, error_number
@@ -27,7 +40,12 @@ from aiolease.stores._transactions import CHECK_FAILED, FenceSQL, check
 
 Statement = tuple[str, tuple[object, ...]]
 
-_DUPLICATE = 1062
+_REFUSALS = {
+    *(1048, 1062, 1364),  # NULL, a row that is there, no default
+    *(1264, 1265, 1292, 1366, 1406, 1411, 3140, 4025, 3819),  # a value that does not fit, or breaks a CHECK
+    *(1451, 1452, 1644),  # somebody's foreign key, or trigger
+}
+"""Errors that say that the rows are in the way, and not that the server is."""
 _FENCE_RESULTS = 4
 """SET, START TRANSACTION, the fence's UPDATE, and its check: with fewer results, it was the fence that failed."""
 
@@ -47,6 +65,7 @@ class MySQLLedger:
     description: str
     _fence: FenceSQL
     _other_session: Session
+    _asking_session: Session
 
     def _name_ledger_tables(self, prefix: str) -> None:
         self._job_table, self._run_table = f"{prefix}job", f"{prefix}run"
@@ -73,24 +92,25 @@ class MySQLLedger:
             sql += f"; SELECT job, COUNT(*) {of_lease} GROUP BY job"
             values.append(name)
         now, jobs, *rest = await self._other_session.run(sql, values)
-        with readable(self.description, f"the ledger of {name!r}"):
-            return Stock(
-                jobs={row[0]: _job(row) for row in jobs},
-                unfinished=[_run(row) for row in rest[0]] if rest else [],
-                now=_utc(now[0][0]),
-                queued={job: int(count) for job, count in rest[1]} if counted else {},
-            )
+        unreadable: dict[str, str] = {}
+        return Stock(
+            jobs={job.job: job for job in read_each(jobs, _job, unreadable)},
+            unfinished=read_each(rest[0], _run, unreadable) if rest else [],
+            now=_utc(now[0][0]),
+            queued={job: int(count) for job, count in rest[1]} if counted else {},
+            unreadable=unreadable,
+        )
 
-    async def queued(self, name: str, jobs: Sequence[str], limit: int) -> list[RunRecord]:
+    async def queued(self, name: str, jobs: Sequence[str], limit: int) -> tuple[list[RunRecord], dict[str, str]]:
         """See `LedgerStore.queued`."""
+        unreadable: dict[str, str] = {}
         if not jobs:
-            return []
+            return [], unreadable
         one = f"{self._runs_sql} WHERE lease = %s AND status = 'queued' AND job = %s ORDER BY tick LIMIT {limit}"
         values = [value for job in jobs for value in (name, job)]
         results = await self._other_session.run("; ".join([one] * len(jobs)), values)
-        with readable(self.description, f"the ledger of {name!r}"):
-            found = [_run(row) for rows in results for row in rows]
-        return sorted(found, key=lambda run: (run.tick, run.job))
+        found = read_each((row for rows in results for row in rows), _run, unreadable)
+        return sorted(found, key=lambda run: (run.tick, run.job)), unreadable
 
     async def look_up(self, name: str, places: Sequence[Place]) -> list[RunRecord]:
         """See `LedgerStore.look_up`."""
@@ -222,7 +242,7 @@ class MySQLLedger:
             number = error_number(error.__cause__) if error.__cause__ else None
             if number == CHECK_FAILED:
                 raise (FenceBroken if len(results) < _FENCE_RESULTS else Refused) from error
-            if number == _DUPLICATE:
+            if number in _REFUSALS:
                 raise Refused from error
             raise
 
@@ -256,15 +276,26 @@ class MySQLLedger:
 
     # -- what people ask
 
-    async def history(self, name: str, job: str) -> list[RunRecord]:
+    async def history(self, name: str, job: str, *, limit: int = 100) -> list[RunRecord]:
         """See `LedgerStore.history`."""
         check_name(name)
+        sql = f"{self._runs_sql} WHERE lease = %s AND job = %s ORDER BY tick DESC LIMIT {checked_limit(limit)}"
         if not _is_name(job):
             return []
-        sql = f"{self._runs_sql} WHERE lease = %s AND job = %s ORDER BY tick"
-        rows = (await self._ask(sql, (name, job)))[0]
-        with readable(self.description, f"the ledger of {name!r}"):
-            return [_run(row) for row in rows]
+        return read_each(reversed((await self._ask(sql, (name, job)))[0]), _run, {})
+
+    async def settle(self, name: str, job: str) -> None:
+        """See `LedgerStore.settle`."""
+        now = "UTC_TIMESTAMP(6)"
+        sql = (
+            f"UPDATE {self._run_table} SET status = 'lost', started_at = NULL, finished_at = {now}, tick_from = NULL, "
+            f"`count` = NULL, error = '{SETTLED_BY_HAND}' "
+            "WHERE lease = %s AND job = %s AND status IN ('queued', 'running'); "
+            f"UPDATE {self._job_table} SET known_since = {now}, schedule_since = {now}, resumed_at = {now}, "
+            # A date that makes none is before all others.
+            f"high_tick = {now}, requested_at = NULL, paused_at = IF(paused_at < '1000-01-01', NULL, paused_at)"
+        )
+        await self._ask_job(sql, "job", name, job, before=(name, job))
 
     async def trigger(self, name: str, job: str) -> datetime:
         """See `LedgerStore.trigger`."""
@@ -284,18 +315,18 @@ class MySQLLedger:
         sql = f"UPDATE {self._job_table} SET resumed_at = {resumed_at}, paused_at = NULL"
         await self._ask_job(sql, "resumed_at", name, job)
 
-    async def _ask_job(self, sql: str, column: str, name: str, job: str) -> Any:
+    async def _ask_job(self, sql: str, column: str, name: str, job: str, before: tuple[object, ...] = ()) -> Any:
         check_name(name)
         of_job = "WHERE lease = %s AND job = %s"
         # In one transaction, so that the leader cannot see to it between the two.
         sql = f"START TRANSACTION; {sql} {of_job}; SELECT {column} FROM {self._job_table} {of_job}; COMMIT"
-        rows = (await self._ask(sql, (name, job, name, job)))[2] if _is_name(job) else None
+        rows = (await self._ask(sql, (*before, name, job, name, job)))[-2] if _is_name(job) else None
         if not rows:
             raise InvalidJob(job, f"no leader of {name!r} ever had such a job")
         return rows[0][0]
 
     async def _ask(self, sql: str, values: Sequence[object]) -> list[Rows]:
-        return await bounded(_ASK_LIMIT, self.description, self._other_session.run(sql, values))
+        return await bounded(_ASK_LIMIT, self.description, self._asking_session.run(sql, values))
 
     @property
     def _runs_sql(self) -> str:

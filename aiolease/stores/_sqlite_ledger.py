@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
 from aiolease._fence import FenceBroken, Refused, Term
 from aiolease._lease import check_name, readable
-from aiolease._records import AHEAD, Batch, Change, Enrolment, JobRecord, Place, RunRecord, Stock, kept
+from aiolease._records import (
+    AHEAD,
+    SETTLED_BY_HAND,
+    Batch,
+    Change,
+    Enrolment,
+    JobRecord,
+    Place,
+    RunRecord,
+    Stock,
+    checked_limit,
+    kept,
+    read_each,
+)  # fmt: skip
 from aiolease.errors import InvalidJob
 from aiolease.stores._sqlite_transactions import microseconds, moment, transaction
 
@@ -72,7 +86,19 @@ class SQLiteLedger:
         self._count_queued_sql = f"SELECT job, COUNT(*) {of_queued} GROUP BY job"
         self._queued_sql = f"SELECT {_RUN} {of_queued} AND job = :job ORDER BY tick LIMIT :limit"
         self._look_up_sql = f"SELECT {_RUN} FROM {run} WHERE {this_job} AND tick = :tick"
-        self._history_sql = f"SELECT {_RUN} FROM {run} WHERE {this_job} ORDER BY tick"
+        self._history_sql = f"SELECT {_RUN} FROM {run} WHERE {this_job} ORDER BY tick DESC LIMIT :limit"
+        self._settle_sql = (
+            (
+                f"UPDATE {run} SET status = 'lost', started_at = NULL, finished_at = :now, tick_from = NULL, "
+                f"count = NULL, error = '{SETTLED_BY_HAND}' WHERE {this_job} AND status IN {_UNFINISHED}"
+            ),
+            (
+                f"UPDATE {job} SET known_since = :now, schedule_since = :now, resumed_at = :now, high_tick = :now, "
+                "requested_at = NULL, paused_at = "
+                "CASE WHEN typeof(paused_at) = 'integer' AND paused_at BETWEEN 0 AND :now THEN paused_at END "
+                f"WHERE {this_job}"
+            ),
+        )
         self._enroll_sql = (
             f"INSERT INTO {job} (lease, job, schedule, timezone, known_since, schedule_since) "
             "VALUES (:lease, :job, :schedule, :timezone, :now, :now) ON CONFLICT (lease, job) DO UPDATE "
@@ -132,32 +158,39 @@ class SQLiteLedger:
                 unfinished = [] if unread else connection.execute(runs_sql, values).fetchall()
                 queued = connection.execute(self._count_queued_sql, values).fetchall() if counted else []
                 now = moment(self._now())
-            with readable(self.description, f"the ledger of {name!r}"):
-                return Stock(
-                    jobs={row[0]: _job_record(row) for row in jobs},
-                    unfinished=[_run_record(row) for row in unfinished],
-                    now=now,
-                    queued=dict(queued),
-                )
+            unreadable: dict[str, str] = {}
+            return Stock(
+                jobs={job.job: job for job in read_each(jobs, _job_record, unreadable)},
+                unfinished=read_each(unfinished, _run_record, unreadable),
+                now=now,
+                queued=dict(queued),
+                unreadable=unreadable,
+            )
 
         return await self._run(work)
 
-    async def queued(self, name: str, jobs: Sequence[str], limit: int) -> list[RunRecord]:
+    async def queued(self, name: str, jobs: Sequence[str], limit: int) -> tuple[list[RunRecord], dict[str, str]]:
         """See `LedgerStore.queued`."""
         asked = [{"lease": name, "job": job, "limit": limit} for job in jobs]
-        found = await self._run(partial(self._read_runs, name, self._queued_sql, asked))
-        return sorted(found, key=lambda run: (run.tick, run.job))
+
+        def work(connection: sqlite3.Connection) -> tuple[list[RunRecord], dict[str, str]]:
+            unreadable: dict[str, str] = {}
+            with transaction(connection, "DEFERRED"):
+                rows = [row for values in asked for row in connection.execute(self._queued_sql, values)]
+            found = read_each(rows, _run_record, unreadable)
+            return sorted(found, key=lambda run: (run.tick, run.job)), unreadable
+
+        return await self._run(work)
 
     async def look_up(self, name: str, places: Sequence[Place]) -> list[RunRecord]:
         """See `LedgerStore.look_up`."""
         asked = [{"lease": name, "job": job, "tick": microseconds(tick)} for job, tick in places]
-        return await self._run(partial(self._read_runs, name, self._look_up_sql, asked))
 
-    def _read_runs(
-        self, name: str, sql: str, asked: Sequence[dict[str, object]], connection: sqlite3.Connection
-    ) -> list[RunRecord]:
-        with transaction(connection, "DEFERRED"), readable(self.description, f"the ledger of {name!r}"):
-            return [_run_record(row) for values in asked for row in connection.execute(sql, values)]
+        def work(connection: sqlite3.Connection) -> list[RunRecord]:
+            with transaction(connection, "DEFERRED"), readable(self.description, f"the ledger of {name!r}"):
+                return [_run_record(row) for values in asked for row in connection.execute(self._look_up_sql, values)]
+
+        return await self._run(work)
 
     async def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
         """See `LedgerStore.enroll`."""
@@ -175,7 +208,7 @@ class SQLiteLedger:
         """See `LedgerStore.record`."""
 
         def work(connection: sqlite3.Connection) -> None:
-            with transaction(connection):
+            with transaction(connection), _refusals():
                 self._count_fence(connection, term)
                 now = self._now()
                 for change in batch.changes:
@@ -202,15 +235,18 @@ class SQLiteLedger:
         # A transaction for each: what the leader writes must not wait for all of them.
         return [job for job in jobs if await self._run(partial(work, job=job))]
 
-    async def history(self, name: str, job: str) -> list[RunRecord]:
+    async def history(self, name: str, job: str, *, limit: int = 100) -> list[RunRecord]:
         """See `LedgerStore.history`."""
-        values = {"lease": check_name(name), "job": job}
+        values = {"lease": check_name(name), "job": job, "limit": checked_limit(limit)}
 
         def work(connection: sqlite3.Connection) -> list[RunRecord]:
-            with readable(self.description, f"the ledger of {name!r}"):
-                return [_run_record(row) for row in connection.execute(self._history_sql, values)]
+            return read_each(reversed(connection.execute(self._history_sql, values).fetchall()), _run_record, {})
 
         return await self._run(work)
+
+    async def settle(self, name: str, job: str) -> None:
+        """See `LedgerStore.settle`."""
+        await self._update(name, job, *self._settle_sql)
 
     async def trigger(self, name: str, job: str) -> datetime:
         """See `LedgerStore.trigger`."""
@@ -233,13 +269,15 @@ class SQLiteLedger:
         if connection.execute(self._count_fence_sql, values).rowcount != 1:
             raise FenceBroken
 
-    async def _update(self, name: str, job: str, sql: str) -> JobRecord:
+    async def _update(self, name: str, job: str, *statements: str) -> JobRecord:
         """Changes one job, and returns it afterwards."""
 
         def work(connection: sqlite3.Connection) -> JobRecord:
             values = {"lease": check_name(name), "job": job}
             with transaction(connection):
-                connection.execute(sql, values | {"now": self._now()})
+                now = self._now()
+                for sql in statements:
+                    connection.execute(sql, values | {"now": now})
                 row = connection.execute(self._job_sql, values).fetchone()
             if row is None:
                 raise InvalidJob(job, f"no leader of {name!r} ever had such a job")
@@ -247,6 +285,15 @@ class SQLiteLedger:
                 return _job_record(row)
 
         return await self._run(work)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Rows that are in the way, by a constraint or a value that does not fit, refuse a batch."""
+    try:
+        yield
+    except (sqlite3.IntegrityError, sqlite3.DataError, OverflowError) as error:
+        raise Refused from error
 
 
 def _all(connection: sqlite3.Connection, sql: str, rows: list[dict[str, Any]]) -> None:
@@ -317,8 +364,8 @@ def _run_record(row: tuple[Any, ...]) -> RunRecord:
     return RunRecord(
         job=row[0],
         tick=moment(row[1]),
-        attempt=row[2],
-        token=row[3],
+        attempt=int(row[2]),
+        token=int(row[3]),
         holder=row[4],
         status=row[5],
         started_at=_moment(row[6]),

@@ -16,6 +16,7 @@ from aiolease._fence import FenceBroken, Refused, RunKey, Term
 from aiolease._lease import Lease, check_name, look_limit
 from aiolease._records import (
     AHEAD,
+    SETTLED_BY_HAND,
     Batch,
     Change,
     Enrolment,
@@ -23,6 +24,7 @@ from aiolease._records import (
     Place,
     RunRecord,
     Stock,
+    checked_limit,
     kept,
 )
 from aiolease._settle import bounded
@@ -65,13 +67,13 @@ class Ledger:
         queued = Counter(run.job for run in self.runs.values() if run.status == "queued") if counted else {}
         return Stock(jobs=dict(self.jobs), unfinished=unfinished, now=now, queued=dict(queued))
 
-    def queued(self, jobs: Sequence[str], limit: int) -> list[RunRecord]:
+    def queued(self, jobs: Sequence[str], limit: int) -> tuple[list[RunRecord], dict[str, str]]:
         """See `LedgerStore.queued`."""
         found: dict[str, list[RunRecord]] = {job: [] for job in jobs}
         for run in sorted(self.runs.values(), key=lambda run: run.tick):
             if run.status == "queued" and len(found.get(run.job, range(limit))) < limit:
                 found[run.job].append(run)
-        return sorted((run for runs in found.values() for run in runs), key=lambda run: (run.tick, run.job))
+        return sorted((run for runs in found.values() for run in runs), key=lambda run: (run.tick, run.job)), {}
 
     def enroll(self, jobs: Sequence[Enrolment], now: datetime) -> None:
         """See `LedgerStore.enroll`."""
@@ -134,9 +136,20 @@ class Ledger:
                     del self.runs[job, tick]
         return []
 
-    def history(self, job: str) -> list[RunRecord]:
-        """See `LedgerStore.history`."""
-        return sorted((run for run in self.runs.values() if run.job == job), key=lambda run: run.tick)
+    def history(self, job: str, limit: int | None = None) -> list[RunRecord]:
+        """See `LedgerStore.history`; all rows by default."""
+        found = sorted((run for run in self.runs.values() if run.job == job), key=lambda run: run.tick)
+        return found if limit is None else found[-limit:]
+
+    def settle(self, lease: str, job: str, now: datetime) -> None:
+        """See `LedgerStore.settle`."""
+        known = self._known(lease, job)
+        self.jobs[job] = replace(
+            known, known_since=now, schedule_since=now, resumed_at=now, high_tick=now, requested_at=None
+        )
+        for place, run in self.runs.items():
+            if run.job == job and run.status in {"queued", "running"}:
+                self.runs[place] = replace(run, status="lost", finished_at=now, error=SETTLED_BY_HAND)
 
     def trigger(self, lease: str, job: str, now: datetime) -> datetime:
         """See `LedgerStore.trigger`."""
@@ -424,7 +437,7 @@ class MemoryStore:
             "take_stock", lambda: ledger.stock(now(), attention=attention, runs=runs, counted=counted)
         )
 
-    async def queued(self, name: str, jobs: Sequence[str], limit: int) -> list[RunRecord]:
+    async def queued(self, name: str, jobs: Sequence[str], limit: int) -> tuple[list[RunRecord], dict[str, str]]:
         """See `LedgerStore.queued`."""
         return await self.exchange("take_stock", lambda: self.server.ledgers[name].queued(jobs, limit))
 
@@ -445,10 +458,17 @@ class MemoryStore:
         """See `LedgerStore.prune`."""
         return await self.exchange("prune", lambda: self.server.ledgers[name].prune(jobs, keep))
 
-    async def history(self, name: str, job: str) -> list[RunRecord]:
+    async def history(self, name: str, job: str, *, limit: int = 100) -> list[RunRecord]:
         """See `LedgerStore.history`."""
         check_name(name)
-        return await self.exchange("history", lambda: self.server.ledgers[name].history(job))
+        checked_limit(limit)
+        return await self.exchange("history", lambda: self.server.ledgers[name].history(job, limit))
+
+    async def settle(self, name: str, job: str) -> None:
+        """See `LedgerStore.settle`."""
+        check_name(name)
+        server = self.server
+        await self.exchange("settle", lambda: server.ledgers[name].settle(name, job, server.now()))
 
     async def trigger(self, name: str, job: str) -> datetime:
         """See `LedgerStore.trigger`."""

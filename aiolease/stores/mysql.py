@@ -99,6 +99,8 @@ class MySQLStore(MySQLLedger):
         self._leading: dict[str, float] = {}  # the leases that this process holds, and how long each lasts
         self._lease_session = Session(driver, self._prepare_for_leases, stuck=0.2)
         self._other_session = Session(driver, self._prepare, stuck=_ASK_LIMIT)
+        # What people ask must not wait for what the leader writes, nor hold it up. Idle, the server ends it.
+        self._asking_session = Session(driver, self._prepare, stuck=_ASK_LIMIT)
         self._lock_wait: asyncio.Task[Lease | None] | None = None
         self._locked: str | None = None  # the lease whose lock this session got while waiting
         self._asking: set[asyncio.Task[None]] = set()
@@ -361,15 +363,15 @@ class MySQLStore(MySQLLedger):
     async def resign(self, name: str) -> int | None:
         """See `LeaseStore.resign`."""
         check_name(name)
-        call = self._other_session.run(f"{self._resign_sql}; {self._read_sql}(%s)", (name, name))
+        call = self._asking_session.run(f"{self._resign_sql}; {self._read_sql}(%s)", (name, name))
         results = await bounded(_ASK_LIMIT, self.description, call)
         lease = self._lease(results[1][0]) if results[1] else None
         return lease.resign_token if lease is not None and lease.holder is not None else None
 
     async def status(self, name: str) -> Lease | None:
-        """Reads the row of a lease over the second connection, for people: see `LeaseStore.read`."""
+        """Reads the row of a lease over a connection of its own, for people: see `LeaseStore.read`."""
         check_name(name)
-        call = self._other_session.run(f"{self._read_sql}(%s)", (name,))
+        call = self._asking_session.run(f"{self._read_sql}(%s)", (name,))
         rows = (await bounded(_ASK_LIMIT, self.description, call))[0]
         return self._lease(rows[0]) if rows else None
 
@@ -383,6 +385,7 @@ class MySQLStore(MySQLLedger):
         await self._lease_session.aclose()
         await self._writes.aclose()
         await self._other_session.aclose()
+        await self._asking_session.aclose()
 
     # -- waiting
 
