@@ -60,7 +60,7 @@ class Application:
         self._newer = self._duties
         if chance.random() < 0.2:
             self._newer = [_changed(chance, duty, lease) for duty in self._duties if chance.random() < 0.8]
-        self._begun_at = 0.0
+        self._moved_at = 0.0  # when a run last began, or ended
 
     @property
     def overlapping(self) -> set[str]:
@@ -100,6 +100,7 @@ class Application:
             finally:
                 cancelled = await unwind(process) if ending == "cancelled" else None
                 process.world.record("over", process, run.token, run=this, note=ending)
+                self._moved_at = process.world.now
                 if cancelled is not None:
                     raise cancelled
 
@@ -108,7 +109,7 @@ class Application:
     def _begin(self, process: Process, run: JobRun, this: Run, duty: Duty) -> None:
         world = process.world
         world.record("begun", process, run.token, run=this)
-        self._begun_at = world.now
+        self._moved_at = world.now
         row = world.server.ledgers[LEASE].runs.get((run.job, run.tick))
         if row is None or (row.attempt, row.token, row.status) != (run.attempt, run.token, "running"):
             world.fail(Violation(f"{this} runs, and the ledger says {said(row)}"))
@@ -193,7 +194,7 @@ class Application:
                 ):
                     raise Violation(f"{job} was triggered at {tick:%H:%M:%S.%f}, and nothing tells of that")
         waiting = [row for row in books.runs if row.status == "queued" and rules[row.job].led]
-        if waiting and not checker.going_on(leader.name) and world.now > self._begun_at + settled:
+        if waiting and not checker.going_on(leader.name) and world.now > self._moved_at + settled:
             raise Violation(f"nothing runs, and nobody begins what waits: {said(waiting[0])}")
 
     def _rules(self, world: World, here: list[Duty]) -> dict[str, Rules]:
