@@ -9,6 +9,7 @@ costs depends on what it changes, and not on how much waits.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -55,6 +56,7 @@ class Plan:
     overdue: list[Waiting] = field(default_factory=list)  # that are too old to start
     claims: list[tuple[Job, RunRecord]] = field(default_factory=list)
     skips: list[tuple[Job, Skip]] = field(default_factory=list)
+    threads: int = 0  # that it needs
     taken: dict[str, int] = field(default_factory=dict)  # how many of a job's waiting runs are among them
 
     def jobs(self) -> set[str]:
@@ -113,20 +115,31 @@ class Agenda:
         term: The term.
         young: Seconds for which a tick is due and not yet missed.
         max_running: How many runs may go on at once.
+        max_threads: How many of them may be in threads.
         in_thread: Says whether a run of a job still goes on in a thread that an earlier term left behind.
     """
 
     def __init__(
-        self, jobs: Iterable[Job], term: Term, *, young: float, max_running: float, in_thread: Callable[[Job], bool]
+        self,
+        jobs: Iterable[Job],
+        term: Term,
+        *,
+        young: float,
+        max_running: float,
+        max_threads: float = math.inf,
+        in_thread: Callable[[Job], bool],
     ) -> None:
         self._jobs = {job.name: _Standing(job) for job in jobs}
         self._term = term
         self._young = young
         self._max_running = max_running
         self._in_thread = in_thread
+        self._threads = max_threads  # how many more may be had
+        self._most_threads = max_threads
         self._heap: list[tuple[datetime, str]] = []
         self._waiting: dict[str, deque[Waiting]] = {}  # by job, in the order of their ticks
         self._line: list[tuple[int, datetime, str]] = []  # the jobs whose oldest waiting run may start
+        self._thread_line: list[tuple[int, datetime, str]] = []  # those that need a thread for it
         self._served = 0
         self._behind_threads: set[str] = set()  # jobs that wait for a thread that an earlier term left
         self._hungry: set[str] = set()  # jobs whose next queued runs are to be read
@@ -195,8 +208,16 @@ class Agenda:
         Returns:
             The runs that earlier terms have left behind, and what becomes of each: to be written and told.
         """
-        for collection in (self._heap, self._waiting, self._line, self._behind_threads, self._hungry):
+        for collection in (
+            self._heap,
+            self._waiting,
+            self._line,
+            self._thread_line,
+            self._behind_threads,
+            self._hungry,
+        ):
             collection.clear()
+        self._threads = self._most_threads - sum(self._jobs[name].job.threaded for name, _ in running)
         for name, each in self._jobs.items():
             if name not in self.aside:
                 record = stock.jobs[name]
@@ -323,7 +344,8 @@ class Agenda:
         waits = name in self._waiting and not standing.in_line and name not in self._behind_threads
         if waits and not (standing.job.one_by_one and standing.running):
             standing.in_line = True
-            heapq.heappush(self._line, (standing.served, self._waiting[name][0].tick, name))
+            line = self._thread_line if standing.job.threaded else self._line
+            heapq.heappush(line, (standing.served, self._waiting[name][0].tick, name))
 
     def _serve(self, standing: _Standing) -> None:
         self._served += 1
@@ -355,8 +377,8 @@ class Agenda:
             self._behind_threads.discard(name)
             self._put_in_line(self._jobs[name])
         taken = plan.taken
-        while self._line and len(plan.waiting) < free and len(plan.batch.changes) < 2 * most:
-            _, _, name = heapq.heappop(self._line)
+        while (line := self._next_line(plan)) and len(plan.waiting) < free and len(plan.batch.changes) < 2 * most:
+            _, _, name = heapq.heappop(line)
             standing = self._jobs[name]
             standing.in_line = False
             job = standing.job
@@ -380,12 +402,13 @@ class Agenda:
                     plan.skips.append((job, Skip(waiting.tick, waiting.tick, 1, why)))
             else:
                 self._serve(standing)
+                plan.threads += job.threaded
                 plan.waiting.append(waiting)
                 if waiting.status == "queued":
                     plan.batch.changes.append(begun(key, adopt=old))
             if number + 1 < len(queue) and (why is not None or not job.one_by_one):
                 standing.in_line = True
-                heapq.heappush(self._line, (standing.served, queue[number + 1].tick, name))
+                heapq.heappush(line, (standing.served, queue[number + 1].tick, name))
         return len(plan.waiting)
 
     def _plan_requests(self, plan: Plan, free: float, most: int) -> int:
@@ -410,7 +433,7 @@ class Agenda:
             if job.overlap == "skip" and self._goes_on(each):
                 self._plan_skip(plan, job, Skip(tick, tick, 1, "triggered while its last run had not ended"))
             else:
-                self._plan_run(plan, job, tick, start=started < free)
+                self._plan_run(plan, job, tick, start=started < free and self._has_thread(plan, job))
                 started += 1
         return started
 
@@ -457,7 +480,7 @@ class Agenda:
                 self._plan_skip(plan, job, skip)
             for number, tick in enumerate(found.run):
                 behind = number > 0 or (busy and backlog) or self._waits(plan, name)
-                start = free > 0 and not behind
+                start = free > 0 and not behind and self._has_thread(plan, job)
                 self._plan_run(plan, job, tick, start=start)
                 free -= start
             plan.batch.high_ticks[name] = last
@@ -479,6 +502,16 @@ class Agenda:
                 others |= {(run.job, tick) for tick in ticks_between(each.job.schedule, since, now)}
         return sorted(others - claimed)
 
+    def _next_line(self, plan: Plan) -> list[tuple[int, datetime, str]]:
+        """The line whose first has the next turn: of two, since who waits for a thread holds up no one else."""
+        if not self._thread_line or self._threads <= plan.threads:
+            return self._line
+        return min(self._line, self._thread_line) if self._line else self._thread_line
+
+    def _has_thread(self, plan: Plan, job: Job) -> bool:
+        """Whether one more run of a job could start: a thread is to be had for it, or it needs none."""
+        return not job.threaded or self._threads > plan.threads
+
     def _waits(self, plan: Plan, name: str) -> bool:
         """Whether an older run of a job waits, and does not start by this plan."""
         read = len(self._waiting.get(name, ()))
@@ -487,6 +520,7 @@ class Agenda:
     def _plan_run(self, plan: Plan, job: Job, tick: datetime, *, start: bool) -> None:
         if start:
             self._serve(self._jobs[job.name])
+            plan.threads += job.threaded
         status: Literal["running", "queued"] = "running" if start else "queued"
         record = RunRecord(job=job.name, tick=tick, token=self._term.token, holder=self._term.holder, status=status)
         plan.claims.append((job, record))
@@ -508,6 +542,7 @@ class Agenda:
 
     def written(self, plan: Plan) -> list[Waiting]:
         """Notes that a plan was written; returns the runs that start."""
+        self._threads -= plan.threads
         for name, number in plan.taken.items():
             queue = self._waiting[name]
             for _ in range(number):
@@ -555,6 +590,7 @@ class Agenda:
     def ended(self, name: str) -> None:
         """A run of a job is over."""
         self._jobs[name].running -= 1
+        self._threads += self._jobs[name].job.threaded
         self._gone(name)
 
     def postponed(self, name: str) -> None:

@@ -246,12 +246,14 @@ class Candidate:
 
     def _saw(self, lease: Lease | None, received: float, took: float) -> None:
         self._reached = True
+        known = self._contact.token
         before = self._contact.saw(lease, received, took)
         if lease is not None:
             # A released row is free as it stands; only of a held one is it told how long it has not changed.
             reading = Reading(now=lease.now, received=received, took=took)
             stepped_at = self._contact.stepped_at
-            sighting = Sighting.of(lease, reading, self._sighting, before, stepped_at=stepped_at)
+            new_term = lease.token != known
+            sighting = Sighting.of(lease, reading, self._sighting, before, stepped_at=stepped_at, new_term=new_term)
             self._sighting = None if lease.holder is None else sighting
         self._lease = lease
         if self._stay_out and lease and lease.token > self._stay_out.token:

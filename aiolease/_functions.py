@@ -50,7 +50,7 @@ def argument(name: str, function: Callable[..., object], kind: type) -> str | No
     """
     if not callable(function):
         raise InvalidJob(name, "register a function")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    if any(map(_is_generator, (function, getattr(function, "__call__", None)))):  # noqa: B004
         raise InvalidJob(name, "a generator cannot be a job, use a function that does not yield")
     try:
         signature = inspect.signature(function, follow_wrapped=False)
@@ -74,6 +74,10 @@ def argument(name: str, function: Callable[..., object], kind: type) -> str | No
     if annotated[0].kind is inspect.Parameter.POSITIONAL_ONLY:
         raise InvalidJob(name, f"its {kind.__name__} must come first, not {signature}")
     return annotated[0].name
+
+
+def _is_generator(function: object) -> bool:
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
 
 
 def _is_annotated(annotation: object, kind: type, names: dict[str, Any]) -> bool:

@@ -63,6 +63,7 @@ class JobRegistry:
     Args:
         timezone: The zone of `cron` expressions that name none of their own, such as ``"America/New_York"``.
         max_running: How many runs may go on at once; those beyond wait their turn. ``None`` for no limit.
+        max_threads: How many ``def`` jobs may run in threads at once; those beyond wait their turn.
         history: How many finished runs of each job the ledger keeps, and up to a tenth more for a while. ``None`` for
             all: then the table grows for ever.
 
@@ -70,14 +71,21 @@ class JobRegistry:
         ConfigurationError: One of them cannot work.
     """
 
-    def __init__(self, timezone: str = "UTC", max_running: int | None = None, history: int | None = 100) -> None:
-        for field, value in (("max_running", max_running), ("history", history)):
+    def __init__(
+        self,
+        timezone: str = "UTC",
+        max_running: int | None = None,
+        history: int | None = 100,
+        max_threads: int | None = 32,
+    ) -> None:
+        for field, value in (("max_running", max_running), ("history", history), ("max_threads", max_threads)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigurationError(field, value, "use a whole number from 1, or None for no limit")
         Cron("@daily", timezone)  # refuses an unknown zone
         self._timezone = timezone
         self._max_running = max_running
         self._history = history
+        self._max_threads = max_threads
         self._jobs: dict[str, Job] = {}
         self._terms: list[TermOfJobs] = []
         self._threads: Threads = {}
@@ -242,6 +250,7 @@ class JobRegistry:
             self._jobs.values(),
             self._threads,
             max_running=self._max_running,
+            max_threads=self._max_threads,
             history=self._history,
             context=context,
             told=self._told.setdefault(lead.name, set()),

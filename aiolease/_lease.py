@@ -213,6 +213,7 @@ class Sighting:
         before: Reading | None = None,
         *,
         stepped_at: float | None = None,
+        new_term: bool = False,
     ) -> Self:
         """The sighting of `lease`: `earlier` if the row has not changed since, else a new one.
 
@@ -223,11 +224,14 @@ class Sighting:
             before: The answer before this one, ``None`` if this is the first.
             stepped_at: The local clock when a step of the database's clock was last seen. For one lease after it
                 nothing is taken from that clock: what a step hides of two more is not seen by the leader either.
+            new_term: Whether the term began since the answer before. Its leader may be a fresh process, which does not
+                know that the clock went back before its claim, and takes nothing off its time for that: between two
+                steps that cancel out. Until its first renewal, nothing is taken from that clock.
         """
         if earlier is not None and (earlier.token, earlier.beat) == (lease.token, lease.beat):
             return earlier
         wait = _trusted_wait(lease, lease.duration, reading, before)
-        if stepped_at is not None and reading.received - stepped_at < lease.duration:
+        if new_term or (stepped_at is not None and reading.received - stepped_at < lease.duration):
             wait = lease.duration
         return cls(token=lease.token, beat=lease.beat, seen_at=reading.received, wait=wait, duration=lease.duration)
 

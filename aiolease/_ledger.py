@@ -166,7 +166,7 @@ def too_late(key: RunKey, why: str) -> Change:
     return Change(key=key, was="queued", status="skipped", attempt=1, error=why, required=True)
 
 
-def lost(key: RunKey, *, rerun: bool, adopt: bool = False, uncounted: int = 0) -> Change:
+def lost(key: RunKey, *, rerun: bool, adopt: bool = False, uncounted: int = 0, why: str = "") -> Change:
     """The end of a run whose term, or whose final transaction, ended without it: lost, or to be run again.
 
     Args:
@@ -174,7 +174,9 @@ def lost(key: RunKey, *, rerun: bool, adopt: bool = False, uncounted: int = 0) -
         rerun: Whether it may be run again, `MAX_ATTEMPTS` times in all.
         adopt: See `Change`.
         uncounted: How many of its attempts do not count: it is known that they had no effect.
+        why: The reason, if it is known.
     """
     if rerun and key.attempt - uncounted < MAX_ATTEMPTS:
         return Change(key=key, was="running", status="queued", attempt=key.attempt + 1, adopt=adopt)
-    return Change(key=key, was="running", status="lost", attempt=key.attempt, error=f"lost with term {key.token}")
+    error = f"lost with term {key.token}{': ' if why else ''}{why}"
+    return Change(key=key, was="running", status="lost", attempt=key.attempt, error=error)

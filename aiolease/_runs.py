@@ -171,6 +171,10 @@ class Outcome:
     committed: bool = False
 
 
+_UNKEPT = {"expired", "taken", "error"}
+"""Reasons for which a term ends, and with it its lease, before what runs in it has ended."""
+
+
 def _start_thread(call: Callable[[], object], name: str) -> tuple[threading.Thread, asyncio.Future[object]]:
     """Runs a call in a thread of its own; the future is its end, and nobody's cancellation can say otherwise."""
     loop, pid = asyncio.get_running_loop(), os.getpid()
@@ -204,6 +208,10 @@ def _start_thread(call: Callable[[], object], name: str) -> tuple[threading.Thre
     return thread, ended
 
 
+class _NoThread(Exception):
+    """There was no thread to run the job in."""
+
+
 class Execution:
     """A run under way.
 
@@ -212,6 +220,7 @@ class Execution:
         run: What its function is given.
         given_up: Set before it is cancelled because the term ends.
         begun: Whether the job's function has been called.
+        no_thread: Why it could not be, if there was no thread for it.
     """
 
     def __init__(self, job: Job, run: JobRun, threads: Threads) -> None:
@@ -219,6 +228,7 @@ class Execution:
         self.run = run
         self.given_up = False
         self.begun = False
+        self.no_thread: BaseException | None = None
         self._threads = threads
 
     async def go(self) -> Outcome:
@@ -240,27 +250,37 @@ class Execution:
             async with limit:
                 with in_run(lease=run.leadership.name, job=run.job, tick=run.tick, attempt=run.attempt):
                     await self._call_here()
+        except _NoThread as raised:
+            self.begun, self.no_thread = False, raised.__cause__
+            return Outcome("lost", 0.0)
         except asyncio.CancelledError as raised:
             # Cancelled by the end of the term, or by itself: by something it awaited that was cancelled elsewhere.
             status, error = ("lost", None) if self.given_up or _being_cancelled() else ("failed", raised)
         except BaseException as raised:  # a job that raises hurts no other job, and ends no program
             if is_for_the_program(raised):
                 raise
-            status, error = "failed", raised
             if limit.expired() and isinstance(raised, TimeoutError):
-                error = TimeoutError(f"it took longer than {job.timeout:g} s")
-            elif _is_loss(raised, run.token):
-                status, error = "lost", None
-            elif self.given_up or raised is run._doubt:  # in its clean-up, or of its final commit: the job did not fail
-                status, error = "lost", raised
+                status, error = "failed", TimeoutError(f"it took longer than {job.timeout:g} s")
+            else:
+                status, error = self._fate_of(raised)
         else:
             if limit.expired():  # it swallowed the cancellation
                 status, error = "failed", TimeoutError(f"it took longer than {job.timeout:g} s")
+            elif self.given_up and not job.threaded:  # the same: how much of it was done, nobody knows
+                status = "lost"
         if run._doubt is not None and not run._committed and status == "succeeded":
             status, error = "lost", run._doubt  # swallowed: its effect may not be there
         if error is not None:
             hide_values(error)
         return Outcome("succeeded" if run._committed else status, clock() - started, error, run._committed)
+
+    def _fate_of(self, raised: BaseException) -> tuple[Ending, BaseException | None]:
+        """What becomes of a run that raised something, and what is told of that."""
+        if _is_loss(raised, self.run.leadership):
+            return "lost", None
+        if self.given_up or raised is self.run._doubt:  # in its clean-up, or of its final commit: the job did not fail
+            return "lost", raised
+        return "failed", raised
 
     async def _call_here(self) -> None:
         """Calls the job's function; a child that it forks ends with it, and goes no further."""
@@ -282,7 +302,10 @@ class Execution:
         if not job.threaded:
             await call()  # type: ignore[misc]
             return
-        thread, ended = _start_thread(call, job.name)
+        try:
+            thread, ended = _start_thread(call, job.name)
+        except RuntimeError as error:  # there are too many: nothing of the job has begun
+            raise _NoThread from error
         try:
             await asyncio.wait([ended])
         except asyncio.CancelledError:
@@ -293,8 +316,12 @@ class Execution:
                 else TimeoutError(f"it took longer than {job.timeout or 0:g} s")
             )
             await self._outwait(thread, ended)
+            if self.given_up and lead._ended not in _UNKEPT and ended.done() and ended.exception() is None:
+                return  # it completed while the lease was kept for it: it is not to be run again
             raise
         result = ended.result()
+        if inspect.isgenerator(result) or inspect.isasyncgen(result):
+            raise TypeError("it gave back a generator, which nobody runs: a job must not yield")
         if inspect.isawaitable(result):  # a callable that only looks like a plain function
             await result
 
@@ -317,11 +344,15 @@ class Execution:
         emit(Notice(**facts, severity="CRITICAL", text=text), lead._observer)
 
 
-def _is_loss(error: BaseException, token: int) -> bool:
-    """Whether an exception, or all of a group, says that the term is over."""
+def _is_loss(error: BaseException, lead: Leadership) -> bool:
+    """Whether an exception, or all of a group, says that the run's own term is over, and not another one."""
     if isinstance(error, BaseExceptionGroup):
-        return all(_is_loss(part, token) for part in error.exceptions)
-    return isinstance(error, LeadershipLost) and error.token == token
+        return all(_is_loss(part, lead) for part in error.exceptions)
+    return isinstance(error, LeadershipLost) and (error.name, error.holder, error.token) == (
+        lead.name,
+        lead.holder,
+        lead.token,
+    )
 
 
 def _being_cancelled() -> bool:

@@ -16,7 +16,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar, cast
 
 import anyio
@@ -67,6 +67,9 @@ _PRUNED_AT_ONCE = 50
 _BUSY_FOR = 1.0
 """Seconds without an idle moment after which old rows are deleted all the same."""
 
+_GONE = timedelta(days=1)
+"""How long a job must have had no tick before what is left of it is closed by a leader that does not have it."""
+
 _QUIETEST = 60.0
 """Seconds between two warnings about a ledger that cannot be written, and at most before a run is begun again."""
 
@@ -88,6 +91,7 @@ class TermOfJobs:
         threads: Threads,
         *,
         max_running: int | None,
+        max_threads: int | None,
         history: int | None,
         context: Any,
         told: set[str],
@@ -106,6 +110,7 @@ class TermOfJobs:
             self._term,
             young=2 * lead._timings.lease_duration,
             max_running=max_running or math.inf,
+            max_threads=max_threads or math.inf,
             in_thread=self._in_thread,
         )
         # What runs
@@ -286,6 +291,23 @@ class TermOfJobs:
         found = await self._bounded(self._store.look_up(self.lead.name, doubted)) if doubted else []
         self._sort_out(stock, committed)
         self._resolve(doubted, found)
+        await self._close_gone(stock)
+
+    async def _close_gone(self, stock: Stock) -> None:
+        """Closes what waits, or seems to run, of jobs that no leader has had for a day."""
+        long_ago = stock.now - _GONE
+        gone = {
+            name
+            for name in self._agenda.unknown_here(stock) - self.lead._jobs
+            if max(stock.jobs[name].settled_until, stock.jobs[name].schedule_since) < long_ago
+        }
+        waiting = sorted(gone & stock.queued.keys())[:_JOBS_AT_ONCE]
+        queued, _ = await self._bounded(self._store.queued(self.lead.name, waiting, _RUNS_AT_ONCE // _JOBS_AT_ONCE))
+        for run in (*(run for run in stock.unfinished if run.job in gone), *queued):
+            if run.tick < long_ago and run.token != self.lead.token:
+                key = RunKey(run.job, run.tick, run.attempt, run.token)
+                why = "no leader has had this job for a day"
+                self._changes.append(Change(key=key, was=run.status, status="lost", attempt=run.attempt, error=why))
 
     async def _feed(self, jobs: list[str]) -> None:
         """Reads the next queued runs of some jobs: a backlog is read as it is worked off (DESIGN rule 46)."""
@@ -553,13 +575,19 @@ class TermOfJobs:
     def _ended_as(self, task: asyncio.Task[Outcome], execution: Execution) -> None:
         """Notes what is to be written of a run that has ended, and tells of it."""
         job, run, place = execution.job, execution.run, (execution.job.name, execution.run.tick)
-        if not execution.begun:  # the term was over before; another leader is to run it
-            self._changes.append(_handed_back(run._key))
+        if not execution.begun:  # the term was over before, and another leader is to run it; or there is no thread
             self._agenda.postponed(job.name)
+            if execution.no_thread is None or self.ended:
+                self._changes.append(_handed_back(run._key))
+            else:
+                times = self._uncounted[place] = self._uncounted.get(place, 0) + 1
+                problem = f"there was no thread for it: {describe(execution.no_thread)}"
+                self._postpone(place, _handed_back(run._key), times, problem)
             return
         ended_in_order = not task.cancelled() and task.exception() is None  # else a signal's handler raised in it
         outcome = task.result() if ended_in_order else Outcome("lost", 0.0)
         uncounted = self._uncounted.pop(place, 0)
+        why: str | None = None
         self._grew(job.name)
         if outcome.committed:
             if self._committed is not None:
@@ -569,12 +597,13 @@ class TermOfJobs:
         if outcome.status == "lost":
             harmless = run._doubt is not None and not run._unknown
             uncounted += harmless
-            change = lost(run._key, rerun=job.rerun_lost, uncounted=uncounted)
+            why = describe(run._doubt) if run._doubt is not None else self.lead._ended or "the term was ended"
+            change = lost(run._key, rerun=job.rerun_lost, uncounted=uncounted, why=why)
             if change.status == "queued":
                 self._uncounted[place] = uncounted
                 self._agenda.postponed(job.name)
                 if harmless and not self.ended:
-                    self._postpone(execution, change, uncounted)
+                    self._postpone(place, change, uncounted, f"its final transaction was not committed: {why}")
                     return
         else:
             error = None if outcome.error is None else describe(outcome.error)
@@ -585,18 +614,14 @@ class TermOfJobs:
             text = f"{job.name!r} is begun again if its final transaction was not committed: {describe(run._doubt)}"
             self._emit(Notice(**self._facts(), severity="WARNING", text=text))
         else:
-            self._tell(execution, outcome)
+            self._tell(execution, outcome, why)
 
-    def _postpone(self, execution: Execution, change: Change, times: int) -> None:
-        """Has a run begun again after a pause: its final transaction was not committed, as is known."""
-        job, run, place = execution.job, execution.run, (execution.job.name, execution.run.tick)
+    def _postpone(self, place: Place, change: Change, times: int, why: str) -> None:
+        """Has a run begun again after a pause: it is known that nothing of it took effect."""
         pause = jitter(0.5, 1.0) * min(_FIRST_PAUSE * 2.0 ** min(times - 1, 10), _QUIETEST)
         self._postponed[place] = change
         self._loop.call_later(pause, self._resume, place)
-        text = (
-            f"{job.name!r} is begun again in {pause:.1f} s, its final transaction was not committed: "
-            f"{describe(run._doubt) if run._doubt else ''}"
-        )
+        text = f"{place[0]!r} is begun again in {pause:.1f} s, {why}"
         self._emit(Notice(**self._facts(), severity="WARNING", text=text))
 
     def _resume(self, place: Place) -> None:
@@ -604,17 +629,16 @@ class TermOfJobs:
             self._changes.append(change)
             self._wake.set()
 
-    def _tell(self, execution: Execution, outcome: Outcome) -> None:
+    def _tell(self, execution: Execution, outcome: Outcome, reason: str | None = None) -> None:
         run = execution.run
         error = outcome.error if outcome.status == "failed" else None
         facts = self._facts()
-        self._emit(
-            RunFinished(**facts, job=run.job, tick=run.tick, status=outcome.status, took=outcome.took, error=error)
-        )
+        facts |= {"job": run.job, "tick": run.tick}
+        self._emit(RunFinished(**facts, status=outcome.status, took=outcome.took, error=error, reason=reason))
         if outcome.status != "failed" and outcome.error is not None and execution.run._doubt is not outcome.error:
             when = "after its final transaction, which counts" if outcome.committed else "while it was cancelled"
             text = f"{run.job!r} raised {when}: {describe(outcome.error)}"
-            self._emit(Notice(**facts, severity="ERROR", text=text))
+            self._emit(Notice(**self._facts(), severity="ERROR", text=text))
 
     def _grew(self, job: str) -> None:
         """Counts a row that is, or will be, finished. Not from 0, since nobody knows how many there were."""

@@ -289,6 +289,7 @@ class RunFinished(Event):
         took: Its duration in seconds.
         error: What it raised, ``None`` if nothing. Its tracebacks, and those of its causes, begin with the job's frame
             and hold no variables: what logs them shows no password.
+        reason: Why it was lost, if this process knows.
     """
 
     job: str
@@ -296,13 +297,15 @@ class RunFinished(Event):
     status: str
     took: float
     error: BaseException | None = None
+    reason: str | None = None
 
     @property
     def phrase(self) -> str:
         if self.status == "succeeded":
             return f"ran {self.job!r} in {self.took:.2f} s"
         if self.status == "lost":
-            return f"{self.job!r} was lost with term {self.token} (holder {self.holder})"
+            why = f": {self.reason}" if self.reason else ""
+            return f"{self.job!r} was lost with term {self.token} (holder {self.holder}){why}"
         return f"{self.job!r} failed: {describe(self.error)} (tick {self.tick:%Y-%m-%d %H:%M:%S} UTC)"
 
 

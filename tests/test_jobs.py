@@ -904,7 +904,7 @@ async def test_a_plain_function_runs_in_a_thread(log: list[Message]) -> None:
 
 async def test_a_thread_does_not_hold_up_the_loop() -> None:
     """While ``def`` jobs block in their threads, the loop and the other jobs go on, however many threads there are."""
-    jobs, observed, go_on = JobRegistry(), Observed(), threading.Event()
+    jobs, observed, go_on = JobRegistry(max_threads=50), Observed(), threading.Event()
     blocked = [f"blocked-{number}" for number in range(50)]
     for name in blocked:
         jobs.every(0.1, name=name)(lambda: go_on.wait(LIMIT))

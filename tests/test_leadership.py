@@ -752,6 +752,7 @@ def test_how_long_a_candidate_takes_the_holder_for_alive(age: float, before: Rea
     sighting = Sighting.of(row(age=age, now=100), reading(100, 100), before=before)
     assert sighting.wait == pytest.approx(wait)
     assert (sighting.duration, sighting.seen_at) == (30, 100)
+    assert Sighting.of(row(age=age, now=100), reading(100, 100), before=before, new_term=True).wait == 30
 
 
 @pytest.mark.parametrize(
