@@ -422,14 +422,14 @@ class Agenda:
                 continue
             try:
                 of_schedule = job.schedule.latest_between(requested_at - _MOMENT, requested_at) is not None
+                # A clock that was set back may show one moment twice; but a refusal may have had another cause.
+                tick = requested_at + max(each.refused - 1, 0) * _MOMENT
             except Exception as error:  # noqa: BLE001 - as above
                 self.at_fault[name] = describe(error)
                 continue
             plan.batch.requests[name] = requested_at
             if of_schedule and (not each.paused or each.settled_until >= requested_at):
                 continue  # it is run, or was, as a tick of the schedule
-            # A clock that was set back may show one moment twice; but a refusal may have had another cause.
-            tick = requested_at + max(each.refused - 1, 0) * _MOMENT
             if job.overlap == "skip" and self._goes_on(each):
                 self._plan_skip(plan, job, Skip(tick, tick, 1, "triggered while its last run had not ended"))
             else:

@@ -25,6 +25,9 @@ from aiolease.events import Observer
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 """Seconds before a connection that could not be had is tried again; doubled from the one up to the other."""
 
+_IN_PLACE = 10.0
+"""Seconds for which it is tried again at most, before the error comes out."""
+
 _LONGEST_COMMIT = 60.0
 """Seconds that a COMMIT may take, however long the lease: a large transaction takes longer than other exchanges."""
 
@@ -122,8 +125,8 @@ class Leadership:
         that a process that is frozen holds up nobody. The block must not end the transaction itself.
 
         The connection is one of the pool's; an ``AsyncConnection`` of a SQLAlchemy engine; for a URL, one of its own:
-        asyncmy's, or aiosqlite's. Waiting for it, and for the COMMIT, is bounded by `remaining`; until then one that
-        cannot be had, or is stale, is tried again.
+        asyncmy's, or aiosqlite's. Waiting for it, and for the COMMIT, is bounded by `remaining`; one that cannot be
+        had, or is stale, is tried again for ten seconds at most.
 
         Raises:
             LeadershipLost: The term is over; nothing was committed.
@@ -177,7 +180,7 @@ class Leadership:
 
     async def _begin(self) -> Transaction:
         """Begins a transaction; tries again while there is time, since nothing has taken effect (DESIGN rule 47)."""
-        until, pause = self._clock() + self.remaining, _FIRST_PAUSE
+        until, pause = self._clock() + min(self.remaining, _IN_PLACE), _FIRST_PAUSE
         while True:
             try:
                 return await self._store.begin()

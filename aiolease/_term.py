@@ -302,7 +302,10 @@ class TermOfJobs:
             if max(stock.jobs[name].settled_until, stock.jobs[name].schedule_since) < long_ago
         }
         waiting = sorted(gone & stock.queued.keys())[:_JOBS_AT_ONCE]
-        queued, _ = await self._bounded(self._store.queued(self.lead.name, waiting, _RUNS_AT_ONCE // _JOBS_AT_ONCE))
+        queued: list[RunRecord] = []
+        if waiting:
+            limit = _RUNS_AT_ONCE // _JOBS_AT_ONCE
+            queued, _ = await self._bounded(self._store.queued(self.lead.name, waiting, limit))
         for run in (*(run for run in stock.unfinished if run.job in gone), *queued):
             if run.tick < long_ago and run.token != self.lead.token:
                 key = RunKey(run.job, run.tick, run.attempt, run.token)

@@ -193,7 +193,9 @@ class Fleet:
         return await eventually(look, f"a run of a term above {above}")
 
     async def rows_of(self, token: int) -> list[RunRecord]:
-        return [row for job in self.jobs for row in await self.store.history(NAME, job) if row.token == token]
+        return [
+            row for job in self.jobs for row in await self.store.history(NAME, job, limit=10**6) if row.token == token
+        ]
 
     def lives(self, pid: int) -> bool:
         return pid in self.workers and self.workers[pid].poll() is None
@@ -296,7 +298,7 @@ class Fleet:
             ordered: Whether no term may begin a run once a newer one has.
         """
         known = (await self.store.take_stock(NAME)).jobs
-        ledger = {job: await self.store.history(NAME, job) for job in self.jobs}
+        ledger = {job: await self.store.history(NAME, job, limit=10**6) for job in self.jobs}
         journal, effects = self.read(), self.place.effects()
         drained = {token for token, pid in self.orderly.items() if "lost leadership" not in self.says(pid)}
         written = {token for token in drained if "could not write" not in self.says(self.orderly[token])}
@@ -714,7 +716,7 @@ async def test_the_leader_does_what_another_process_asks(place: Place, tmp_path:
             ticks[job].append(micros(tick))
 
             async def ended() -> RunRecord | None:
-                rows = [row for row in await store.history(NAME, job) if row.tick == tick]
+                rows = [row for row in await store.history(NAME, job, limit=10**6) if row.tick == tick]
                 return rows[0] if rows and rows[0].finished_at else None
 
             row = await eventually(ended, f"{job} runs when it is triggered")
@@ -722,7 +724,11 @@ async def test_the_leader_does_what_another_process_asks(place: Place, tmp_path:
             return row
 
         async def ticks_of_often() -> list[int]:
-            return [tick for row in await store.history(NAME, "often") if (tick := micros(row.tick)) % step == 0]
+            return [
+                tick
+                for row in await store.history(NAME, "often", limit=10**6)
+                if (tick := micros(row.tick)) % step == 0
+            ]
 
         pid, token = await fleet.working()
         row = await triggered("rare")
@@ -746,13 +752,13 @@ async def test_the_leader_does_what_another_process_asks(place: Place, tmp_path:
         await eventually(lambda: more_than(ticks_of_often, len(paused)), "the job goes on")
         record = (await store.take_stock(NAME)).jobs["often"]
         assert record.resumed_at is not None
-        rows = await store.history(NAME, "often")
+        rows = await store.history(NAME, "often", limit=10**6)
         next_row = next(row for row in rows if micros(row.tick) % step == 0 and micros(row.tick) > paused[-1])
         assert micros(next_row.tick_from or next_row.tick) == (micros(record.resumed_at) // step + 1) * step
         begun = Counter((line["job"], line["tick"]) for line in fleet.read() if line["what"] == "begin")
         assert set(begun.values()) == {1}
         assert sorted(tick for job, tick in begun if job == "rare") == ticks["rare"]
-        assert [micros(row.tick) for row in await store.history(NAME, "rare")] == ticks["rare"]
+        assert [micros(row.tick) for row in await store.history(NAME, "rare", limit=10**6)] == ticks["rare"]
         await fleet.stop(pid, other)
 
 

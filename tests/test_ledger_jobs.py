@@ -1500,8 +1500,8 @@ async def test_a_connection_that_cannot_be_had_is_asked_for_again_in_place(rerun
         assert effects == [100]
         assert here.rows() == ["100 succeeded"]
         process.store.fail("begin", StoreUnavailable("memory", "gone away"), times=10**4)
-        await here.until(190)
-        assert process.observed.started("job") == [100]
+        await here.until(205)
+        assert process.observed.started("job") == [100, 200]
 
 
 @virtual

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -308,7 +309,7 @@ class Run:
             stock = await _patiently(store.take_stock, LEASE_NAME)
             runs: list[RunRecord] = []
             for job in stock.jobs:
-                runs += await _patiently(store.history, LEASE_NAME, job)
+                runs += await _patiently(partial(store.history, limit=10**6), LEASE_NAME, job)
         jobs = {name: replace(job, paused_at=None) for name, job in stock.jobs.items()}
         effects, payments = await _patiently(asyncio.to_thread, self._effects)
         return Found(effects=effects, payments=payments, jobs=jobs, runs=runs, due_by=due_by or stock.now)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
-from aiolease import BodyStuck, StoreUnavailable, _agenda, _candidate, _lease, _ledger, _tenure
+from aiolease import BodyStuck, StoreUnavailable, _agenda, _candidate, _lease, _ledger, _tenure, _term
 from aiolease._agenda import Agenda, Plan
 from aiolease._candidate import Candidate, Claim
 from aiolease._fence import RunKey, Term
@@ -341,6 +341,7 @@ def _no_run_is_too_old() -> AbstractContextManager[Any]:
     due = _ledger.due
     patches.enter_context(patch.object(_agenda, "due", lambda *args, **how: due(*args, **how | {"max_age": None})))
     patches.enter_context(patch.object(_agenda, "overdue", lambda *_: None))
+    patches.enter_context(patch.object(_term, "overdue", lambda *_: None))
     return patches
 
 
