@@ -252,7 +252,7 @@ class Candidate:
             # A released row is free as it stands; only of a held one is it told how long it has not changed.
             reading = Reading(now=lease.now, received=received, took=took)
             stepped_at = self._contact.stepped_at
-            new_term = lease.token != known
+            new_term = before is not None and lease.token != known
             sighting = Sighting.of(lease, reading, self._sighting, before, stepped_at=stepped_at, new_term=new_term)
             self._sighting = None if lease.holder is None else sighting
         self._lease = lease

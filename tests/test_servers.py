@@ -108,6 +108,10 @@ def test_galera_replicates_and_outlives_a_node(galera: GaleraCluster) -> None:
     first.sql("CREATE OR REPLACE TABLE shared.t (id INT PRIMARY KEY)")
     first.sql("INSERT INTO shared.t VALUES (1)")
     second.kill()
+    until = time.monotonic() + 60  # the other nodes apply it a moment later
+    while not third.sql("SELECT 1 FROM information_schema.tables WHERE table_schema = 'shared' AND table_name = 't'"):
+        assert time.monotonic() < until
+        time.sleep(0.05)
     third.sql("INSERT INTO shared.t VALUES (2)")
     galera.recover()
     assert second.sql("SELECT id FROM shared.t ORDER BY id") == [(1,), (2,)]
