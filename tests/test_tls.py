@@ -369,3 +369,12 @@ def test_a_handshake_that_was_cut_is_tried_again() -> None:
         error = pymysql.err.OperationalError(2003, "Can't connect")
         error.__cause__ = cut
         assert isinstance(translate("mysql://host/db", error), StoreUnavailable)
+
+
+@pytest.mark.parametrize("ciphers", ["ALL:@SECLEVEL=0", "aNULL:ALL:@SECLEVEL=0"])
+def test_no_list_of_ciphers_lets_a_server_without_a_certificate_pass(tmp_path: Path, ciphers: str) -> None:
+    """An anonymous cipher would verify nothing, whatever `ssl_mode` says."""
+    context = _tls.make_context({"ssl_ca": str(Authority.make(tmp_path).ca), "ssl_cipher": ciphers})
+    assert context is not None
+    assert context.get_ciphers()
+    assert not [each["name"] for each in context.get_ciphers() if each["auth"] == "auth-null"]

@@ -167,7 +167,8 @@ def _context(mode: Mode, files: Mapping[str, str]) -> ssl.SSLContext:
         where = cert if key is None else f"{cert}, ssl_key={key}"
         _load("ssl_cert", where, lambda: context.load_cert_chain(cert, key, password=""))
     if cipher is not None:
-        _load("ssl_cipher", cipher, lambda: context.set_ciphers(cipher))
+        # Never one that needs no certificate, or does not encrypt, whatever the list allows.
+        _load("ssl_cipher", cipher, lambda: context.set_ciphers(f"{cipher}:!aNULL:!eNULL"))
     return context
 
 
