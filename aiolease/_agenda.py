@@ -117,6 +117,7 @@ class Agenda:
         max_running: How many runs may go on at once.
         max_threads: How many of them may be in threads.
         in_thread: Says whether a run of a job still goes on in a thread that an earlier term left behind.
+        left_behind: Says how many such threads there are.
     """
 
     def __init__(
@@ -128,12 +129,16 @@ class Agenda:
         max_running: float,
         max_threads: float = math.inf,
         in_thread: Callable[[Job], bool],
+        left_behind: Callable[[], int] = lambda: 0,
     ) -> None:
         self._jobs = {job.name: _Standing(job) for job in jobs}
         self._term = term
         self._young = young
         self._max_running = max_running
         self._in_thread = in_thread
+        self._left_behind = left_behind
+        self.threadless = False
+        """Whether the process has no thread to give for now."""
         self._threads = max_threads  # how many more may be had
         self._most_threads = max_threads
         self._heap: list[tuple[datetime, str]] = []
@@ -504,13 +509,16 @@ class Agenda:
 
     def _next_line(self, plan: Plan) -> list[tuple[int, datetime, str]]:
         """The line whose first has the next turn: of two, since who waits for a thread holds up no one else."""
-        if not self._thread_line or self._threads <= plan.threads:
+        if not self._thread_line or not self._thread_to_be_had(plan):
             return self._line
         return min(self._line, self._thread_line) if self._line else self._thread_line
 
     def _has_thread(self, plan: Plan, job: Job) -> bool:
         """Whether one more run of a job could start: a thread is to be had for it, or it needs none."""
-        return not job.threaded or self._threads > plan.threads
+        return not job.threaded or self._thread_to_be_had(plan)
+
+    def _thread_to_be_had(self, plan: Plan) -> bool:
+        return not self.threadless and self._threads - self._left_behind() > plan.threads
 
     def _waits(self, plan: Plan, name: str) -> bool:
         """Whether an older run of a job waits, and does not start by this plan."""

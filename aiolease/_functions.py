@@ -50,7 +50,7 @@ def argument(name: str, function: Callable[..., object], kind: type) -> str | No
     """
     if not callable(function):
         raise InvalidJob(name, "register a function")
-    if any(map(_is_generator, (function, getattr(function, "__call__", None)))):  # noqa: B004
+    if _is_generator(function):
         raise InvalidJob(name, "a generator cannot be a job, use a function that does not yield")
     try:
         signature = inspect.signature(function, follow_wrapped=False)
@@ -77,6 +77,10 @@ def argument(name: str, function: Callable[..., object], kind: type) -> str | No
 
 
 def _is_generator(function: object) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not inspect.isroutine(function):
+        function = getattr(function, "__call__", function)  # noqa: B004
     return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
 
 

@@ -63,7 +63,8 @@ class JobRegistry:
     Args:
         timezone: The zone of `cron` expressions that name none of their own, such as ``"America/New_York"``.
         max_running: How many runs may go on at once; those beyond wait their turn. ``None`` for no limit.
-        max_threads: How many ``def`` jobs may run in threads at once; those beyond wait their turn.
+        max_threads: How many ``def`` jobs may run in threads at once, those that an earlier term left behind included;
+            those beyond wait their turn. As with `max_running`, each lease that the registry leads counts by itself.
         history: How many finished runs of each job the ledger keeps, and up to a tenth more for a while. ``None`` for
             all: then the table grows for ever.
 

@@ -208,7 +208,7 @@ def _start_thread(call: Callable[[], object], name: str) -> tuple[threading.Thre
     return thread, ended
 
 
-class _NoThread(Exception):
+class _NoThread(RuntimeError):
     """There was no thread to run the job in."""
 
 
@@ -229,6 +229,7 @@ class Execution:
         self.given_up = False
         self.begun = False
         self.no_thread: BaseException | None = None
+        self._completed = False  # in a thread, to its end
         self._threads = threads
 
     async def go(self) -> Outcome:
@@ -266,7 +267,7 @@ class Execution:
         else:
             if limit.expired():  # it swallowed the cancellation
                 status, error = "failed", TimeoutError(f"it took longer than {job.timeout:g} s")
-            elif self.given_up and not job.threaded:  # the same: how much of it was done, nobody knows
+            elif self.given_up and not self._completed:  # the same: how much of it was done, nobody knows
                 status = "lost"
         if run._doubt is not None and not run._committed and status == "succeeded":
             status, error = "lost", run._doubt  # swallowed: its effect may not be there
@@ -305,7 +306,7 @@ class Execution:
         try:
             thread, ended = _start_thread(call, job.name)
         except RuntimeError as error:  # there are too many: nothing of the job has begun
-            raise _NoThread from error
+            raise _NoThread(str(error)) from error
         try:
             await asyncio.wait([ended])
         except asyncio.CancelledError:
@@ -316,14 +317,25 @@ class Execution:
                 else TimeoutError(f"it took longer than {job.timeout or 0:g} s")
             )
             await self._outwait(thread, ended)
-            if self.given_up and lead._ended not in _UNKEPT and ended.done() and ended.exception() is None:
-                return  # it completed while the lease was kept for it: it is not to be run again
+            self._completed = self._has_completed(ended)
+            if self.given_up and self._completed:
+                return  # while the lease was kept for it: it is not to be run again
             raise
         result = ended.result()
+        self._completed = not inspect.isawaitable(result)
         if inspect.isgenerator(result) or inspect.isasyncgen(result):
             raise TypeError("it gave back a generator, which nobody runs: a job must not yield")
         if inspect.isawaitable(result):  # a callable that only looks like a plain function
             await result
+
+    def _has_completed(self, ended: asyncio.Future[object]) -> bool:
+        """Whether a thread has ended well while the lease was kept, and did not give back what is still to be run."""
+        if not ended.done() or ended.exception() is not None or self.run.leadership._ended in _UNKEPT:
+            return False
+        result = ended.result()
+        if inspect.iscoroutine(result):
+            result.close()
+        return not (inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result))
 
     async def _outwait(self, thread: threading.Thread, ended: asyncio.Future[object]) -> None:
         """A thread cannot be cancelled: waits for it as long as the lease is kept for it, then leaves it behind."""

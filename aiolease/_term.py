@@ -70,6 +70,9 @@ _BUSY_FOR = 1.0
 _GONE = timedelta(days=1)
 """How long a job must have had no tick before what is left of it is closed by a leader that does not have it."""
 
+_GONE_EVERY = 3600.0
+"""Seconds after which a leader looks for that again."""
+
 _QUIETEST = 60.0
 """Seconds between two warnings about a ledger that cannot be written, and at most before a run is begun again."""
 
@@ -112,6 +115,7 @@ class TermOfJobs:
             max_running=max_running or math.inf,
             max_threads=max_threads or math.inf,
             in_thread=self._in_thread,
+            left_behind=self._left_behind,
         )
         # What runs
         self._running: dict[asyncio.Task[Outcome], Execution] = {}
@@ -124,9 +128,11 @@ class TermOfJobs:
         self._in_doubt: dict[Place, Execution] = {}
         self._uncounted: dict[Place, int] = {}  # attempts that failed before anything could have taken effect
         self._postponed: dict[Place, Change] = {}  # runs that are to be begun again after a pause
+        self._threadless = 0  # how often in a row there was no thread
         self._fed = False  # by the last turn
         self._stock_wanted = True
         self._look_at = 0.0
+        self._gone_at = 0.0  # when to look for what jobs that are gone have left
         self._failures = 0  # exchanges in a row, but for readings, that went wrong
         self._why = ""
         # Jobs that are in the way of the others
@@ -148,6 +154,7 @@ class TermOfJobs:
         self._pruned_at = -math.inf
         self._grown: dict[str, float] = {}  # finished rows since the last pruning
         self.ended = False
+        self._reason: str | None = None  # why it has
         self.open = True
         """Whether calls are let in: not when it drains, nor when it ends."""
 
@@ -215,8 +222,8 @@ class TermOfJobs:
             return self._take_stock()
         if self._unwritten is not None:
             return self._narrow_down(self._unwritten)
-        if claim and self._loop.time() >= self._look_at:
-            return self._take_stock() if self._loop.time() < self._late_until else self._look()
+        if claim and (now := self._loop.time()) >= self._look_at:
+            return self._take_stock() if now < self._late_until or now >= self._gone_at else self._look()
         if claim and not self._fed and (hungry := self._agenda.hungry(_JOBS_AT_ONCE)):
             self._fed = True  # and now what is due
             return self._feed(hungry)
@@ -291,10 +298,11 @@ class TermOfJobs:
         found = await self._bounded(self._store.look_up(self.lead.name, doubted)) if doubted else []
         self._sort_out(stock, committed)
         self._resolve(doubted, found)
-        await self._close_gone(stock)
+        if self._loop.time() >= self._gone_at:
+            await self._close_gone(stock)
 
     async def _close_gone(self, stock: Stock) -> None:
-        """Closes what waits, or seems to run, of jobs that no leader has had for a day."""
+        """Closes what waits, or seems to run, of jobs that no leader has had for a day: some of it, and more soon."""
         long_ago = stock.now - _GONE
         gone = {
             name
@@ -306,11 +314,20 @@ class TermOfJobs:
         if waiting:
             limit = _RUNS_AT_ONCE // _JOBS_AT_ONCE
             queued, _ = await self._bounded(self._store.queued(self.lead.name, waiting, limit))
-        for run in (*(run for run in stock.unfinished if run.job in gone), *queued):
-            if run.tick < long_ago and run.token != self.lead.token:
-                key = RunKey(run.job, run.tick, run.attempt, run.token)
-                why = "no leader has had this job for a day"
-                self._changes.append(Change(key=key, was=run.status, status="lost", attempt=run.attempt, error=why))
+        pending = {change.key.job for change in self._changes}
+        left = [run for run in (*stock.unfinished, *queued) if run.job in gone - pending and run.tick < long_ago]
+        for run in left:
+            key, why = RunKey(run.job, run.tick, run.attempt, run.token), "no leader has had this job for a day"
+            if run.status == "running":
+                self._changes.append(lost(key, rerun=False, why=why))
+            else:  # a further attempt that has not begun: it is the one before that was lost
+                attempt = max(run.attempt - 1, 1)
+                self._changes.append(Change(key=key, was="queued", status="lost", attempt=attempt, error=why))
+        if left:
+            jobs = ", ".join(sorted({run.job for run in left}))
+            text = f"closed {len(left)} runs of jobs that no leader has had for a day: {jobs}"
+            self._emit(Notice(**self._facts(), severity="WARNING", text=text))
+        self._gone_at = self._loop.time() + (_SLICE if queued else _GONE_EVERY)
 
     async def _feed(self, jobs: list[str]) -> None:
         """Reads the next queued runs of some jobs: a backlog is read as it is worked off (DESIGN rule 46)."""
@@ -476,6 +493,9 @@ class TermOfJobs:
     def _in_thread(self, job: Job) -> bool:
         return any(thread.is_alive() for thread in self._threads.get(job.name, ()))
 
+    def _left_behind(self) -> int:
+        return sum(thread.is_alive() for threads in self._threads.values() for thread in threads)
+
     async def _carry_out(self, plan: Plan) -> None:
         """Writes a plan, in a task of its own: cancelled here, it is seen to by `_end`."""
         if plan.batch:
@@ -580,13 +600,12 @@ class TermOfJobs:
         job, run, place = execution.job, execution.run, (execution.job.name, execution.run.tick)
         if not execution.begun:  # the term was over before, and another leader is to run it; or there is no thread
             self._agenda.postponed(job.name)
-            if execution.no_thread is None or self.ended:
-                self._changes.append(_handed_back(run._key))
-            else:
-                times = self._uncounted[place] = self._uncounted.get(place, 0) + 1
-                problem = f"there was no thread for it: {describe(execution.no_thread)}"
-                self._postpone(place, _handed_back(run._key), times, problem)
+            self._changes.append(_handed_back(run._key))
+            if execution.no_thread is not None:
+                self._wait_for_threads(execution.no_thread)
             return
+        if job.threaded:
+            self._threadless = 0
         ended_in_order = not task.cancelled() and task.exception() is None  # else a signal's handler raised in it
         outcome = task.result() if ended_in_order else Outcome("lost", 0.0)
         uncounted = self._uncounted.pop(place, 0)
@@ -600,7 +619,9 @@ class TermOfJobs:
         if outcome.status == "lost":
             harmless = run._doubt is not None and not run._unknown
             uncounted += harmless
-            why = describe(run._doubt) if run._doubt is not None else self.lead._ended or "the term was ended"
+            why = self._reason or self.lead._ended or "its term seemed to be over"
+            if run._doubt is not None:
+                why = describe(run._doubt)
             change = lost(run._key, rerun=job.rerun_lost, uncounted=uncounted, why=why)
             if change.status == "queued":
                 self._uncounted[place] = uncounted
@@ -619,9 +640,29 @@ class TermOfJobs:
         else:
             self._tell(execution, outcome, why)
 
+    def _wait_for_threads(self, error: BaseException) -> None:
+        """Has no ``def`` job begun for a while: there is no thread for one."""
+        if self._agenda.threadless or self.ended:
+            return
+        pause = self._pause(self._threadless)
+        self._threadless += 1
+        self._agenda.threadless = True
+        self._loop.call_later(pause, self._try_threads)
+        text = f"there is no thread, jobs that are no coroutines wait for {pause:.1f} s: {describe(error)}"
+        self._emit(Notice(**self._facts(), severity="WARNING", text=text))
+
+    def _try_threads(self) -> None:
+        self._agenda.threadless = False
+        self._wake.set()
+
+    @staticmethod
+    def _pause(times: int) -> float:
+        """Seconds until what has failed so many times before is tried again."""
+        return jitter(0.5, 1.0) * min(_FIRST_PAUSE * 2.0 ** min(times, 10), _QUIETEST)
+
     def _postpone(self, place: Place, change: Change, times: int, why: str) -> None:
         """Has a run begun again after a pause: it is known that nothing of it took effect."""
-        pause = jitter(0.5, 1.0) * min(_FIRST_PAUSE * 2.0 ** min(times - 1, 10), _QUIETEST)
+        pause = self._pause(times - 1)
         self._postponed[place] = change
         self._loop.call_later(pause, self._resume, place)
         text = f"{place[0]!r} is begun again in {pause:.1f} s, {why}"
@@ -711,6 +752,7 @@ class TermOfJobs:
     async def _end(self) -> asyncio.CancelledError | None:
         """Cancels what still runs, once, and again after half the time to unwind; returns when all has ended."""
         self.ended, self.open = True, False
+        self._reason = self.lead._ended or ("the term was ended" if self.lead.is_leader else "expired")
         again: float | None = self._loop.time() + self.lead._timings.unwind / 2
         cancelled = None
         for execution in self._running.values():

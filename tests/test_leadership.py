@@ -877,6 +877,32 @@ async def test_a_step_forward_before_two_that_cancel_out_makes_no_two_leaders() 
 
 
 @virtual_time
+async def test_a_fresh_leader_that_claims_between_two_steps_that_cancel_out_is_let_end() -> None:
+    """It knows nothing of the clock before its claim, and is cut off after it: who sees its term waits for it whole.
+
+    The candidate hears of no release, as with a database that has no lock to wait for.
+    """
+    for phase in range(0, 90, 5):
+        server, fleet = MemoryServer(), list[Process]()
+        first = Process(server, fleet)
+        await first.leads()
+        second = Process(server, fleet, retry_interval=9.0)
+        watch = second.store.watch
+        second.store.watch = lambda *args, **how: watch(*args, **how | {"hint": False})  # type: ignore[method-assign]  # noqa: B023
+        await asyncio.sleep(2 * LEASE)
+        looked = sent(second.store, "read")[-1]
+        await asyncio.sleep(looked + 9.0 + phase / 10 - clock())
+        server.clock_offset -= timedelta(seconds=9)
+        await end(first.task)
+        third = Process(server, fleet, renew_deadline=27.0)
+        await third.leads()
+        server.clock_offset += timedelta(seconds=9)
+        third.store.down = True
+        await second.leads()
+        await end(second.task, third.task)
+
+
+@virtual_time
 async def test_fleets_survive_a_clock_that_steps_at_random() -> None:
     """Whatever the server's clock does, there are never two leaders, and after every crash there is one again."""
     for seed in range(10):

@@ -1314,10 +1314,15 @@ async def test_what_ends_a_transaction_of_sqlite_is_found(file: Path, ending: st
                 else:
                     for statement in ending.split("; "):
                         await connection.execute(statement)
-                    if "BEGIN" in ending:
-                        await connection.execute(insert("after"))
+                if ending != "connection.close":
+                    await connection.execute(insert("after"))
         lead.check()
-        assert "after" not in await rows(file)
+        with pytest.raises(Boom):
+            async with lead.transaction() as connection:
+                await connection.execute("ROLLBACK")
+                await connection.execute(insert("beside a job that failed"))
+                raise Boom
+        assert {"after", "beside a job that failed"}.isdisjoint(await rows(file))
 
 
 async def test_an_older_term_cannot_commit_on_sqlite(file: Path) -> None:

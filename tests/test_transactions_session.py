@@ -188,6 +188,37 @@ async def test_what_ends_the_transaction_commits_nothing(
         await lend.whole()
 
 
+@pytest.mark.parametrize("isolation", [None, "AUTOCOMMIT"])
+@pytest.mark.parametrize("by", ["connection", "session"])
+@engines
+async def test_what_follows_a_lost_connection_commits_nothing(
+    mysql_url: str, work: Work, kind: str, by: str, isolation: str | None
+) -> None:
+    """A block that goes on after its connection was ended does so on another one, on which nothing was begun."""
+    options: dict[str, Any] = {"isolation_level": isolation} if isolation else {}
+
+    async def go_on(connection: AsyncConnection) -> None:
+        user = AsyncSession(bind=connection) if by == "session" else connection
+        number = (await user.execute(text("SELECT CONNECTION_ID()"))).scalar()
+        work.server.sql(f"KILL {number}")
+        for _ in range(3):
+            with contextlib.suppress(SQLAlchemyError, TransactionEnded):
+                await user.execute(text(insert("row")))
+            with contextlib.suppress(SQLAlchemyError, TransactionEnded):
+                await user.rollback()
+        raise Boom
+
+    async with lent(kind, mysql_url, **options) as lend, leadership(lend.target) as lead:
+        with pytest.raises(Boom):
+            async with lead.transaction() as connection:
+                await go_on(connection)
+        assert work.rows() == []
+        async with lead.transaction() as connection:
+            await connection.execute(text(insert("after")))
+        assert work.rows() == ["after"]
+        await lend.whole()
+
+
 @an_engine
 async def test_a_blocking_session_joins_too(mysql_url: str, work: Work, kind: str) -> None:
     """A `Session` in `run_sync` joins the transaction as an `AsyncSession` does."""

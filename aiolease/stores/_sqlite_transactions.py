@@ -90,7 +90,8 @@ class SQLiteTransaction:
         except ImportError:
             problem = "transactions on SQLite need aiosqlite: install aiolease[aiosqlite]"
             raise ConfigurationError("target", store, problem) from None
-        connection = aiosqlite.connect(path, timeout=_TRY, isolation_level=None)
+        # What follows a COMMIT or ROLLBACK of the block's own begins a transaction again, and is undone at the end.
+        connection = aiosqlite.connect(path, timeout=_TRY, isolation_level="IMMEDIATE")
         try:
             await connection
             while True:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC
@@ -296,6 +297,7 @@ class EngineLender:
     def __init__(self, engine: Any, store: str) -> None:
         self._engine = engine
         self._store = store
+        self._lent: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # the driver's, by SQLAlchemy's
 
     async def lend(self) -> Any:
         """See `Lender.lend`."""
@@ -303,6 +305,7 @@ class EngineLender:
         try:
             await connection.begin()
             connection.sync_connection.info.pop(_ENDED, None)
+            self._lent[connection.sync_connection] = connection.sync_connection.connection.dbapi_connection
             heard = {"commit": self._refuse_commit, "rollback": self._rolled_back}
             listen(connection, heard | {"before_cursor_execute": self._refuse_if_ended})
         except BaseException:
@@ -319,7 +322,8 @@ class EngineLender:
         connection.info[_ENDED] = True
 
     def _refuse_if_ended(self, connection: Any, *_: Any) -> None:
-        if connection.info.get(_ENDED):
+        # After a lost connection SQLAlchemy makes another, which knows nothing of what was begun on the first.
+        if connection.info.get(_ENDED) or connection.connection.dbapi_connection is not self._lent[connection]:
             raise TransactionEnded(self._store)
 
     def ended(self, connection: Any) -> bool:
