@@ -230,3 +230,17 @@ async def test_a_temporary_table_of_the_same_name_does_not_open_the_fence_on_sql
                     await lead.fence(connection)
                     await connection.commit()
     assert rows(file) == []
+
+
+async def test_results_that_were_not_read_are_no_ended_transaction_on_sqlite(file: Path) -> None:
+    """A statement that writes and gives rows keeps the transaction open until they are read: it says so."""
+    async with leadership(f"sqlite:///{file}") as lead:
+        with pytest.raises(StoreUnavailable, match="read the results of the block to their end"):
+            async with lead.transaction() as connection:
+                unread = await connection.execute("INSERT INTO work (who) VALUES ('a'), ('b') RETURNING id")
+                assert unread is not None
+        assert rows(file) == []
+        async with lead.transaction() as connection:
+            cursor = await connection.execute("INSERT INTO work (who) VALUES ('a'), ('b') RETURNING id")
+            assert len(list(await cursor.fetchall())) == 2
+    assert rows(file) == ["a", "b"]

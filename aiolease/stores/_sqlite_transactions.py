@@ -116,6 +116,10 @@ class SQLiteTransaction:
             try:
                 await self.connection.execute(f"RELEASE {_SAVEPOINT}")
             except (sqlite3.OperationalError, sqlite3.ProgrammingError) as error:
+                if "statements in progress" in str(error):  # nothing was ended: an INSERT … RETURNING, half read
+                    raise StoreUnavailable(
+                        self._store, f"read the results of the block to their end: {error}"
+                    ) from error
                 raise TransactionEnded(self._store) from error
             await _fence(self._store, self.connection, term, final, self._statements)
             try:
