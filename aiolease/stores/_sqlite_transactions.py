@@ -129,10 +129,15 @@ class SQLiteTransaction:
         except ValueError as error:  # of aiosqlite: the block closed the connection, and so undid the transaction
             raise TransactionEnded(self._store) from error
         finally:
-            await self.connection.close()  # and with it whatever was not committed
+            await self.roll_back()
 
     async def roll_back(self) -> None:
         """See `Transaction.roll_back`."""
+        try:
+            # Whatever was not committed. A result that is half read would keep the file locked, closed or not.
+            await self.connection.rollback()
+        except (sqlite3.Error, ValueError):  # the latter of aiosqlite: it is closed
+            pass
         await self.connection.close()
 
 
