@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -133,11 +133,9 @@ class SQLiteTransaction:
 
     async def roll_back(self) -> None:
         """See `Transaction.roll_back`."""
-        try:
+        with suppress(sqlite3.Error, ValueError):  # the latter of aiosqlite: it is closed
             # Whatever was not committed. A result that is half read would keep the file locked, closed or not.
             await self.connection.rollback()
-        except (sqlite3.Error, ValueError):  # the latter of aiosqlite: it is closed
-            pass
         await self.connection.close()
 
 
