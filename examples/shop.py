@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any, Final
 
+import anyio
 from loguru import logger
 
 import shop_seed
@@ -241,11 +242,14 @@ class Shop:
         Args:
             pause: Seconds between two of them.
         """
-        visits = asyncio.create_task(self._receive(pause))
+        # A scope cancels until it is heard. `Task.cancel()` does so once, and `asyncio.wait_for` of Python 3.11, which
+        # asyncmy's time limits are made of, may swallow that.
+        visiting = anyio.CancelScope()
+        visits = asyncio.create_task(self._receive(pause, visiting))
         try:
             yield
         finally:
-            visits.cancel()
+            visiting.cancel()
             await asyncio.wait([visits])
 
     async def letters_sent_again(self) -> int:
@@ -254,16 +258,17 @@ class Shop:
             [[letters]] = (await do.execute("SELECT COUNT(*) - COUNT(DISTINCT notification_id) FROM shop_outbox")).rows
         return int(letters)
 
-    async def _receive(self, pause: float) -> None:
+    async def _receive(self, pause: float, visiting: anyio.CancelScope) -> None:
         dice = random.Random()
         sessions: list[int] = []
-        while True:
-            await asyncio.sleep(pause)
-            try:
-                sessions = [*sessions[-19:], await self._welcome(dice)]
-                await self._shop_around(dice, dice.choice(sessions))
-            except ShopError as error:
-                logger.debug("a visitor was turned away: {}", error)
+        with visiting:
+            while True:
+                await asyncio.sleep(pause)
+                try:
+                    sessions = [*sessions[-19:], await self._welcome(dice)]
+                    await self._shop_around(dice, dice.choice(sessions))
+                except ShopError as error:
+                    logger.debug("a visitor was turned away: {}", error)
 
     async def _welcome(self, dice: random.Random) -> int:
         """A visitor comes and fills a cart; returns the new session."""

@@ -13,11 +13,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shop import Shop, ShopError
 from shop_database import open_database
 from tests.servers import MariaDBServer, free_port
 
@@ -95,6 +97,28 @@ def test_one_worker_leads_and_the_other_follows_it(url: str, tmp_path: Path) -> 
             other.kill()
             says(third, r"acquired leadership of 'default' \(term 3\)")
             says(third, r"ran '\w+' in")
+
+
+async def test_visitors_leave_though_a_driver_swallows_their_cancellation(tmp_path: Path) -> None:
+    """Found in CI: `asyncio.wait_for` of Python 3.11, in asyncmy, swallowed the one cancellation of a worker's end."""
+
+    class WithDeafDriver(Shop):
+        swallowed = False
+
+        async def _welcome(self, dice: random.Random) -> int:
+            entered.set()
+            try:
+                await asyncio.sleep(LIMIT)
+            except asyncio.CancelledError:
+                self.swallowed = True
+            raise ShopError("the answer came all the same")
+
+    entered = asyncio.Event()
+    async with open_database(f"sqlite:///{tmp_path}/shop.db") as database:
+        shop = WithDeafDriver(database, 1, timedelta(minutes=15))
+        async with asyncio.timeout(LIMIT), shop.visitors(pause=0):
+            await entered.wait()
+        assert shop.swallowed
 
 
 DYING: dict[str, str] = {
