@@ -17,7 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from aiolease import ConfigurationError, LeadershipLost, StoreUnavailable, TransactionEnded, leadership
+from aiolease import AioleaseError, ConfigurationError, LeadershipLost, StoreUnavailable, TransactionEnded, leadership
 from tests.servers import Server
 from tests.test_transactions import Row
 
@@ -152,6 +152,59 @@ async def test_errors_of_other_libraries_do_not_come_out_of_a_fence_on_sqlite(fi
                 session.add_all([Row(id=1, who="same"), Row(id=2, who="same")])
                 await lead.fence(session)
     assert rows(file) == []
+
+
+@pytest.mark.parametrize("made", ["as it is", "with rows as dicts", "with text as bytes"])
+async def test_a_connection_to_a_copy_of_the_file_is_refused_on_sqlite(file: Path, tmp_path: Path, made: str) -> None:
+    """A copy has a fence of its own, which no newer term reaches."""
+
+    async def connect(path: Path) -> aiosqlite.Connection:
+        connection = await aiosqlite.connect(path, isolation_level=None)
+        if made == "with rows as dicts":
+            connection.row_factory = lambda cursor, row: dict(zip([each[0] for each in cursor.description], row))  # type: ignore[assignment] # noqa: B905
+        elif made == "with text as bytes":
+            connection.text_factory = bytes
+        await connection.execute("BEGIN")
+        return connection
+
+    copy, link = tmp_path / "copy.db", tmp_path / "link.db"
+    link.symlink_to(file)
+    async with leadership(f"sqlite:///{file}") as lead:
+        with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(copy)) as target:
+            source.backup(target)
+        for path, problem in (file, None), (link, None), (copy, "it is not to"), (Path(":memory:"), "aiolease_fence"):
+            connection = await connect(path)
+            if problem is None:
+                await lead.fence(connection)
+            else:
+                with pytest.raises(AioleaseError, match=problem):
+                    await lead.fence(connection)
+            await connection.close()
+
+
+async def test_a_deferred_constraint_is_the_users_error_and_no_unknown_commit_on_sqlite(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What COMMIT refuses is not committed, and says which of the user's constraints it was."""
+    plain = sqlite3.connect
+
+    def checking(*arguments: Any, **options: Any) -> sqlite3.Connection:  # as a SQLite does that is built so
+        connection: sqlite3.Connection = plain(*arguments, **options)
+        connection.execute("PRAGMA foreign_keys = 1")
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", checking)
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE part (work INTEGER REFERENCES work DEFERRABLE INITIALLY DEFERRED)")
+    async with leadership(f"sqlite:///{file}") as lead:
+        with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
+            async with lead.transaction() as connection:
+                await connection.execute(INSERT)
+                await connection.execute("INSERT INTO part VALUES (7)")
+        assert rows(file) == []
+        async with lead.transaction() as connection:
+            await connection.execute(INSERT)
+    assert rows(file) == ["row"]
 
 
 AWKWARD = [

@@ -7,6 +7,7 @@ So it must end within the time that is left to the term; the term ends when it d
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -111,7 +112,7 @@ class SQLiteTransaction:
         return cls(store, connection, statements)
 
     async def commit(self, term: Term, final: RunKey | None = None) -> None:
-        """See `Transaction.commit`."""
+        """See `Transaction.commit`. What a deferred constraint says comes out as it is."""
         try:
             try:
                 await self.connection.execute(f"RELEASE {_SAVEPOINT}")
@@ -124,6 +125,8 @@ class SQLiteTransaction:
             await _fence(self._store, self.connection, term, final, self._statements)
             try:
                 await self.connection.commit()
+            except sqlite3.IntegrityError:  # a deferred constraint, of the user's tables: nothing was committed
+                raise
             except sqlite3.Error as error:
                 raise CommitUnknown(self._store, str(error)) from error
         except ValueError as error:  # of aiosqlite: the block closed the connection, and so undid the transaction
@@ -139,8 +142,8 @@ class SQLiteTransaction:
         await self.connection.close()
 
 
-async def fence_connection(
-    store: str, connection: Any, term: Term, final: RunKey | None, statements: FenceStatements
+async def fence_connection(  # noqa: PLR0917
+    store: str, path: Path, connection: Any, term: Term, final: RunKey | None, statements: FenceStatements
 ) -> None:
     """Fences a transaction that the user commits: on aiosqlite's connection, or SQLAlchemy's connection or session.
 
@@ -148,7 +151,7 @@ async def fence_connection(
         FenceBroken: The term is over.
         Refused: The run is not the running one.
         TransactionEnded: The connection is in no transaction, and commits each statement by itself.
-        ConfigurationError: It is a connection of something else.
+        ConfigurationError: It is a connection of something else, or to another file.
         StoreUnavailable: The file is locked, or cannot be written; or the connection is closed.
     """
     if hasattr(connection, "flush"):  # a session: what it still holds back must not come after the fence
@@ -156,6 +159,8 @@ async def fence_connection(
     try:
         raw = await _raw(connection)
         await _fence(store, raw, term, final, statements)
+        if not await _is_to(raw, path):
+            raise ConfigurationError("connection", f"<{type(connection).__name__}>", f"it is not to {path}")
         if not raw.in_transaction:  # it was committed by itself, and guards nothing
             raise TransactionEnded(store)
     except (AioleaseError, FenceBroken, Refused):
@@ -173,8 +178,21 @@ async def _raw(connection: Any) -> Any:
             await connection.begin()
         connection = (await connection.get_raw_connection()).driver_connection
     if type(connection).__module__.partition(".")[0] != "aiosqlite":
-        raise ConfigurationError("connection", f"<{type(connection).__name__}>", "use one of the lease's database")
+        problem = "use a connection to the lease's database, or a session"
+        raise ConfigurationError("connection", f"<{type(connection).__name__}>", problem)
     return connection
+
+
+async def _is_to(connection: aiosqlite.Connection, path: Path) -> bool:
+    """Whether a connection's main database is the file of the store: a copy has the fence of another time."""
+    async with connection.execute("PRAGMA database_list") as cursor:
+        cursor.row_factory = None  # rows, whatever the user's connection makes of them; and texts, below
+        [main] = [row[2] for row in await cursor.fetchall() if os.fsdecode(row[1]) == "main"]
+    return _is_same(Path(os.fsdecode(main or "")), path)
+
+
+def _is_same(file: Path, path: Path) -> bool:
+    return file.is_file() and file.samefile(path)
 
 
 async def _fence(

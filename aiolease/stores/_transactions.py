@@ -234,7 +234,8 @@ async def fence_connection(  # noqa: PLR0917
                 await connection.begin()
             connection = (await connection.get_raw_connection()).driver_connection
         if not hasattr(connection, "get_autocommit"):
-            raise ConfigurationError("connection", f"<{type(connection).__name__}>", "use one of the lease's database")
+            problem = "use a connection to the lease's database, or a session"
+            raise ConfigurationError("connection", f"<{type(connection).__name__}>", problem)
         if connection.get_autocommit() and not connection.get_transaction_status():
             raise TransactionEnded(store)  # the fence would be committed by itself, and guard nothing
         await _read_pending(connection, plain_cursor(connection) or cursor)

@@ -190,7 +190,7 @@ class MySQLStore(MySQLLedger):
         found = await self._version(execute)
         if found is None or (found == _EXTENDED and self._create_tables):
             if not self._create_tables:
-                reason = f"the tables {self._prefix}* are missing, and create_tables=False"
+                reason = f"the tables {self._prefix}* are missing; nobody has made them yet (create_tables=False)"
                 raise SchemaMissing(self.description, reason)
             for statement in schema_statements(self._prefix):
                 try:

@@ -213,7 +213,7 @@ class SQLiteStore(SQLiteLedger):
 
     async def fence(self, connection: Any, term: Term, final: RunKey | None = None, *, within: float) -> None:
         """See `LeaseStore.fence`."""
-        await fence_connection(self.description, connection, term, final, self._fence_statements())
+        await fence_connection(self.description, self._path, connection, term, final, self._fence_statements())
 
     def _fence_statements(self) -> FenceStatements:
         return FenceStatements(fence=self._count_fence_sql, final=self._final_sql, now=self._now)
