@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Literal
 
 from aiolease._fence import RunKey, Term
-from aiolease._ledger import MOST_MISSED, Skip, begun, due, inherited, overdue, start_of_last, too_late, without
+from aiolease._ledger import MOST_MISSED, Due, Skip, begun, due, inherited, overdue, start_of_last, too_late, without
 from aiolease._records import Batch, Change, Enrolment, Place, RunRecord, RunStatus, Stock
 from aiolease._runs import Job
 from aiolease._schedule import ticks_between
@@ -30,6 +30,11 @@ _AHEAD = 60.0
 """Seconds by which a job may be settled ahead of the database's clock before it is told."""
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
+
+_NOT_ENDED = "its last run has not ended"
+
+_SOON = 0.1
+"""The part of the patience after which ticks that were put off are written with what is written anyhow."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +51,17 @@ class Waiting:
     status: RunStatus = "queued"
 
 
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """Ticks of a job that were skipped one after another for one reason: a row that grows (DESIGN rule 48)."""
+
+    first: datetime
+    last: datetime
+    count: int
+    reason: str
+    grown: bool = False
+
+
 @dataclass(slots=True)
 class Plan:
     """A batch, and what follows once it is written."""
@@ -55,8 +71,9 @@ class Plan:
     waiting: list[Waiting] = field(default_factory=list)  # that start
     overdue: list[Waiting] = field(default_factory=list)  # that are too old to start
     claims: list[tuple[Job, RunRecord]] = field(default_factory=list)
-    skips: list[tuple[Job, Skip]] = field(default_factory=list)
+    skips: list[tuple[Job, Skip]] = field(default_factory=list)  # in the order of their claims
     threads: int = 0  # that it needs
+    series: dict[str, list[_Series | None]] = field(default_factory=dict)  # of ticks; None: one of them is run
     taken: dict[str, int] = field(default_factory=dict)  # how many of a job's waiting runs are among them
 
     def jobs(self) -> set[str]:
@@ -89,6 +106,8 @@ class _Standing:
         unread: How many of its runs are queued in the ledger and have not been read: those with the newest ticks.
         inherited: Whether one of an earlier term has been among them since there was none.
         backlog: Whether one that had to wait has been.
+        series: The ticks that were skipped last, if none has been run since.
+        busy_until: When its last run ended, if ticks that fell due before that were put off.
     """
 
     job: Job
@@ -105,6 +124,8 @@ class _Standing:
     unread: int = 0
     inherited: bool = False
     backlog: bool = False
+    series: _Series | None = None
+    busy_until: datetime | None = None
 
 
 class Agenda:
@@ -116,6 +137,7 @@ class Agenda:
         young: Seconds for which a tick is due and not yet missed.
         max_running: How many runs may go on at once.
         max_threads: How many of them may be in threads.
+        patience: Seconds for which skipped ticks that follow on others sooner than that wait for other writing.
         in_thread: Says whether a run of a job still goes on in a thread that an earlier term left behind.
         left_behind: Says how many such threads there are.
     """
@@ -128,6 +150,7 @@ class Agenda:
         young: float,
         max_running: float,
         max_threads: float = math.inf,
+        patience: float = 0.0,
         in_thread: Callable[[Job], bool],
         left_behind: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -157,6 +180,11 @@ class Agenda:
         self.at_fault: dict[str, str] = {}
         """The jobs that could not be planned, and why: to be set aside."""
         self._requests: dict[str, datetime] = {}  # when jobs were triggered, if that was not seen to
+        self._patience = patience
+        self._put_off: dict[str, datetime] = {}  # jobs whose skipped ticks wait to be written, and since when, in order
+        self._now = _NEVER  # when it was last told
+        self.over: list[tuple[str, Skip]] = []
+        """Series of skipped ticks that are over, and were longer than was told: to be told."""
 
     def __bool__(self) -> bool:
         return bool(self._jobs)
@@ -165,8 +193,10 @@ class Agenda:
         return iter(self._jobs)
 
     def until_next(self, now: datetime) -> float | None:
-        """Seconds until a tick is due; ``None`` if none is in sight."""
-        return (self._heap[0][0] - now).total_seconds() if self._heap else None
+        """Seconds until a tick is due, or is to be written; ``None`` if none is in sight."""
+        left = [(self._heap[0][0] - now).total_seconds()] if self._heap else []
+        left += [(since - now).total_seconds() + self._patience for since in islice(self._put_off.values(), 1)]
+        return min(left, default=None)
 
     # -- what the ledger says
 
@@ -220,6 +250,7 @@ class Agenda:
             self._thread_line,
             self._behind_threads,
             self._hungry,
+            self._put_off,
         ):
             collection.clear()
         self._threads = self._most_threads - sum(self._jobs[name].job.threaded for name, _ in running)
@@ -227,6 +258,7 @@ class Agenda:
             if name not in self.aside:
                 record = stock.jobs[name]
                 each.settled_until, each.high_tick = record.settled_until, record.high_tick
+            self._end_series(each)
             each.lined_up = each.held = each.in_line = False
             each.going_on = each.unread = stock.queued.get(name, 0)
             each.running = 0
@@ -368,6 +400,7 @@ class Agenda:
             claim: Whether runs may start.
             most: How many changes, and how many claims, go into one batch.
         """
+        self._now = now
         plan = Plan(Batch(changes=pending.copy()), pending)
         if claim and len(pending) < most:
             free = self._max_running - running
@@ -445,6 +478,7 @@ class Agenda:
     def _plan_due(self, plan: Plan, now: datetime, free: float, most: int) -> None:
         """Claims all that is due now; what is popped from the heap is put back when it is known what was written."""
         triggered = {job.name for job, run in plan.claims if run.status != "skipped"}
+        recalled = self._recall(now, self._patience * (_SOON if plan.batch else 1.0))
         while self._heap and self._heap[0][0] <= now and len(plan.claims) < 2 * most:
             if len(plan.claims) - len(plan.skips) >= most:
                 break
@@ -458,29 +492,23 @@ class Agenda:
             if (late and each.going_on) or (job.overlap == "skip" and name in triggered):
                 each.held = True  # it follows, and is no overlap
                 continue
-            after = each.settled_until
             try:
-                found = due(job.schedule, after, now, missed=job.missed, max_age=job.max_age, young=self._young)
+                found = self._due(each, now)
             except Exception as error:  # noqa: BLE001 - as above
                 self.at_fault[name] = describe(error)
                 continue
             if not found.run and not found.skipped:  # settled since it was lined up: paused, and resumed
                 self._line_up_ticks([name])
                 continue
+            if name not in recalled and self._may_wait(each, found):
+                each.busy_until = None
+                self._put_off[name] = now
+                continue
             busy, backlog = self._goes_on(each), job.missed == "all" and len(found.run) > 1
-            why = None
-            if each.going_on >= MOST_MISSED:
-                why = f"{MOST_MISSED} of its runs wait"
-            elif job.overlap == "skip" and busy and not backlog:
-                why = "its last run has not ended"
-            if found.run and why is not None:
-                count = job.schedule.count_between(after, found.run[-1])
-                first = found.skipped[0].first if found.skipped else found.run[0]
-                found.skipped = [Skip(first, found.run[-1], count, why)]
-                found.run = []
             last = (found.run or [found.skipped[-1].last])[-1]
             if name in self._there:
                 found = without(found, self._there[name], job.schedule)
+            self._plan_series(plan, each, found)
             for skip in found.skipped:
                 self._plan_skip(plan, job, skip)
             for number, tick in enumerate(found.run):
@@ -490,6 +518,92 @@ class Agenda:
                 free -= start
             plan.batch.high_ticks[name] = last
             plan.batch.seen[name] = each.high_tick
+
+    def _due(self, each: _Standing, now: datetime) -> Due:
+        """What becomes of the ticks of a job that are due, considering what else of it goes on."""
+        job, after = each.job, each.settled_until
+        while_busy = self._due_while_busy(each)
+        if while_busy is not None:
+            after = while_busy.last
+        found = due(job.schedule, after, now, missed=job.missed, max_age=job.max_age, young=self._young)
+        why, backlog = None, job.missed == "all" and len(found.run) > 1
+        if each.going_on >= MOST_MISSED:
+            why = f"{MOST_MISSED} of its runs wait"
+        elif job.overlap == "skip" and not backlog and self._goes_on(each):
+            why = _NOT_ENDED
+        if found.run and why is not None:
+            count = job.schedule.count_between(after, found.run[-1])
+            first = found.skipped[0].first if found.skipped else found.run[0]
+            found = Due(skipped=[Skip(first, found.run[-1], count, why)])
+        if while_busy is not None:
+            found.skipped.insert(0, while_busy)
+        return found
+
+    def _may_wait(self, each: _Standing, found: Due) -> bool:
+        """Whether ticks only lengthen a row of skipped ones, since a run goes on, and more are to come soon."""
+        if found.run or len(found.skipped) != 1 or not each.going_on:
+            return False
+        [skip] = found.skipped
+        following = each.job.schedule.next_after(skip.last)
+        soon = following is not None and (following - skip.last).total_seconds() < self._patience
+        return soon and skip.reason == _NOT_ENDED and self._continues(each, skip)
+
+    def _plan_series(self, plan: Plan, each: _Standing, found: Due) -> None:
+        """Has skipped ticks that go on from those before them lengthen their row."""
+        series: list[_Series | None] = []
+        for number, skip in enumerate(found.skipped):
+            before = each.series
+            if number == 0 and before is not None and self._continues(each, skip):
+                plan.batch.extends[each.job.name, skip.last] = before.last
+                series.append(_Series(before.first, skip.last, before.count + skip.count, skip.reason, grown=True))
+            else:
+                series.append(_Series(skip.first, skip.last, skip.count, skip.reason))
+        plan.series[each.job.name] = [*series, None] if found.run else series
+
+    def _recall(self, now: datetime, patience: float) -> set[str]:
+        """Lines up again the jobs whose skipped ticks have waited long enough."""
+        recalled = set[str]()
+        for name, since in self._put_off.items():
+            if (now - since).total_seconds() < patience and since <= now:
+                break
+            recalled.add(name)
+        for name in recalled:
+            del self._put_off[name]
+        self._line_up_ticks(recalled)
+        return recalled
+
+    @staticmethod
+    def _due_while_busy(each: _Standing) -> Skip | None:
+        """The ticks of a job that were put off, and fell due before its last run ended."""
+        after, until, schedule = each.settled_until, each.busy_until, each.job.schedule
+        if until is None or until <= after:
+            return None
+        first, last = schedule.next_after(after), schedule.latest_between(after, until)
+        if first is None or last is None:
+            return None
+        return Skip(first, last, schedule.count_between(after, until), _NOT_ENDED)
+
+    @staticmethod
+    def _continues(each: _Standing, skip: Skip) -> bool:
+        """Whether skipped ticks go on from those before them."""
+        return each.series is not None and each.series.last == each.settled_until and each.series.reason == skip.reason
+
+    def _note_series(self, plan: Plan) -> None:
+        for name, steps in plan.series.items():
+            for series in steps:
+                if series is None or not series.grown:
+                    self._end_series(self._jobs[name])
+                self._jobs[name].series = series
+
+    def _end_series(self, each: _Standing) -> None:
+        series, each.series = each.series, None
+        if series is not None and series.grown:
+            self.over.append((each.job.name, Skip(series.first, series.last, series.count, series.reason)))
+
+    def end_all_series(self) -> None:
+        """No tick is skipped any more: see `over`."""
+        for each in self._jobs.values():
+            self._end_series(each)
 
     def conflicts(self, plan: Plan, rows: Iterable[RunRecord], now: datetime) -> list[Place]:
         """Takes the ticks of rows that are there for settled (DESIGN rule 44): of those that a plan was to claim.
@@ -569,12 +683,14 @@ class Agenda:
                 self._claimed(self._jobs[job.name], record)
             if record.status == "running":
                 starting.append(Waiting(job, record.tick, 1, self._term.token, "running"))
+        self._note_series(plan)
         for name in plan.batch.requests:
             self._requests.pop(name, None)
             self._jobs[name].refused = 0
         for name, tick in plan.batch.high_ticks.items():
             each = self._jobs[name]
             each.settled_until = each.high_tick = tick
+            each.busy_until = None
             self._there.pop(name, None)
         self._line_up_ticks(plan.batch.high_ticks)
         return starting
@@ -595,8 +711,9 @@ class Agenda:
             for name in plan.batch.requests:
                 self._jobs[name].refused += 1
 
-    def ended(self, name: str) -> None:
-        """A run of a job is over."""
+    def ended(self, name: str, now: datetime) -> None:
+        """A run of a job is over, by the database's clock at `now`."""
+        self._now = now
         self._jobs[name].running -= 1
         self._threads += self._jobs[name].job.threaded
         self._gone(name)
@@ -613,6 +730,9 @@ class Agenda:
             self._put_in_line(each)
             return
         each.inherited = False
+        if self._put_off.pop(name, None) is not None:
+            each.busy_until = self._now
+            self._line_up_ticks([name])
         if each.held:
             each.held = False
             self._line_up_ticks([name])

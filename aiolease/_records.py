@@ -136,6 +136,8 @@ class Batch:
         seen: The `JobRecord.high_tick` of those jobs from which they were reckoned. Refused if one is another by now: a
             batch that the server delayed must not be followed by one that does not know of it, nor come after it.
         requests: The `JobRecord.requested_at` of jobs that were seen, and are cleared. Refused if one is another.
+        extends: Of claims that are skipped: the `RunRecord.tick` of the row of skipped ticks that becomes theirs, with
+            their tick, and their count beside its own. Refused if there is no such row.
     """
 
     changes: list[Change] = field(default_factory=list)
@@ -143,6 +145,7 @@ class Batch:
     high_ticks: dict[str, datetime] = field(default_factory=dict)
     seen: dict[str, datetime | None] = field(default_factory=dict)
     requests: dict[str, datetime] = field(default_factory=dict)
+    extends: dict[Place, datetime] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.changes or self.claims or self.high_ticks or self.requests)
@@ -251,7 +254,9 @@ class LedgerStore(Protocol):
         """
 
     async def prune(self, name: str, jobs: Sequence[str], keep: int) -> list[str]:
-        """Deletes the oldest finished rows of jobs; keeps the newest `keep` by their ticks, and the newest success.
+        """Deletes the oldest finished rows of jobs; keeps the newest by their ticks.
+
+        `keep` of the runs are kept, beside them the newest success, and as many rows of ticks that were skipped.
 
         Returns:
             The jobs of which there may be more to delete: a call deletes no more than a step of them.

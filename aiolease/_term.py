@@ -114,6 +114,7 @@ class TermOfJobs:
             young=2 * lead._timings.lease_duration,
             max_running=max_running or math.inf,
             max_threads=max_threads or math.inf,
+            patience=lead._timings.heartbeat_interval,
             in_thread=self._in_thread,
             left_behind=self._left_behind,
         )
@@ -542,19 +543,32 @@ class TermOfJobs:
         self._changes = [change for change in self._changes if id(change) not in done]
         starting = [self._execution(run) for run in self._agenda.written(plan)]
         for job, skip in plan.skips:
-            self._skipped(job.name, skip)
+            self._skipped(job.name, skip, grows=(job.name, skip.last) in plan.batch.extends)
+        self._tell_of_series()
         left = self._agenda.until_next(self.lead.elected_at)
         if left is None or left > 0:  # no tick from before this term is still to be seen to
             self._tell_of_missed()
         return starting
 
-    def _skipped(self, job: str, skip: Skip) -> None:
-        event = TickSkipped(**self._facts(), job=job, since=skip.first, count=skip.count, reason=skip.reason)
+    def _skipped(self, job: str, skip: Skip, *, grows: bool = False) -> None:
+        facts = self._facts() | {"job": job, "since": skip.first, "count": skip.count, "reason": skip.reason}
+        event = TickSkipped(**facts, quiet=grows)
+        if grows:
+            self._emit(event)
+            return
         if skip.first <= self.lead.elected_at:  # nobody led: after a stop so it is with most jobs at once
             self._missed.append(event)
         else:
             self._emit(event)
         self._grew(job)
+
+    def _tell_of_series(self) -> None:
+        """Tells of ticks that were skipped one after another, and are not any more: how many they were in the end."""
+        told, self._agenda.over = self._agenda.over, []
+        for job, skip in told:
+            first, last = f"{skip.first:%Y-%m-%d %H:%M:%S}", f"{skip.last:%Y-%m-%d %H:%M:%S}"
+            text = f"skipped {job!r}, {skip.count} ticks since {first}: {skip.reason} (until {last}, and now no more)"
+            self._emit(Notice(**self._facts(), severity="WARNING", text=text))
 
     def _tell_of_missed(self) -> None:
         """Tells of the ticks that nobody ran before this term, of all jobs in one line."""
@@ -579,7 +593,7 @@ class TermOfJobs:
         why = overdue(run.tick, execution.job.max_age, now) if run.attempt == 1 else None
         if why is not None:  # the answer to its claim was late, or lost and then found
             self._changes.append(Change(key=run._key, was="running", status="skipped", attempt=1, error=why))
-            self._agenda.ended(run.job)
+            self._agenda.ended(run.job, now)
             self._skipped(run.job, Skip(run.tick, run.tick, 1, why))
             self._wake.set()
             return
@@ -593,7 +607,7 @@ class TermOfJobs:
         execution = self._running.pop(task)
         self._wake.set()
         self._ended_as(task, execution)
-        self._agenda.ended(execution.job.name)
+        self._agenda.ended(execution.job.name, self.lead.database_now())
 
     def _ended_as(self, task: asyncio.Task[Outcome], execution: Execution) -> None:
         """Notes what is to be written of a run that has ended, and tells of it."""
@@ -788,6 +802,8 @@ class TermOfJobs:
                 self._written(plan)
             self._unanswered.update(plan.starting(self.lead.token))
         self._tell_of_missed()
+        self._agenda.end_all_series()
+        self._tell_of_series()
         self._changes += self._postponed.values()
         self._postponed.clear()
         # Claimed, or perhaps claimed, and not begun: another leader is to run them.

@@ -318,7 +318,8 @@ class TickSkipped(Event):
         since: The first of them.
         count: How many.
         reason: Why.
-        quiet: Whether a `TicksMissed` tells of them too, and this is only for who looks closely.
+        quiet: Whether a line tells of them that says more: a `TicksMissed`, or the one of the ticks before them, whose
+            row in the ledger has grown. This one is only for who looks closely.
     """
 
     level: ClassVar[Level] = "WARNING"

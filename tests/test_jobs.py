@@ -628,7 +628,7 @@ async def test_a_timeout_inside_a_job_is_the_jobs_own(log: list[Message]) -> Non
 
 @virtual
 async def test_a_tick_beside_a_running_job_is_skipped(log: list[Message]) -> None:
-    """By default a job does not run beside itself: a tick that meets its last run is skipped, with a WARNING."""
+    """By default a job does not run beside itself: a tick that meets its last run is skipped, with two WARNINGs."""
     jobs, observed = JobRegistry(), Observed()
 
     @jobs.every(10)
@@ -640,7 +640,10 @@ async def test_a_tick_beside_a_running_job_is_skipped(log: list[Message]) -> Non
     assert observed.started("slow") == [10, 40]
     assert lines(log, "WARNING")[:2] == [
         "skipped 'slow', 1 tick since 2026-01-01 00:00:20: its last run has not ended",
-        "skipped 'slow', 1 tick since 2026-01-01 00:00:30: its last run has not ended",
+        (
+            "skipped 'slow', 2 ticks since 2026-01-01 00:00:20: its last run has not ended "
+            "(until 2026-01-01 00:00:30, and now no more)"
+        ),
     ]
 
 

@@ -430,16 +430,83 @@ async def test_a_run_whose_turn_comes_too_late_is_not_begun() -> None:
 
 @virtual
 async def test_a_tick_beside_a_running_one_is_a_row(log: list[Message]) -> None:
-    """With ``overlap="skip"`` each tick beside a run is recorded as skipped, with the reason, and logged once."""
+    """With ``overlap="skip"`` ticks beside a run are one row that grows, and why; the log has its start and end."""
     async with world() as here:
-        work = Work(25)
+        work = Work(45)
         process = here.start(registry(work))
-        await here.until(45)
-        assert work.ticks == [10, 40]
-        assert here.rows() == ["10 succeeded", "20 skipped 1", "30 skipped 1", "40 running"]
-        assert {row.error for row in here.records() if row.status == "skipped"} == {"its last run has not ended"}
-        assert [each.count for each in process.observed.skipped("job")] == [1, 1]
-        assert len([line for line in lines(log, "WARNING") if "its last run has not ended" in line]) == 2
+        await here.until(25)
+        assert here.rows() == ["10 running", "20 skipped 1"]
+        await here.until(65)
+        assert work.ticks == [10, 60]
+        assert here.rows() == ["10 succeeded", "50 skipped 4", "60 running"]
+        (skipped,) = [row for row in here.records() if row.status == "skipped"]
+        assert (skipped.error, seconds(skipped.tick_from or START)) == ("its last run has not ended", 20)
+        assert sum(each.count for each in process.observed.skipped("job")) == 4
+        assert [line.partition(": ")[0] for line in lines(log, "WARNING") if "has not ended" in line] == [
+            "skipped 'job', 1 tick since 2026-01-01 00:00:20",
+            "skipped 'job', 4 ticks since 2026-01-01 00:00:20",
+        ]
+
+
+@virtual
+async def test_skipped_ticks_that_only_lengthen_a_row_cost_no_writing_of_their_own() -> None:
+    """A job each second that takes 99.5: beside its claim and its end it costs a first skip, and one per heartbeat."""
+    async with world() as here:
+        process = here.start(registry(Work(99.5), 1))
+        await here.until(2.5)
+        before = process.store.count("record")
+        await here.until(101.5)
+        assert process.store.count("record") - before <= 12  # one in each heartbeat of 10 s, and the end of the run
+        assert here.rows() == ["1 succeeded", "100 skipped 99", "101 running"]
+
+
+@virtual
+async def test_what_falls_due_when_the_run_has_ended_is_run_though_ticks_before_it_were_put_off() -> None:
+    """The ledger cannot be written as the run ends: its ticks until then are skipped, the newest since then runs."""
+    async with world() as here:
+        work = Work(30)
+        process = here.start(registry(work, 1))
+        await here.until(30.5)
+        process.store.refused = {"record"}
+        await here.until(33.5)
+        process.store.refused = set()
+        await here.until(36)
+        assert work.ticks[0] == 1
+        assert work.ticks[1] >= 33
+        rows = {row.tick: row for row in here.records()}
+        assert sum(row.count or 1 for row in rows.values()) == seconds(max(rows))
+        (skipped,) = [
+            row for row in rows.values() if row.tick_from and seconds(row.tick_from) < 31 <= seconds(row.tick)
+        ]
+        assert skipped.error == "its last run has not ended"
+        assert seconds(skipped.tick) == 31
+
+
+@virtual
+@pytest.mark.parametrize("between", ["a pause", "a trigger", "a deleted row", "nothing"])
+async def test_a_row_of_skipped_ticks_ends_where_something_comes_between(between: str) -> None:
+    """Only ticks that follow on one another, for one reason, are one row; one that is gone is made anew."""
+    async with world() as here:
+        process = here.start(registry(Work(1000)))
+        await here.until(35)
+        assert here.rows() == ["10 running", "30 skipped 2"]
+        if between == "a pause":
+            await process.store.pause("default", "job")
+            await here.until(55)
+            await process.store.resume("default", "job")
+        elif between == "a trigger":
+            await process.store.trigger("default", "job")
+        elif between == "a deleted row":
+            del here.server.ledgers["default"].runs["job", START + timedelta(seconds=30)]
+        await here.until(95)
+        rows = [row.split() for row in here.rows() if "skipped" in row]
+        expected = {
+            "a pause": [["30", "2"], ["90", "4"]],
+            "a trigger": [["35", "1"], ["90", "8"]],
+            "a deleted row": [["90", "6"]],
+            "nothing": [["90", "8"]],
+        }[between]
+        assert [[tick, count] for tick, _, count in rows] == expected
 
 
 @virtual

@@ -914,14 +914,68 @@ async def test_pruning_keeps_the_newest_and_the_unfinished(make_store: MakeStore
     assert (
         await left("a")
         == await left("b")
-        == [*("queued", "running", "skipped", "succeeded", "running", "failed", "queued")]
+        == [*("queued", "running", "lost", "skipped", "succeeded", "running", "failed", "queued")]
     )
     await store.prune("cron", ["b"], 1)
-    assert await left("a") == ["queued", "running", "skipped", "succeeded", "running", "failed", "queued"]
-    assert await left("b") == ["queued", "running", "succeeded", "running", "failed", "queued"]
+    assert await left("a") == ["queued", "running", "lost", "skipped", "succeeded", "running", "failed", "queued"]
+    assert await left("b") == ["queued", "running", "skipped", "succeeded", "running", "failed", "queued"]
     await store.prune("cron", ["b"], 0)
     assert await left("b") == ["queued", "running", "succeeded", "running", "queued"]
     assert await left("not-named") == await left("a", "elsewhere") == statuses
+
+
+async def test_a_row_of_skipped_ticks_grows(make_store: MakeStore) -> None:
+    """Its tick moves on, its count adds up, its first tick and its reason stay; a batch without its row is refused."""
+    store = await make_store()
+    term = await enrolled(store, "a", "b")
+    now = await now_of(store)
+    first, second, third = (now - number * SECOND for number in (9, 6, 3))
+
+    def skipped(job: str, tick: datetime, since: datetime, count: int) -> RunRecord:
+        made = run(term, job, tick, "skipped")
+        return replace(made, tick_from=since, count=count, error="its last run has not ended")
+
+    both = ("a", "b")
+    await store.record(term, Batch(claims=[skipped(job, first, first - SECOND, 2) for job in both]))
+    grown = Batch(claims=[skipped(job, second, second - SECOND, 2) for job in both])
+    grown.claims.append(run(term, "a", third, "running"))
+    grown.extends = {(job, second): first for job in both}
+    await store.record(term, grown)
+    for job in both:
+        row = (await store.history("cron", job))[0]
+        assert (row.tick, row.tick_from, row.count) == (second, first - SECOND, 4)
+        assert (row.status, row.error, row.token) == ("skipped", "its last run has not ended", term.token)
+        assert row.finished_at is not None
+    for before in (first, third):  # gone, and one that is not skipped
+        wrong = Batch(claims=[skipped("a", now, now, 1)], extends={("a", now): before})
+        with pytest.raises(Refused):
+            await store.record(term, wrong)
+    taken = Batch(claims=[skipped("a", third, third, 1)], extends={("a", third): second})
+    with pytest.raises(Refused):  # there is a row already
+        await store.record(term, taken)
+    assert [(row.tick, row.status) for row in await store.history("cron", "a")] == [
+        *((second, "skipped"), (third, "running")),
+    ]
+
+
+@pytest.mark.parametrize("newest", ["skipped", "failed"])
+async def test_rows_of_skipped_ticks_are_pruned_apart_from_runs(make_store: MakeStore, newest: RunStatus) -> None:
+    """However many skips follow, the runs that are to be kept stay, and the other way round."""
+    store = await make_store()
+    term = await enrolled(store, "a")
+    now = await now_of(store)
+    older: RunStatus = "failed" if newest == "skipped" else "skipped"
+    statuses = [older] * 5 + [newest] * 15
+    rows = [
+        run(term, "a", now - (20 - number) * SECOND, "running" if status == "failed" else status)
+        for number, status in enumerate(statuses)
+    ]
+    await store.record(term, Batch(claims=rows))
+    await store.record(term, Batch(changes=[change(row, "failed") for row in rows if row.status == "running"]))
+    await store.prune("cron", ["a"], 3)
+    left = await store.history("cron", "a")
+    assert [row.status for row in left] == [older] * 3 + [newest] * 3
+    assert left[-1].tick == now - SECOND
 
 
 async def test_the_newest_success_stays(make_store: MakeStore) -> None:
@@ -1368,7 +1422,8 @@ async def test_sqlite_finds_runs_by_an_index(tmp_path: Path, prefix: str) -> Non
         statements = {
             store._unfinished_sql: f"SEARCH {prefix}run USING INDEX {prefix}run_unfinished (lease=?)",
             store._history_sql: f"SEARCH {prefix}run USING PRIMARY KEY (lease=? AND job=?)",
-            store._prune_sql: f"SEARCH {prefix}run USING PRIMARY KEY (lease=? AND job=? AND tick=?)",
+            store._prune_sql[0]: f"SEARCH {prefix}run USING PRIMARY KEY (lease=? AND job=? AND tick=?)",
+            store._prune_sql[1]: f"SEARCH {prefix}run USING PRIMARY KEY (lease=? AND job=? AND tick=?)",
         }
     for statement, step in statements.items():
         with closing(sqlite3.connect(path)) as connection:

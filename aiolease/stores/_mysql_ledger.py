@@ -165,8 +165,9 @@ class MySQLLedger:
     def _recording(self, term: Term, batch: Batch) -> Iterator[Statement]:
         for change, jobs in _alike(batch.changes):
             yield from self._changing(term, change, jobs)
-        for claims in _cut(batch.claims):
+        for claims in _cut([run for run in batch.claims if (run.job, run.tick) not in batch.extends]):
             yield self._claiming(term, claims)
+        yield from self._extending(term, batch)
         alike = defaultdict(list)
         for job, tick in batch.high_ticks.items():
             seen = batch.seen.get(job)
@@ -229,6 +230,23 @@ class MySQLLedger:
             tuple(values),
         )
 
+    def _extending(self, term: Term, batch: Batch) -> Iterator[Statement]:
+        alike = defaultdict(list)
+        for run in batch.claims:
+            if (before := batch.extends.get((run.job, run.tick))) is not None:
+                alike[_naive(before), _naive(run.tick), run.count or 1].append(run.job)
+        for (before, tick, count), jobs in alike.items():
+            for some in _cut(jobs):
+                yield (
+                    (
+                        f"UPDATE {self._run_table} SET tick = %s, `count` = COALESCE(`count`, 1) + %s, token = %s, "
+                        f"holder = %s, finished_at = UTC_TIMESTAMP(6) WHERE lease = %s AND job IN ({_places(some)}) "
+                        "AND tick = %s AND status = 'skipped'"
+                    ),
+                    (tick, count, term.token, term.holder, term.name, *some, before),
+                )
+                yield check(len(some)), ()
+
     async def _fenced(self, term: Term, statements: Iterable[Statement]) -> None:
         # Refused, it leaves its locks until the connection is closed: if we are frozen then, the server ends it.
         packet = [("SET @@SESSION.wait_timeout = 1; START TRANSACTION", ()), self._fence.statements(term), *statements]
@@ -248,17 +266,23 @@ class MySQLLedger:
 
     async def prune(self, name: str, jobs: Sequence[str], keep: int) -> list[str]:
         """See `LedgerStore.prune`."""
-        finished = "lease = %s AND job = %s AND status NOT IN ('queued', 'running')"
+        # Rows of skipped ticks first: an index finds them, and those of the runs are looked for among them.
+        more = await self._prune(name, jobs, keep, "status = 'skipped'")
+        ready = [job for job in jobs if job not in more]
+        return more + await self._prune(name, ready, keep, "status IN ('succeeded', 'failed', 'lost')")
+
+    async def _prune(self, name: str, jobs: Sequence[str], keep: int, kind: str) -> list[str]:
+        these = f"lease = %s AND job = %s AND {kind}"
         # Read first, then deleted by the key: a DELETE with a LIMIT is unsafe in a binary log of statements, and warns
         # there each time. Not too many at once: the claims of ticks wait for it.
         success = f"(SELECT MAX(tick) FROM {self._run_table} WHERE lease = %s AND job = %s AND status = 'succeeded')"
-        newest = f"SELECT tick FROM {self._run_table} WHERE {finished} ORDER BY tick DESC LIMIT 1 OFFSET %s"
+        newest = f"SELECT tick FROM {self._run_table} WHERE {these} ORDER BY tick DESC LIMIT 1 OFFSET %s"
         old = (
             f"SELECT MIN(tick), MAX(tick), COUNT(*), {success} FROM (SELECT tick FROM {self._run_table} "
-            f"WHERE tick <= (SELECT tick FROM ({newest}) AS kept) AND {finished} AND NOT tick <=> {success} "
+            f"WHERE tick <= (SELECT tick FROM ({newest}) AS kept) AND {these} AND NOT tick <=> {success} "
             f"ORDER BY tick LIMIT {_AT_ONCE}) AS old"
         )
-        delete = f"DELETE FROM {self._run_table} WHERE {finished} AND tick BETWEEN %s AND %s AND NOT tick <=> %s"
+        delete = f"DELETE FROM {self._run_table} WHERE {these} AND tick BETWEEN %s AND %s AND NOT tick <=> %s"
         more = []
         for some in _cut(jobs, 50):
             asked = [value for job in some for value in (name, job, name, job, keep, name, job, name, job)]

@@ -33,6 +33,7 @@ T = TypeVar("T")
 _JOB = "job, schedule, timezone, known_since, schedule_since, resumed_at, paused_at, high_tick, requested_at"
 _RUN = "job, tick, attempt, token, holder, status, started_at, finished_at, error, tick_from, count"
 _UNFINISHED = "('queued', 'running')"
+_FINISHED = "('succeeded', 'failed', 'lost')"
 _PRUNED_AT_ONCE = 1000
 
 
@@ -69,6 +70,7 @@ class SQLiteLedger:
                 f"WHERE status IN {_UNFINISHED}"
             ),
             f"CREATE INDEX IF NOT EXISTS \"{prefix}run_queued\" ON {run} (lease, job, tick) WHERE status = 'queued'",
+            f"CREATE INDEX IF NOT EXISTS \"{prefix}run_skipped\" ON {run} (lease, job, tick) WHERE status = 'skipped'",
         )
         self._jobs_sql = f"SELECT {_JOB} FROM {job} WHERE lease = :lease ORDER BY job"
         self._attention_sql = (
@@ -118,19 +120,26 @@ class SQLiteLedger:
             "CASE :status WHEN 'running' THEN :now END, CASE :status WHEN 'skipped' THEN :now END, "
             ":error, :tick_from, :count) ON CONFLICT (lease, job, tick) DO NOTHING"
         )
+        self._extend_sql = (
+            f"UPDATE {run} SET tick = :tick, count = COALESCE(count, 1) + COALESCE(:count, 1), token = :token, "
+            f"holder = :holder, finished_at = :now WHERE {this_job} AND tick = :before AND status = 'skipped'"
+        )
         self._raise_sql = (
             f"UPDATE {job} SET high_tick = :tick WHERE {this_job} AND paused_at IS NULL "
             "AND (high_tick IS NULL OR high_tick < :tick) AND :tick <= :limit "
             "AND (NOT :compared OR high_tick IS :seen)"
         )
         self._seen_sql = f"UPDATE {job} SET requested_at = NULL WHERE {this_job} AND requested_at = :requested_at"
-        finished = f"{this_job} AND status NOT IN {_UNFINISHED}"
         newest_success = f"SELECT MAX(tick) FROM {run} WHERE {this_job} AND status = 'succeeded'"
-        self._prune_sql = (
-            f"DELETE FROM {run} WHERE {this_job} AND tick IN (SELECT tick FROM {run} WHERE {finished} "
-            f"AND tick <= (SELECT tick FROM {run} WHERE {finished} ORDER BY tick DESC LIMIT 1 OFFSET :keep) "
-            f"AND tick IS NOT ({newest_success}) ORDER BY tick LIMIT {_PRUNED_AT_ONCE})"
-        )
+        # Rows of skipped ticks first: they have an index, and those of the runs are looked for among them.
+        self._prune_sql = [
+            (
+                f"DELETE FROM {run} WHERE {this_job} AND tick IN (SELECT tick FROM {run} WHERE {kind} "
+                f"AND tick <= (SELECT tick FROM {run} WHERE {kind} ORDER BY tick DESC LIMIT 1 OFFSET :keep) "
+                f"AND tick IS NOT ({newest_success}) ORDER BY tick LIMIT {_PRUNED_AT_ONCE})"
+            )
+            for kind in (f"{this_job} AND status = 'skipped'", f"{this_job} AND status IN {_FINISHED}")
+        ]
         self._job_sql = f"SELECT {_JOB} FROM {job} WHERE {this_job}"
         self._trigger_sql = f"UPDATE {job} SET requested_at = COALESCE(requested_at, :now) WHERE {this_job}"
         self._pause_sql = f"UPDATE {job} SET paused_at = COALESCE(paused_at, :now) WHERE {this_job}"
@@ -215,12 +224,19 @@ class SQLiteLedger:
                     changed = connection.execute(self._change_sql, _change_values(term, change, now)).rowcount
                     if change.required and not changed:
                         raise Refused
-                _all(connection, self._claim_run_sql, [_claim_values(term, run, now) for run in batch.claims])
+                new: list[dict[str, Any]] = []
+                longer: list[dict[str, Any]] = []
+                for run in batch.claims:
+                    before = batch.extends.get((run.job, run.tick))
+                    values = _claim_values(term, run, now) | {"before": before and microseconds(before)}
+                    (longer if before else new).append(values)
+                _all(connection, self._claim_run_sql, new)
+                _all(connection, self._extend_sql, longer)
                 limit = now + AHEAD * 1_000_000
                 high = [(job, _high_values(batch, job) | {"limit": limit}) for job in batch.high_ticks]
                 seen = [(job, {"requested_at": microseconds(at)}) for job, at in batch.requests.items()]
                 for sql, rows in ((self._raise_sql, high), (self._seen_sql, seen)):
-                    _all(connection, sql, [{"lease": term.name, "job": job} | values for job, values in rows])
+                    _all(connection, sql, [{"lease": term.name, "job": job} | more for job, more in rows])
 
         await self._run(work)
 
@@ -230,7 +246,7 @@ class SQLiteLedger:
         def work(connection: sqlite3.Connection, job: str) -> bool:
             with transaction(connection):
                 values = {"lease": name, "job": job, "keep": keep}
-                return connection.execute(self._prune_sql, values).rowcount == _PRUNED_AT_ONCE
+                return any(connection.execute(sql, values).rowcount == _PRUNED_AT_ONCE for sql in self._prune_sql)
 
         # A transaction for each: what the leader writes must not wait for all of them.
         return [job for job in jobs if await self._run(partial(work, job=job))]

@@ -94,9 +94,16 @@ class Ledger:
         jobs, runs = ChainMap({}, self.jobs), ChainMap({}, self.runs)
         for change in batch.changes:
             _change(runs, term, change, now)
+        gone = set[Place]()
         for run in batch.claims:
             if (run.job, run.tick) in runs:
                 raise Refused
+            if (before := batch.extends.get((run.job, run.tick))) is not None:
+                row = runs.get((run.job, before))
+                if row is None or row.status != "skipped":
+                    raise Refused
+                gone.add((run.job, before))
+                run = replace(run, tick_from=row.tick_from, count=(row.count or 1) + (run.count or 1))  # noqa: PLW2901
             runs[run.job, run.tick] = replace(
                 run,
                 token=term.token,
@@ -119,6 +126,8 @@ class Ledger:
             jobs[name] = replace(job, requested_at=None)
         self.jobs.update(jobs.maps[0])
         self.runs.update(runs.maps[0])
+        for place in gone:
+            del self.runs[place]
 
     def prune(self, jobs: Sequence[str], keep: int) -> list[str]:
         """See `LedgerStore.prune`."""
@@ -126,14 +135,14 @@ class Ledger:
         succeeded: dict[str, datetime] = {}
         for run in self.runs.values():
             if run.status not in {"queued", "running"}:
-                finished[run.job].append(run.tick)
+                finished[run.job, run.status == "skipped"].append(run.tick)
             if run.status == "succeeded":
                 succeeded[run.job] = max(run.tick, succeeded.get(run.job, run.tick))
         for job in jobs:
-            ticks = sorted(finished[job])
-            for tick in ticks[: max(len(ticks) - keep, 0)]:
-                if tick != succeeded.get(job):
-                    del self.runs[job, tick]
+            for ticks in sorted(finished[job, False]), sorted(finished[job, True]):
+                for tick in ticks[: max(len(ticks) - keep, 0)]:
+                    if tick != succeeded.get(job):
+                        del self.runs[job, tick]
         return []
 
     def history(self, job: str, limit: int | None = None) -> list[RunRecord]:
