@@ -19,9 +19,9 @@ from typing import Literal
 
 from aiolease._fence import RunKey, Term
 from aiolease._ledger import MOST_MISSED, Due, Skip, begun, due, inherited, overdue, start_of_last, too_late, without
-from aiolease._records import Batch, Change, Enrolment, Place, RunRecord, RunStatus, Stock
+from aiolease._records import Batch, Change, Enrolment, JobRecord, Place, RunRecord, RunStatus, Stock
 from aiolease._runs import Job
-from aiolease._schedule import ticks_between
+from aiolease._schedule import Schedule, means_the_same, read_schedule, ticks_between
 from aiolease.events import describe
 
 _MOMENT = timedelta(microseconds=1)
@@ -202,15 +202,50 @@ class Agenda:
 
     def unknown_to(self, stock: Stock) -> list[Enrolment]:
         """The jobs that the ledger does not know, or not with their schedules."""
-        return [
-            Enrolment(job=name, schedule=each.job.schedule.expression, timezone=each.job.schedule.timezone)
-            for name, each in self._jobs.items()
-            if name not in stock.unreadable
-            and (
-                (known := stock.jobs.get(name)) is None
-                or (known.schedule, known.timezone) != (each.job.schedule.expression, each.job.schedule.timezone)
-            )
-        ]
+        found = []
+        for name, each in self._jobs.items():
+            schedule, known = each.job.schedule, stock.jobs.get(name)
+            if name not in stock.unreadable and (known is None or _is_changed(known, schedule, stock.now)):
+                since = stock.now if known else None
+                found.append(Enrolment(job=name, schedule=schedule.expression, timezone=schedule.timezone, since=since))
+        return found
+
+    def plan_changed(self, stock: Stock, changed: Iterable[Enrolment]) -> dict[str, Plan]:
+        """What is to be written before jobs get other schedules: the ticks of those that they had, up to the reading.
+
+        They are queued, or skipped, as the job's `missed` and `max_age` say (DESIGN rule 50).
+        """
+        plans = {}
+        for name in [enrolment.job for enrolment in changed if enrolment.job in stock.jobs]:
+            each, record = self._jobs[name], stock.jobs[name]
+            former = read_schedule(record.schedule, record.timezone)  # none: of a version that this one does not know
+            if former is None or record.paused_at is not None:
+                continue
+            try:
+                after, job = record.settled_until, each.job
+                found = due(former, after, stock.now, missed=job.missed, max_age=job.max_age, young=self._young)
+                if not found.run and not found.skipped:
+                    continue
+                last = (found.run or [found.skipped[-1].last])[-1]
+                if name in self._there:
+                    found = without(found, self._there[name], former)
+            except Exception as error:  # noqa: BLE001 - of a row by another hand; it is its job's trouble
+                self.at_fault[name] = describe(error)
+                continue
+            plan = Plan(Batch(), [])
+            for skip in found.skipped:
+                self._plan_skip(plan, job, skip)
+            for tick in found.run:
+                self._plan_run(plan, job, tick, start=False)
+            plan.batch.high_ticks[name] = last
+            plan.batch.seen[name] = record.high_tick
+            plans[name] = plan
+        return plans
+
+    def are_there(self, rows: Iterable[RunRecord]) -> None:
+        """Takes the ticks of some rows for settled, since they are there."""
+        for run in rows:
+            self._there.setdefault(run.job, set()).add(run.tick)
 
     def unknown_here(self, stock: Stock) -> set[str]:
         """The jobs that the ledger knows, and this registry does not."""
@@ -613,8 +648,9 @@ class Agenda:
         """
         claimed = {(run.job, run.tick) for run in plan.batch.claims}
         others = set[Place]()
+        rows = list(rows)
+        self.are_there(rows)
         for run in rows:
-            self._there.setdefault(run.job, set()).add(run.tick)
             if (run.job, run.tick) in claimed:
                 each = self._jobs[run.job]
                 since = start_of_last(each.job.schedule, each.settled_until, now)
@@ -738,3 +774,11 @@ class Agenda:
             self._line_up_ticks([name])
         else:
             each.backlog = False
+
+
+def _is_changed(known: JobRecord, schedule: Schedule, now: datetime) -> bool:
+    """Whether the ledger knows a job with a schedule that means something else."""
+    if (known.schedule, known.timezone) == (schedule.expression, schedule.timezone):
+        return False
+    former = read_schedule(known.schedule, known.timezone)
+    return former is None or not means_the_same(former, schedule, now)

@@ -19,6 +19,7 @@ from aiolease._lease import LeaseStore
 from aiolease._logging import emit
 from aiolease._records import JobRecord, LedgerStore
 from aiolease._runs import Job
+from aiolease._schedule import means_the_same, read_schedule
 from aiolease._settings import Timings
 from aiolease._settle import bounded
 from aiolease.events import Observer, UnknownJobs
@@ -78,7 +79,8 @@ def _is_unknown(job: Job, row: JobRecord | None, began: datetime, late: datetime
     if row is None:
         return True
     schedule = job.schedule
-    same = (row.schedule, row.timezone) == (schedule.expression, schedule.timezone)  # else another version leads
+    known = read_schedule(row.schedule, row.timezone)
+    same = known is not None and means_the_same(known, schedule, began)  # else another version leads
     if row.paused_at is not None or not same or job.missed == "all":  # its ticks may follow one after another
         return False
     tick = schedule.next_after(max(row.settled_until, began))

@@ -178,11 +178,14 @@ class Enrolment:
         job: Its name.
         schedule: The canonical text of its schedule.
         timezone: The zone whose wall clock the schedule follows; empty if it follows none.
+        since: The moment up to which the ticks of the schedule before it were seen to; from then on this one counts.
+            ``None`` is the moment of the transaction.
     """
 
     job: str
     schedule: str
     timezone: str
+    since: datetime | None = None
 
 
 SETTLED_BY_HAND = "settled by hand"
@@ -239,6 +242,8 @@ class LedgerStore(Protocol):
 
     async def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
         """Makes the rows of jobs, known and with their schedule as of now; gives those that are there the new schedule.
+
+        It counts from `Enrolment.since` on.
 
         Raises:
             FenceBroken: The term is over.

@@ -17,6 +17,7 @@ were UTC: an aware datetime, the instant plus the offset of the zone.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ _REFERENCE = datetime(2025, 1, 1, tzinfo=UTC)
 # Sunday or a February with five Mondays, are 40 years apart.
 _HORIZON = 50
 
+_ALL_DAYS, _ALL_WEEKDAYS = frozenset(range(1, 32)), frozenset(range(7))
+
 
 class Schedule(Protocol):
     """A fixed sequence of ticks. Moments and ticks are aware; ticks are in UTC."""
@@ -62,6 +65,28 @@ class Schedule(Protocol):
 
     def count_between(self, after: datetime, until: datetime) -> int:
         """How many ticks there are with ``after < tick <= until``, found without walking through them."""
+
+
+@lru_cache(maxsize=4096)
+def read_schedule(expression: str, timezone: str) -> Schedule | None:
+    """The schedule of a canonical text, such as the ledger keeps; ``None`` if this version does not know it."""
+    try:
+        if found := re.fullmatch(r"every (\d+)(?:\.(\d{1,6}))?s", expression):
+            fraction = int((found[2] or "").ljust(6, "0"))
+            return Every(timedelta(seconds=int(found[1]), microseconds=fraction))
+        return Cron(expression.removeprefix("cron "), timezone) if expression.startswith("cron ") else None
+    except (InvalidSchedule, OverflowError):
+        return None
+
+
+def means_the_same(one: Schedule, other: Schedule, now: datetime) -> bool:
+    """Whether two schedules are one in different words (DESIGN rule 50).
+
+    Zones are compared by what their clocks show, from the year before `now` to ten years after it.
+    """
+    if (one.expression, one.timezone) == (other.expression, other.timezone):
+        return True
+    return isinstance(one, Cron) and isinstance(other, Cron) and one.means_the_same(other, now)
 
 
 def ticks_between(schedule: Schedule, after: datetime, until: datetime) -> Iterator[datetime]:
@@ -147,6 +172,15 @@ class Cron:
 
     def __repr__(self) -> str:
         return f"<{self.expression} {self.timezone}>"
+
+    def means_the_same(self, other: Cron, now: datetime) -> bool:
+        """See `means_the_same`."""
+        if self._walls.meaning != other._walls.meaning:
+            return False
+        years = range(now.year - 1, now.year + 11)
+        mine, others = ([_stretches(zone, year) for year in years] for zone in (self._zone, other._zone))
+        # What is due at the changes of a clock: of no interest where there are none.
+        return mine == others and (self._fixed == other._fixed or all(len(each) == 1 for each in mine))
 
     def next_after(self, moment: datetime) -> datetime | None:
         """The first tick strictly after `moment`; ``None`` if none comes within fifty years."""
@@ -271,6 +305,18 @@ class _Walls:
         self._minutes = tuple(sorted(parsed.minutes))
         self.seconds = tuple(sorted(parsed.seconds))
         self._days = _days(*plain(fields)[3:])
+
+    @property
+    def meaning(self) -> object:
+        """What is equal for expressions that name the same readings."""
+        days, weekdays = frozenset(self._days.days), frozenset(0 if day == 7 else day for day in self._days.weekdays)
+        both, any_day, any_weekday = self._days.day_and, days >= _ALL_DAYS, weekdays >= _ALL_WEEKDAYS
+        on: object = both, days, weekdays
+        if (any_day and any_weekday) or (not both and (any_day or any_weekday)):
+            on = "every day"
+        elif any_day or any_weekday:
+            on = ("weekdays", weekdays) if any_day else ("days", days)
+        return self.seconds, self._minutes, self._hours, frozenset(self._days.months), on
 
     def first(self, low: datetime, high: datetime) -> datetime | None:
         """The earliest one in ``low <= reading < high``."""

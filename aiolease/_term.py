@@ -29,7 +29,7 @@ from aiolease._interrupts import is_for_the_program
 from aiolease._leadership import Leadership, is_within, leading
 from aiolease._ledger import Skip, lost, overdue
 from aiolease._logging import emit
-from aiolease._records import Batch, Change, LedgerStore, Place, RunRecord, Stock
+from aiolease._records import Batch, Change, Enrolment, LedgerStore, Place, RunRecord, Stock
 from aiolease._runs import Execution, Job, JobRun, Outcome, Threads
 from aiolease._settle import bounded, given_up, insisted, settled
 from aiolease.errors import LeadershipLost
@@ -285,6 +285,9 @@ class TermOfJobs:
         self._saw(stock)
         new = self._agenda.unknown_to(stock)
         if new:
+            await self._close_former(stock, new)
+            # One that is set aside keeps the schedule whose ticks are still to be seen to.
+            new = [enrolment for enrolment in new if enrolment.job not in {*self._aside} & stock.jobs.keys()]
             await self._bounded(self._store.enroll(self._term, new))
             stock = await self._bounded(self._store.take_stock(self.lead.name, counted=True))
             self._saw(stock)
@@ -301,6 +304,46 @@ class TermOfJobs:
         self._resolve(doubted, found)
         if self._loop.time() >= self._gone_at:
             await self._close_gone(stock)
+
+    async def _close_former(self, stock: Stock, changed: list[Enrolment]) -> None:
+        """Sees to the ticks of schedules that are changed, up to the reading: what is due is queued, or skipped."""
+        plans = self._agenda.plan_changed(stock, [each for each in changed if each.job not in self._aside])
+        self._set_aside(self._agenda.at_fault)
+        self._agenda.at_fault = {}
+        together: list[Plan] = []
+        size = 0
+        for plan in plans.values():
+            if together and size + len(plan.claims) > _MOST:
+                await self._write_former(together)
+                together, size = [], 0
+            together.append(plan)
+            size += len(plan.claims)
+        if together:
+            await self._write_former(together)
+
+    async def _write_former(self, plans: list[Plan]) -> None:
+        batch = Batch()
+        for plan in plans:
+            batch.claims += plan.batch.claims
+            batch.high_ticks |= plan.batch.high_ticks
+            batch.seen |= plan.batch.seen
+        places = [(run.job, run.tick) for run in batch.claims]
+        if there := await self._bounded(self._store.look_up(self.lead.name, places)):
+            self._agenda.are_there(there)
+            raise Refused  # and reckoned anew
+        try:
+            await self._bounded(self._store.record(self._term, batch))
+        except Refused as error:
+            if len(plans) > 1:
+                for plan in plans:
+                    await self._write_former([plan])
+                return
+            why = f"its rows cannot be written: {error.__cause__ or 'refused'}"
+            self._set_aside(dict.fromkeys(plans[0].jobs(), why))
+            return
+        for plan in plans:
+            for job, skip in plan.skips:
+                self._skipped(job.name, skip)
 
     async def _close_gone(self, stock: Stock) -> None:
         """Closes what waits, or seems to run, of jobs that no leader has had for a day: some of it, and more soon."""

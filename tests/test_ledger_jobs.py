@@ -15,12 +15,13 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pytest
 
 from aiolease import CommitUnknown, ConfigurationError, JobRegistry, JobRun, StoreUnavailable, leadership
 from aiolease._records import RunRecord, Stock
+from aiolease._schedule import Every, ticks_between
 from aiolease.errors import RunEnded
 from aiolease.events import BodyStuck, Event, Lost, Notice, RunStarted
 from aiolease.stores import open_store
@@ -834,7 +835,7 @@ async def test_what_is_not_finished_is_not_pruned() -> None:
 @pytest.mark.parametrize("change", ["schedule", "zone"])
 @virtual
 async def test_a_changed_schedule_starts_anew(change: str) -> None:
-    """With another schedule, or in another zone, a job has missed nothing: it starts with its next tick."""
+    """What fell due by the old schedule, or in the old zone, is run; from the new leader on the new one counts."""
     async with world() as here:
         work, jobs = Work(), JobRegistry()
         jobs.cron("*/5 * * * *", name="job", missed="all")(work)
@@ -847,8 +848,142 @@ async def test_a_changed_schedule_starts_anew(change: str) -> None:
         jobs.cron(expression, name="job", missed="all", timezone=zone)(work)
         here.start(jobs)
         await here.until(1210)
-        assert work.ticks == ([300, 1080, 1200] if change == "schedule" else [300, 1200])
+        assert work.ticks == ([300, 600, 900, 1080, 1200] if change == "schedule" else [300, 600, 900, 1200])
         assert (here.jobs["job"].timezone, seconds(here.jobs["job"].known_since)) == (zone, 0)
+
+
+@virtual
+@pytest.mark.parametrize(
+    ("missed", "rows"),
+    [
+        ("once", ["300 succeeded", "900 skipped 2", "1200 succeeded"]),
+        ("all", ["300 succeeded", "600 succeeded", "900 succeeded", "1200 succeeded"]),
+        ("skip", ["300 succeeded", "1200 skipped 3"]),
+    ],
+)
+async def test_what_fell_due_by_a_schedule_that_is_changed_is_run_or_recorded(missed: Any, rows: list[str]) -> None:
+    """Nobody led when three ticks of the old schedule fell due; the new one's first comes later (DESIGN rule 50)."""
+    async with world() as here:
+        work = Work()
+        for expression, until in ("*/5 * * * *", 310), ("0 1 * * *", 1600):
+            jobs = JobRegistry()
+            jobs.cron(expression, name="job", missed=missed)(work)
+            await here.until(max(until - 300, here.now))
+            process = here.start(jobs)
+            await here.until(until)
+            await process.end()
+            assert here.now == until
+        assert here.rows() == rows
+        assert here.jobs["job"].schedule == "cron 0 1 * * *"
+        skipped = sum(each.count for each in process.observed.skipped("job"))
+        assert skipped == sum(row.count or 0 for row in here.records())
+
+
+@virtual
+@pytest.mark.parametrize("missed", ["once", "all"])
+async def test_two_versions_that_alternate_lose_no_tick(missed: Any) -> None:
+    """Rolling deploys back and forth, ten seconds without a leader each time: each tick of who led is accounted for."""
+    versions = {"old": 7, "new": 13}
+    async with world() as here:
+        work = Work()
+        moments: list[tuple[str, float]] = []
+        for number in range(20):
+            name = "old" if number % 2 == 0 else "new"
+            process = here.start(registry(work, versions[name], missed=missed))
+            await here.until(here.now + 0.1)
+            moments.append((name, seconds(here.jobs["job"].schedule_since)))
+            await here.until(here.now + 5 + 17 * (number % 3))
+            await process.end()
+            await here.until(here.now + 10)
+        work.once_each()
+        due = set[float]()
+        for (name, since), (_, until) in zip(moments, [*moments[1:], ("", 0.0)], strict=True):
+            span = START + timedelta(seconds=since), START + timedelta(seconds=until)
+            due |= set(map(seconds, ticks_between(Every(versions[name]), *span)))
+        covered = set[float]()
+        for row in here.records():
+            assert row.status in {"succeeded", "skipped"}
+            assert (row.status == "skipped") == (row.count is not None)
+            first = seconds(row.tick_from or row.tick)
+            covered |= {tick for tick in due if first <= tick <= seconds(row.tick)}
+        last = moments[-1][1]
+        assert len(due) > 50
+        assert {tick for tick in due if tick <= last} <= covered
+
+
+@virtual
+async def test_a_change_of_schedule_whose_answers_are_lost_is_made_once() -> None:
+    """Each exchange of the change is lost once, before or after it took effect: no tick is lost, none run twice."""
+    methods: tuple[Literal["record", "enroll", "take_stock"], ...] = ("record", "enroll", "take_stock")
+    for lost in methods:
+        async with world() as here:
+            work = Work()
+            process = here.start(registry(work, 10, missed="all"))
+            await here.until(25)
+            await process.end()
+            await here.until(65)
+            process = here.start(registry(work, 7, missed="all"))
+            process.store.lose_reply(lost)
+            await here.until(90)
+            work.once_each()
+            assert work.ticks[:6] == [10, 20, 30, 40, 50, 60]
+            # With the answer lost for 5 s the change is of a later moment, by which another tick of the old one is due.
+            assert set(work.ticks[6:]) <= {70, 77, 84}
+            assert {77, 84} <= set(work.ticks)
+
+
+@virtual
+async def test_the_same_schedule_in_other_words_is_no_change() -> None:
+    """Ticks that nobody ran are missed, and run, as if nothing had been rewritten; the ledger is not written to."""
+    async with world() as here:
+        work = Work()
+        for expression, until in ("*/5 * * * 4,5", 310), ("0,5,10,15,20,25,30,35,40,45,50,55 * * * THU-FRI", 1300):
+            jobs = JobRegistry()
+            jobs.cron(expression, name="job", missed="all")(work)
+            await here.until(max(until - 300, here.now))
+            process = here.start(jobs)
+            await here.until(until)
+            await process.end()
+        assert work.ticks == [300, 600, 900, 1200]
+        assert here.jobs["job"].schedule_since == here.jobs["job"].known_since
+        assert process.store.count("enroll") == 0
+
+
+@virtual
+async def test_a_change_of_a_schedule_that_this_version_does_not_know_begins_with_its_next_tick() -> None:
+    """A text of another version, or by hand, has no ticks that could be reckoned."""
+    async with world() as here:
+        work = Work()
+        process = here.start(registry(work, 10))
+        await here.until(15)
+        await process.end()
+        ledger = here.server.ledgers["default"]
+        ledger.jobs["job"] = replace(ledger.jobs["job"], schedule="whenever it rains")
+        await here.until(55)
+        here.start(registry(work, 10))
+        await here.until(75)
+        assert work.ticks == [10, 60, 70]
+
+
+@virtual
+async def test_a_row_in_the_way_of_a_changed_schedule_is_its_jobs_trouble(log: list[Message]) -> None:
+    """A tick of the old schedule has a row already, by another hand: it is settled, and the others are run."""
+    async with world() as here:
+        work, other = Work(), Work()
+        process = here.start(registry(work, 10, missed="all"))
+        await here.until(15)
+        await process.end()
+        ledger = here.server.ledgers["default"]
+        ledger.runs["job", START + timedelta(seconds=30)] = replace(
+            ledger.runs["job", START + timedelta(seconds=10)], tick=START + timedelta(seconds=30)
+        )
+        await here.until(55)
+        jobs = registry(work, 7, missed="all")
+        jobs.every(10, name="other")(other)
+        here.start(jobs)
+        await here.until(75)
+        assert work.ticks == [10, 20, 40, 50, 56, 63, 70]
+        assert other.ticks == [60, 70]
 
 
 @virtual
@@ -1205,7 +1340,7 @@ async def test_a_write_that_comes_late_undoes_nothing() -> None:
         await process.kill()
         here.start(registry(work, 1200))
         await here.until(250)
-        assert work.begun == [(100, 1)]
+        assert [tick for tick, _ in work.begun if tick < 200] == [100]
 
 
 @pytest.mark.parametrize(("first", "second"), [(7, 3), (9, 3)])

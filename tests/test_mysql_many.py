@@ -84,11 +84,11 @@ async def test_a_locked_row_costs_no_other_lease_a_beat(mysql_server: Server, my
     heard = [Recorder() for _ in range(40)]
     async with AsyncExitStack() as stack:
         for number, recorder in enumerate(heard[1:], 1):
-            lead = leadership(mysql_url, f"lease-{number}", timeout=LIMIT, lease_duration=3.0, on_event=recorder)
+            lead = leadership(mysql_url, f"lease-{number}", timeout=LIMIT, lease_duration=6.0, on_event=recorder)
             await stack.enter_async_context(lead)
 
         async def locked_out() -> None:
-            async with leadership(mysql_url, "lease-0", timeout=LIMIT, lease_duration=3.0, on_event=heard[0]):
+            async with leadership(mysql_url, "lease-0", timeout=LIMIT, lease_duration=6.0, on_event=heard[0]):
                 stranger = await connect(mysql_server, database_of(mysql_url))
                 try:
                     await stranger.begin()

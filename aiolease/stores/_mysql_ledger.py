@@ -97,7 +97,7 @@ class MySQLLedger:
             jobs={job.job: job for job in read_each(jobs, _job, unreadable)},
             unfinished=read_each(rest[0], _run, unreadable) if rest else [],
             now=_utc(now[0][0]),
-            queued={job: int(count) for job, count in rest[1]} if counted else {},
+            queued={job: int(count) for job, count in rest[-1]} if counted else {},
             unreadable=unreadable,
         )
 
@@ -132,18 +132,24 @@ class MySQLLedger:
             return
         # A table of our own making, since neither VALUES() nor a row alias is taken by both servers without a warning.
         given = " UNION ALL SELECT ".join(
-            ["%s AS job, %s AS schedule, %s AS timezone"] + ["%s, %s, %s"] * (len(jobs) - 1)
+            ["%s AS job, %s AS schedule, %s AS timezone, %s AS since"] + ["%s, %s, %s, %s"] * (len(jobs) - 1)
         )
         columns = "CHARACTER SET ascii) COLLATE ascii_bin"
         source = (
             f"(SELECT CAST(job AS CHAR(100) {columns} AS job, CAST(schedule AS CHAR(255) {columns} AS schedule, "
-            f"CAST(timezone AS CHAR(64) {columns} AS timezone FROM (SELECT {given}) AS rough) AS given"
+            f"CAST(timezone AS CHAR(64) {columns} AS timezone, CAST(since AS DATETIME(6)) AS since "
+            f"FROM (SELECT {given}) AS rough) AS given"
         )
-        values = tuple(value for job in jobs for value in (job.job, job.schedule, job.timezone))
+        values = tuple(
+            value
+            for job in jobs
+            for value in (job.job, job.schedule, job.timezone, job.since and str(_naive(job.since)))
+        )
         yield (
             (
                 f"UPDATE {self._job_table} AS j JOIN {source} ON j.job = given.job "
-                "SET j.schedule = given.schedule, j.timezone = given.timezone, j.schedule_since = UTC_TIMESTAMP(6) "
+                "SET j.schedule = given.schedule, j.timezone = given.timezone, "
+                "j.schedule_since = COALESCE(given.since, UTC_TIMESTAMP(6)) "
                 "WHERE j.lease = %s AND (j.schedule <> given.schedule OR j.timezone <> given.timezone)"
             ),
             (*values, lease),
@@ -176,7 +182,8 @@ class MySQLLedger:
             for some in _cut(jobs):
                 yield (
                     (
-                        f"UPDATE {self._job_table} SET high_tick = %s WHERE lease = %s AND job IN ({_places(some)}) "
+                        f"UPDATE {self._job_table} FORCE INDEX (PRIMARY) SET high_tick = %s "
+                        f"WHERE lease = %s AND job IN ({_places(some)}) "
                         "AND (high_tick IS NULL OR high_tick < %s) AND paused_at IS NULL "
                         f"AND %s <= UTC_TIMESTAMP(6) + INTERVAL {AHEAD} SECOND"
                         f"{' AND high_tick <=> %s' if compared else ''}"
@@ -207,7 +214,9 @@ class MySQLLedger:
         for some in _cut(jobs):
             yield (
                 (
-                    f"UPDATE {self._run_table} SET {settings} WHERE lease = %s AND job IN ({_places(some)}) "
+                    # By the key, whatever else is in the table: a scan would lock the rows of other leases.
+                    f"UPDATE {self._run_table} FORCE INDEX (PRIMARY) SET {settings} "
+                    f"WHERE lease = %s AND job IN ({_places(some)}) "
                     "AND tick = %s AND status = %s AND token = %s AND attempt = %s"
                 ),
                 (*values, term.name, *some, _naive(key.tick), change.was, key.token, key.attempt),
@@ -239,7 +248,8 @@ class MySQLLedger:
             for some in _cut(jobs):
                 yield (
                     (
-                        f"UPDATE {self._run_table} SET tick = %s, `count` = COALESCE(`count`, 1) + %s, token = %s, "
+                        f"UPDATE {self._run_table} FORCE INDEX (PRIMARY) SET tick = %s, "
+                        "`count` = COALESCE(`count`, 1) + %s, token = %s, "
                         f"holder = %s, finished_at = UTC_TIMESTAMP(6) WHERE lease = %s AND job IN ({_places(some)}) "
                         "AND tick = %s AND status = 'skipped'"
                     ),
@@ -267,18 +277,19 @@ class MySQLLedger:
     async def prune(self, name: str, jobs: Sequence[str], keep: int) -> list[str]:
         """See `LedgerStore.prune`."""
         # Rows of skipped ticks first: an index finds them, and those of the runs are looked for among them.
-        more = await self._prune(name, jobs, keep, "status = 'skipped'")
+        more = await self._prune(name, jobs, keep, "status = 'skipped'", "unfinished")
         ready = [job for job in jobs if job not in more]
-        return more + await self._prune(name, ready, keep, "status IN ('succeeded', 'failed', 'lost')")
+        # MySQL would skip through the other index, and sort.
+        return more + await self._prune(name, ready, keep, "status IN ('succeeded', 'failed', 'lost')", "PRIMARY")
 
-    async def _prune(self, name: str, jobs: Sequence[str], keep: int, kind: str) -> list[str]:
-        these = f"lease = %s AND job = %s AND {kind}"
+    async def _prune(self, name: str, jobs: Sequence[str], keep: int, kind: str, index: str) -> list[str]:
+        these, by_tick = f"lease = %s AND job = %s AND {kind}", f"{self._run_table} FORCE INDEX ({index})"
         # Read first, then deleted by the key: a DELETE with a LIMIT is unsafe in a binary log of statements, and warns
         # there each time. Not too many at once: the claims of ticks wait for it.
         success = f"(SELECT MAX(tick) FROM {self._run_table} WHERE lease = %s AND job = %s AND status = 'succeeded')"
-        newest = f"SELECT tick FROM {self._run_table} WHERE {these} ORDER BY tick DESC LIMIT 1 OFFSET %s"
+        newest = f"SELECT tick FROM {by_tick} WHERE {these} ORDER BY tick DESC LIMIT 1 OFFSET %s"
         old = (
-            f"SELECT MIN(tick), MAX(tick), COUNT(*), {success} FROM (SELECT tick FROM {self._run_table} "
+            f"SELECT MIN(tick), MAX(tick), COUNT(*), {success} FROM (SELECT tick FROM {by_tick} "
             f"WHERE tick <= (SELECT tick FROM ({newest}) AS kept) AND {these} AND NOT tick <=> {success} "
             f"ORDER BY tick LIMIT {_AT_ONCE}) AS old"
         )

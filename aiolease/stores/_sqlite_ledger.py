@@ -84,7 +84,8 @@ class SQLiteLedger:
             f"SELECT {_RUN} FROM {run} WHERE lease = :lease AND status IN {_UNFINISHED} AND status = 'running' "
             "ORDER BY tick, job"
         )
-        of_queued = f"FROM {run} WHERE lease = :lease AND status = 'queued'"
+        # Where nobody has run ANALYZE, SQLite would read all runs by the primary key.
+        of_queued = f"FROM {run} INDEXED BY \"{prefix}run_queued\" WHERE lease = :lease AND status = 'queued'"
         self._count_queued_sql = f"SELECT job, COUNT(*) {of_queued} GROUP BY job"
         self._queued_sql = f"SELECT {_RUN} {of_queued} AND job = :job ORDER BY tick LIMIT :limit"
         self._look_up_sql = f"SELECT {_RUN} FROM {run} WHERE {this_job} AND tick = :tick"
@@ -92,7 +93,8 @@ class SQLiteLedger:
         self._settle_sql = (
             (
                 f"UPDATE {run} SET status = 'lost', started_at = NULL, finished_at = :now, tick_from = NULL, "
-                f"count = NULL, error = '{SETTLED_BY_HAND}' WHERE {this_job} AND status IN {_UNFINISHED}"
+                f"count = NULL, error = '{SETTLED_BY_HAND}' WHERE {this_job} AND tick IN (SELECT tick FROM {run} "
+                f'INDEXED BY "{prefix}run_unfinished" WHERE {this_job} AND status IN {_UNFINISHED})'
             ),
             (
                 f"UPDATE {job} SET known_since = :now, schedule_since = :now, resumed_at = :now, high_tick = :now, "
@@ -104,7 +106,7 @@ class SQLiteLedger:
         self._enroll_sql = (
             f"INSERT INTO {job} (lease, job, schedule, timezone, known_since, schedule_since) "
             "VALUES (:lease, :job, :schedule, :timezone, :now, :now) ON CONFLICT (lease, job) DO UPDATE "
-            "SET schedule = excluded.schedule, timezone = excluded.timezone, schedule_since = excluded.schedule_since "
+            "SET schedule = excluded.schedule, timezone = excluded.timezone, schedule_since = COALESCE(:since, :now) "
             "WHERE schedule <> excluded.schedule OR timezone <> excluded.timezone"
         )
         self._change_sql = (
@@ -132,13 +134,14 @@ class SQLiteLedger:
         self._seen_sql = f"UPDATE {job} SET requested_at = NULL WHERE {this_job} AND requested_at = :requested_at"
         newest_success = f"SELECT MAX(tick) FROM {run} WHERE {this_job} AND status = 'succeeded'"
         # Rows of skipped ticks first: they have an index, and those of the runs are looked for among them.
+        skipped = f"{run} INDEXED BY \"{prefix}run_skipped\" WHERE {this_job} AND status = 'skipped'"
         self._prune_sql = [
             (
-                f"DELETE FROM {run} WHERE {this_job} AND tick IN (SELECT tick FROM {run} WHERE {kind} "
-                f"AND tick <= (SELECT tick FROM {run} WHERE {kind} ORDER BY tick DESC LIMIT 1 OFFSET :keep) "
+                f"DELETE FROM {run} WHERE {this_job} AND tick IN (SELECT tick FROM {kind} "
+                f"AND tick <= (SELECT tick FROM {kind} ORDER BY tick DESC LIMIT 1 OFFSET :keep) "
                 f"AND tick IS NOT ({newest_success}) ORDER BY tick LIMIT {_PRUNED_AT_ONCE})"
             )
-            for kind in (f"{this_job} AND status = 'skipped'", f"{this_job} AND status IN {_FINISHED}")
+            for kind in (skipped, f"{run} WHERE {this_job} AND status IN {_FINISHED}")
         ]
         self._job_sql = f"SELECT {_JOB} FROM {job} WHERE {this_job}"
         self._trigger_sql = f"UPDATE {job} SET requested_at = COALESCE(requested_at, :now) WHERE {this_job}"
@@ -208,7 +211,15 @@ class SQLiteLedger:
             with transaction(connection):
                 self._count_fence(connection, term)
                 common = {"lease": term.name, "now": self._now()}
-                rows = [{"job": job.job, "schedule": job.schedule, "timezone": job.timezone} for job in jobs]
+                rows = [
+                    {
+                        "job": job.job,
+                        "schedule": job.schedule,
+                        "timezone": job.timezone,
+                        "since": job.since and microseconds(job.since),
+                    }
+                    for job in jobs
+                ]
                 connection.executemany(self._enroll_sql, [common | row for row in rows])
 
         await self._run(work)

@@ -86,7 +86,7 @@ class Ledger:
                 self.jobs[job.job] = (
                     new
                     if known is None
-                    else replace(known, schedule=job.schedule, timezone=job.timezone, schedule_since=now)
+                    else replace(known, schedule=job.schedule, timezone=job.timezone, schedule_since=job.since or now)
                 )
 
     def record(self, term: Term, batch: Batch, now: datetime) -> None:

@@ -129,7 +129,11 @@ class MySQLStore(MySQLLedger):
             # A row that vanished is made anew above the highest token that is known of it.
             f"INSERT INTO {p}lease (name, token, beat, elected_at, renewed_at, expires_at) "
             "SELECT %s, GREATEST(COALESCE(MAX(f.token), 0), "
-            f"COALESCE((SELECT MAX(r.token) FROM {p}run AS r WHERE r.lease = %s), 0)), "
+            # Of the runs those are looked at that have an index: the newest of each job, and the unfinished ones.
+            f"COALESCE((SELECT MAX((SELECT r.token FROM {p}run AS r WHERE r.lease = j.lease AND r.job = j.job "
+            f"ORDER BY r.lease DESC, r.job DESC, r.tick DESC LIMIT 1)) FROM {p}job AS j WHERE j.lease = %s), 0), "
+            f"COALESCE((SELECT MAX(u.token) FROM {p}run AS u WHERE u.lease = %s "
+            "AND u.status IN ('queued', 'running')), 0)), "
             "0, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), UTC_TIMESTAMP(6) "
             f"FROM {p}fence AS f WHERE f.name = %s "
             f"ON DUPLICATE KEY UPDATE beat = {p}lease.beat; "
@@ -268,7 +272,7 @@ class MySQLStore(MySQLLedger):
         return (await self._read_many([name])).get(name)
 
     def _make(self, name: str) -> Write:
-        return Write(Kind.MAKE, name, self._make_sql, (name,) * 5, f"{self._read_sql}(%s)", (name,))
+        return Write(Kind.MAKE, name, self._make_sql, (name,) * 6, f"{self._read_sql}(%s)", (name,))
 
     async def claim(self, name: str, holder: str, duration: float, *, seen: Lease | None, force: bool) -> Lease | None:
         """See `LeaseStore.claim`."""

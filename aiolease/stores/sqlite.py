@@ -47,6 +47,9 @@ _UPGRADED = {1}
 """The versions that lack tables, and nothing else."""
 
 _VERSION_ROW = "schema version"
+
+_ALL = ("lease", "fence", "job", "run", "run_unfinished", "run_queued", "run_skipped")
+"""The tables, and the indexes that statements name."""
 """Where the schema's version is kept: with a space in it, it names no lease."""
 
 _WAY_OUT = "A worker that may write the file makes it and its tables at its first start; or is the path another?"
@@ -90,11 +93,13 @@ class SQLiteStore(SQLiteLedger):
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._closed = False
-        self._make_statements(*(f'"{table_prefix}{table}"' for table in ("lease", "fence", "run")))
+        self._make_statements(
+            *(f'"{table_prefix}{table}"' for table in ("lease", "fence", "run", "job", "run_unfinished"))
+        )
         self._make_ledger_statements(table_prefix)
         _stores.add(self)
 
-    def _make_statements(self, lease: str, fence: str, run: str) -> None:
+    def _make_statements(self, lease: str, fence: str, run: str, job: str, unfinished: str) -> None:
         mine = "name = :name AND holder = :holder AND token = :token"
         self._lease_table_sql = (
             f"CREATE TABLE IF NOT EXISTS {lease} (name TEXT NOT NULL PRIMARY KEY, holder TEXT, token INTEGER NOT NULL, "
@@ -110,7 +115,7 @@ class SQLiteStore(SQLiteLedger):
             f"VALUES ('{_VERSION_ROW}', {SCHEMA_VERSION}, 0, 0, 0, 0)"
         )
         self._upgrade_sql = f"UPDATE {lease} SET token = {SCHEMA_VERSION} WHERE name = '{_VERSION_ROW}' AND token = 1"
-        self._tables_sql = "SELECT LOWER(name) FROM sqlite_master WHERE type = 'table' AND LOWER(name) IN (?, ?, ?, ?)"
+        self._tables_sql = f"SELECT LOWER(name) FROM sqlite_master WHERE LOWER(name) IN ({', '.join('?' * len(_ALL))})"
         self._version_sql = f"SELECT token FROM {lease} WHERE name = '{_VERSION_ROW}'"
         self._read_sql = (
             "SELECT name, holder, token, beat, elected_at, renewed_at, expires_at, resign_token "
@@ -120,7 +125,11 @@ class SQLiteStore(SQLiteLedger):
             # A row that vanished is made anew above the highest token that is known of it.
             f"INSERT OR IGNORE INTO {lease} (name, token, beat, elected_at, renewed_at, expires_at) "
             "SELECT :name, MAX(COALESCE(MAX(token), 0), "
-            f"COALESCE((SELECT MAX(token) FROM {run} WHERE lease = :name), 0)), "
+            # Of the runs those are looked at that have an index: the newest of each job, and the unfinished ones.
+            f"COALESCE((SELECT MAX((SELECT token FROM {run} AS r WHERE r.lease = j.lease AND r.job = j.job "
+            f"ORDER BY tick DESC LIMIT 1)) FROM {job} AS j WHERE lease = :name), 0), "
+            f"COALESCE((SELECT MAX(token) FROM {run} INDEXED BY {unfinished} "
+            "WHERE lease = :name AND status IN ('queued', 'running')), 0)), "
             f"0, :now, :now, :now FROM {fence} WHERE name = :name"
         )
         self._claim_sql = (
@@ -326,8 +335,8 @@ class SQLiteStore(SQLiteLedger):
         return f"the tables {self._prefix}* are of version {version}, this aiolease needs {SCHEMA_VERSION}"
 
     def _version(self, connection: sqlite3.Connection) -> tuple[int | None, bool]:
-        """The version of the tables, and whether all are there."""
-        names = [f"{self._prefix}{table}".lower() for table in ("lease", "fence", "job", "run")]
+        """The version of the tables, and whether all are there, with their indexes."""
+        names = [f"{self._prefix}{table}".lower() for table in _ALL]
         found = {name for (name,) in connection.execute(self._tables_sql, names)}
         row = connection.execute(self._version_sql).fetchone() if names[0] in found else None
         return (row and row[0]), row is not None and len(found) == len(names)

@@ -59,10 +59,11 @@ class ArchivedLedger(Ledger):
         return more
 
     def enroll(self, jobs: Sequence[Enrolment], now: datetime) -> None:
+        before = {name: job.schedule_since for name, job in self.jobs.items()}
         super().enroll(jobs, now)
-        for job in self.jobs.values():
-            if job.schedule_since == now and job.high_tick is not None:
-                self.excused[job.job].append((now, job.high_tick))
+        for name, job in self.jobs.items():
+            if job.schedule_since != before.get(name) and job.high_tick is not None:
+                self.excused[name].append((job.schedule_since, job.high_tick))
 
     def resume(self, lease: str, job: str, now: datetime) -> None:
         known = self.jobs[job]

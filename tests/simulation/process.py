@@ -10,11 +10,11 @@ import asyncio
 import heapq
 from asyncio import events
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from aiolease import BodyStuck, Event, Leadership, Lost, Resigned, _clock
 from aiolease._settings import Timings
@@ -260,6 +260,9 @@ class Process:
             self.world.now = max(self.world.now, self.due)
             self.loop.step()
         left = asyncio.all_tasks(self.loop)
+        for task in left:  # what they still do when they are collected would disturb somebody else
+            with suppress(RuntimeError):
+                cast(Coroutine[Any, Any, Any], task.get_coro()).close()
         self.loop.close()
         if left:
             raise Violation(f"{self.name} left tasks behind: {left}")
