@@ -340,6 +340,8 @@ class Agenda:
 
     def hungry(self, most: int) -> list[str]:
         """The jobs, at most so many, whose next queued runs are to be read."""
+        if not self._hungry:  # a set that was large costs as much when it is empty
+            return []
         return list(islice(self._hungry - self._behind_pending - self.aside, most))
 
     def feed(self, names: Collection[str], runs: Iterable[RunRecord], limit: int) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple, ParamSpec, TypeVar, Unpack, final
 
@@ -27,6 +27,9 @@ from aiolease.stores import Target
 P = ParamSpec("P")
 R = TypeVar("R")
 JobFunction = TypeVar("JobFunction", bound=Callable[..., object])
+
+_serving: dict[tuple[object, ...], list[JobRegistry]] = {}
+"""The registries that campaign in this process, by loop, target and lease."""
 
 
 class _Options(NamedTuple):
@@ -265,6 +268,31 @@ class JobRegistry:
             self._terms.remove(term)
             lead._jobs -= names
 
+    @contextmanager
+    def _alone_on(self, target: Target, name: str) -> Iterator[None]:
+        """Keeps other jobs of this process off a lease: only one of the two registries would ever run.
+
+        Raises:
+            ConfigurationError: Other jobs campaign for it already.
+        """
+        key = (id(asyncio.get_running_loop()), target if isinstance(target, str) else id(target), name)
+        registries = _serving.setdefault(key, [])
+        for other in registries:
+            if differing := sorted(other._jobs.keys() ^ self._jobs.keys()):
+                problem = (
+                    "a registry with other jobs campaigns for it in this process, and only one of the two would run: "
+                    "use one registry, or `run` both in one term, or two leases; "
+                    f"only one has {', '.join(differing[:20])}"
+                )
+                raise ConfigurationError("name", name, problem)
+        registries.append(self)
+        try:
+            yield
+        finally:
+            registries.remove(self)
+            if not registries:
+                _serving.pop(key, None)
+
     def _campaign(self, target: Target, name: str, context: Any, drain_timeout: float, options: Options) -> Campaign:
         if not (isinstance(drain_timeout, int | float) and 0 <= drain_timeout < math.inf):
             raise ConfigurationError("drain_timeout", drain_timeout, "use a finite number of seconds, from 0")
@@ -300,11 +328,12 @@ class JobRegistry:
             **options: See `leadership`.
 
         Raises:
-            ConfigurationError: A setting cannot work.
+            ConfigurationError: A setting cannot work, or another registry with other jobs does the same on this lease.
             StoreRejected: And `SchemaMissing`: by the first attempt only; later they are logged and tried again.
         """
         campaign = self._campaign(target, name, context, drain_timeout, options)
-        await (campaign.run_until_signalled(drain_timeout) if handle_signals else campaign.run())
+        with self._alone_on(target, name):
+            await (campaign.run_until_signalled(drain_timeout) if handle_signals else campaign.run())
 
     @asynccontextmanager
     async def background(
@@ -330,9 +359,11 @@ class JobRegistry:
             **options: See `leadership`.
 
         Raises:
-            ConfigurationError: A setting cannot work.
+            ConfigurationError: A setting cannot work, or another registry with other jobs does the same on this lease.
             StoreRejected: The database refused the first attempt.
             SchemaMissing: The tables are missing and cannot be created.
         """
-        async with self._campaign(target, name, context, drain_timeout, options).in_background() as campaign:
-            yield campaign
+        campaign = self._campaign(target, name, context, drain_timeout, options)
+        with self._alone_on(target, name):
+            async with campaign.in_background():
+                yield campaign

@@ -203,6 +203,11 @@ def checked_limit(limit: int) -> int:
     return limit
 
 
+def step_of(rows: int, jobs: Sequence[str]) -> int:
+    """How many old rows of each of some jobs are deleted at once, if it may be so many of all; of many jobs, a few."""
+    return max(rows // max(len(jobs), 1), 20)
+
+
 def read_each(
     rows: Iterable[tuple[Any, ...]], make: Callable[[tuple[Any, ...]], T], unreadable: dict[str, str]
 ) -> list[T]:

@@ -94,7 +94,7 @@ class Tenure:
         self._message = f"the term of {claim.lease.name!r} is over"  # known again by its identity
         self._reason: LossReason | None = None
         self._ended_at = 0.0
-        self._body_ended = False
+        self._body_ended, self._left_at = False, 0.0
         self._wake = asyncio.Event()
         self._left = asyncio.Event()
         self._renewal = anyio.CancelScope(shield=True)
@@ -135,12 +135,14 @@ class Tenure:
         if late:  # the loop was blocked past the deadline, or the body found out by itself
             self._reason, self._ended_at = "expired", self._clock()
             self._count_leftover()
-        self._body_ended = True
+        self._body_ended, self._left_at = True, self._clock()
         self.lead._ended = self._reason or "resigned"
         self.lead._over.set()
         self._left.set()
         if self._reason in ("expired", "taken"):
-            self._renewal.cancel()  # else it may finish, within its limit: cancelled, it would cost the connection
+            self._renewal.cancel()
+        else:  # it may finish: cancelled, it would cost the connection; but the release needs its half of the time
+            self._renewal.deadline = anyio.current_time() + self._timings.attempt / 2
         if late:
             self._emit(Lost(**self.facts(), reason="expired"))
 
@@ -302,7 +304,7 @@ class Tenure:
         if self._reason == "taken" or os.getpid() != lead._pid:
             self._store.forget(lead.name)
             return
-        limit = self._timings.attempt
+        limit = max(self._left_at + self._timings.attempt - self._clock(), self._timings.attempt / 2)
         if self._reason == "expired":  # the database does not answer: this is no time to wait for it
             limit = min(limit, self._timings.unwind / 5)
         try:

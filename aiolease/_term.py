@@ -17,6 +17,7 @@ import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, TypeVar, cast
 
 import anyio
@@ -63,6 +64,9 @@ _SUSPICIOUS = 4
 
 _PRUNED_AT_ONCE = 50
 """For how many jobs old rows are deleted between two looks at what is due."""
+
+_RESTED = 4.0
+"""How many times as long as a step of deleting took the next one waits: what is due comes first."""
 
 _BUSY_FOR = 1.0
 """Seconds without an idle moment after which old rows are deleted all the same."""
@@ -154,6 +158,7 @@ class TermOfJobs:
         self._unanswered: set[RunKey] = set()  # runs that were to start: the ledger may call them running
         self._pruned_at = -math.inf
         self._grown: dict[str, float] = {}  # finished rows since the last pruning
+        self._full: dict[str, None] = {}  # jobs that are to be pruned, in this order
         self.ended = False
         self._reason: str | None = None  # why it has
         self.open = True
@@ -166,14 +171,23 @@ class TermOfJobs:
 
     async def run(self, stopping: asyncio.Event, drain_timeout: float) -> None:
         """Runs what falls due until told to stop, then drains; cancels what is left, and awaits it, however it ends."""
-        wakers = [asyncio.create_task(self._wake_at(event)) for event in (stopping, self.lead._over)]
+        loop, wakers = self._loop, [asyncio.create_task(self._wake_at(self.lead._over))]
         try:
-            while not stopping.is_set():
-                await self._turn(claim=True)
-            self.open = False
-            until = self._loop.time() + drain_timeout
-            while (self._running or self._calls) and (left := until - self._loop.time()) > 0:
-                await self._turn(claim=False, longest=left)
+            async with asyncio.timeout(None) as drained:
+
+                async def stop() -> None:
+                    await self._wake_at(stopping)
+                    drained.reschedule(loop.time() + drain_timeout)
+
+                wakers.append(asyncio.create_task(stop()))
+                while not stopping.is_set():
+                    await self._turn(claim=True)
+                self.open = False
+                while self._running or self._calls:
+                    await self._turn(claim=False)
+        except TimeoutError:  # an exchange that is under way is seen to by `_end`
+            if not drained.expired():
+                raise
         finally:
             for waker in wakers:
                 waker.cancel()
@@ -187,11 +201,11 @@ class TermOfJobs:
 
     # -- the loop
 
-    async def _turn(self, *, claim: bool, longest: float = _SLICE) -> None:
+    async def _turn(self, *, claim: bool) -> None:
         """Writes what there is to write, starts what was written, and sleeps until there is more."""
         self._wake.clear()
         self.lead.check()
-        pause = min(longest, _SLICE)
+        pause = _SLICE
         if not self._agenda:
             pass
         elif (reading := self._reading(claim=claim)) is not None:
@@ -205,7 +219,7 @@ class TermOfJobs:
             self._fed, pause = False, 0.0
         else:
             self._worked()  # not after a reading alone: what was to be written may fail each time
-            await self._prune()
+            pause = min(pause, await self._prune())
             if claim:
                 pause = min(pause, self._look_at - self._loop.time())
                 if (left := self._agenda.until_next(self.lead.database_now())) is not None:
@@ -294,6 +308,7 @@ class TermOfJobs:
         if any(job.job not in stock.jobs for job in self._agenda.unknown_to(stock)):
             raise Refused  # another node has not heard of them yet
         self._set_aside(stock.unreadable)
+        await asyncio.sleep(0)  # with 20,000 jobs each step takes a while: others of the loop have their turn between
         self._tell_of_silent(stock)
         self._tell_of_unknown(stock)
         self._tell_of_requests(stock)
@@ -744,25 +759,28 @@ class TermOfJobs:
     def _grew(self, job: str) -> None:
         """Counts a row that is, or will be, finished. Not from 0, since nobody knows how many there were."""
         if self._history is not None:
-            self._grown[job] = self._grown.get(job, jitter(0, self._history / 10)) + 1
+            grown = self._grown[job] = self._grown.get(job, jitter(0, self._history / 10)) + 1
+            if grown > self._history / 10:  # a tenth of what is kept
+                self._full[job] = None
 
-    async def _prune(self) -> None:
-        """Deletes old rows of some jobs: those that have grown by a tenth of what is kept."""
-        if self._history is None:
-            return
-        now = self._loop.time()
-        if now < self._pruned_at:
-            return
-        self._pruned_at = now
-        full = [job for job, grown in self._grown.items() if grown > self._history / 10][:_PRUNED_AT_ONCE]
-        if full:
+    async def _prune(self) -> float:
+        """Deletes old rows of some jobs that have grown, a step of them; returns for how long to wait for the next."""
+        now, full = self._loop.time(), [*islice(self._full, _PRUNED_AT_ONCE)]
+        if not full or self._history is None:
+            return math.inf
+        if now >= self._pruned_at:
             try:
                 left = await self._bounded(self._store.prune(self.lead.name, full, self._history))
             except TROUBLE:
                 self._pruned_at = now + _QUIETEST  # another time: it is only tidying up
-                return
-            self._grown.update(dict.fromkeys(set(full) - set(left), 0))
-            self._wake.set()
+            else:
+                for job in full:
+                    del self._full[job]
+                    self._grown[job] = 0
+                self._full.update(dict.fromkeys(left))  # behind the others
+                after = self._loop.time()
+                self._pruned_at = after + _RESTED * (after - now)
+        return max(self._pruned_at - self._loop.time(), 0.0)
 
     async def within(self, call: Callable[[], Awaitable[R]]) -> R:
         """Runs a call as a part of the term: cancelled with it, and awaited before the lease is released."""
@@ -835,12 +853,12 @@ class TermOfJobs:
     async def _close(self) -> None:
         """Writes how the last runs have ended, so that the next leader need not guess. Bounded; raises nothing."""
         lost, limit = self.lead._ended in {"expired", "taken"}, self.lead._timings.attempt
+        until = self._loop.time() + limit
         if self._under_way is not None:
             task, plan = self._under_way
-            if lost:
-                await given_up(task)
-            else:
-                await asyncio.wait([task])
+            if not lost:
+                await asyncio.wait([task], timeout=limit / 2)  # what is left is for the last writes
+            await given_up(task)
             if not task.cancelled() and task.exception() is None:
                 self._written(plan)
             self._unanswered.update(plan.starting(self.lead.token))
@@ -855,6 +873,7 @@ class TermOfJobs:
             return
         if lost:  # the database does not answer: this is no time to wait for it
             limit = min(limit, self.lead._timings.unwind / 5)
+        limit = min(limit, until - self._loop.time())
         written = 0
 
         async def write() -> None:

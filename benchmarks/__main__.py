@@ -16,7 +16,7 @@ from typing import Any, Final
 from loguru import logger
 
 from aiolease import AioleaseError
-from benchmarks import footprint, handover, jobs, load, machine, renewal, scale, takeover, ticks, transactions
+from benchmarks import backlog, footprint, handover, jobs, load, machine, renewal, scale, takeover, ticks, transactions
 from benchmarks.candidates import BenchmarkFailed
 from benchmarks.databases import KINDS, Database, Kind, open_databases
 from benchmarks.report import Table
@@ -31,6 +31,7 @@ TOPICS: Final[dict[str, Callable[..., Awaitable[Table]]]] = {
     "load": load.measure,
     "scale": scale.measure,
     "footprint": footprint.measure,
+    "backlog": backlog.measure,
 }
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
-from aiolease import JobRegistry, JobRun
+import pytest
+
+from aiolease import ConfigurationError, JobRegistry, JobRun, leadership
 from aiolease._records import RunRecord, RunStatus
-from aiolease.testing import MemoryServer
+from aiolease.testing import MemoryServer, MemoryStore, run_virtual
 from tests import test_jobs
 from tests.test_jobs import START, seconds, virtual
 from tests.test_ledger_jobs import Line, Work, registry, world
@@ -218,3 +221,108 @@ async def test_newer_ticks_do_not_overtake_queued_runs_that_are_not_read_yet() -
         await here.until(110)
         assert all(order[name] == sorted(order[name]) for name in names)
         assert all(order[name][-1] > 105 for name in names)
+
+
+@virtual
+async def test_deleting_old_rows_holds_up_no_job_for_long() -> None:
+    """There is more to delete for ever, and each step takes 0.3 s: it takes a fifth of the time, and no tick waits."""
+    late: list[float] = []
+    taken = 0.0
+
+    async with world() as here:
+        jobs = JobRegistry(history=10)
+
+        @jobs.every(1)
+        async def job(run: JobRun) -> None:
+            late.append(here.now - seconds(run.tick))
+
+        process = here.start(jobs)
+        slow = process.store.exchange
+
+        async def exchange(method: str, statement: Callable[[], Any]) -> Any:
+            nonlocal taken
+            if method != "prune":
+                return await slow(method, statement)
+            await asyncio.sleep(0.3)
+            taken += 0.3
+            statement()
+            return ["job"]
+
+        process.store.exchange = exchange  # type: ignore[method-assign]
+        await here.until(200)
+    assert len(late) >= 198
+    assert max(late) < 0.4
+    assert 20 < taken <= 200 / 5 + 1
+
+
+@virtual
+async def test_many_jobs_are_pruned_by_turns() -> None:
+    """Two hundred jobs that are full are seen to fifty at a time, and none is left out."""
+    async with world() as here:
+        jobs = JobRegistry(history=5)
+        for number in range(200):
+            jobs.every(10, name=f"job{number}")(Work())
+        here.start(jobs)
+        await here.until(305)
+        assert {len(here.records(f"job{number}")) for number in range(200)} <= {5, 6}
+
+
+@pytest.mark.parametrize("lease", [3.0, 30.0, 300.0])
+def test_a_drain_in_a_network_that_swallows_keeps_to_its_time(lease: float) -> None:
+    """Whenever the network fell silent: `drain_timeout`, what a job takes to unwind, and two last exchanges."""
+
+    async def stop(at: float, silent: float, takes: float, unwinding: float) -> float:
+        store, jobs = MemoryStore(MemoryServer()), JobRegistry()
+
+        @jobs.every(1, overlap="allow")
+        async def job() -> None:
+            try:
+                await asyncio.sleep(takes)
+            finally:
+                await asyncio.sleep(unwinding)
+
+        async with jobs.background(store, lease_duration=lease, drain_timeout=10.0):
+            await asyncio.sleep(at)
+            store.latency = 1e9
+            await asyncio.sleep(silent)
+            stopped = asyncio.get_running_loop().time()
+        return asyncio.get_running_loop().time() - stopped
+
+    exchanges = min(lease / 3, 20.0)  # as the README says
+    for tenths, silent, takes, unwinding in product((0, 3, 7), (0.0, 0.4, 2.0, 5.0, 9.0), (0.01, 8, 1000), (0, 1)):
+        took = run_virtual(stop(50 + tenths / 10, silent, takes, unwinding))
+        assert took <= 10.0 + unwinding + exchanges + 0.01, (tenths, silent, takes, unwinding)
+
+
+@virtual
+async def test_two_registries_with_other_jobs_on_one_lease_are_refused() -> None:
+    """Of two that campaign in one process only one would run: the second is told at once; two copies are no harm."""
+    store, other = MemoryStore(MemoryServer()), MemoryStore(MemoryServer())
+
+    def with_jobs(*names: str) -> JobRegistry:
+        jobs = JobRegistry()
+        for name in names:
+            jobs.every(10, name=name)(Work())
+        return jobs
+
+    async with with_jobs("a", "b").background(store):
+        with pytest.raises(ConfigurationError, match=r"a registry with other jobs.* only one has b, c"):
+            await with_jobs("a", "c").serve(store)
+        with pytest.raises(ConfigurationError, match="a registry with other jobs"):
+            async with with_jobs("c").background(store):
+                pass
+        async with (
+            with_jobs("a", "b").background(store),  # a copy, as in tests
+            with_jobs("c").background(store, "another"),
+            with_jobs("c").background(other),
+        ):
+            pass
+    async with with_jobs("c").background(store):
+        pass  # the others have left
+    async with leadership(store) as lead:  # both in one term
+        running = [asyncio.create_task(with_jobs(name).run(lead)) for name in "ab"]
+        await asyncio.sleep(25)
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
+    assert {row.job for name in "ab" for row in store.server.ledgers["default"].history(name)} == {"a", "b"}

@@ -1427,7 +1427,7 @@ async def test_sqlite_finds_runs_by_an_index(tmp_path: Path, prefix: str) -> Non
         }
     for statement, step in statements.items():
         with closing(sqlite3.connect(path)) as connection:
-            values = {"lease": "cron", "job": "a", "keep": 1, "limit": 9}
+            values = {"lease": "cron", "job": "a", "keep": 1, "limit": 9, "step": 9}
             plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
         assert plan[0] == step
         assert not [step for step in plan if "ORDER BY" in step]

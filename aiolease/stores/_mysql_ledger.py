@@ -32,6 +32,7 @@ from aiolease._records import (
     checked_limit,
     kept,
     read_each,
+    step_of,
 )  # fmt: skip
 from aiolease._settle import bounded
 from aiolease.errors import AioleaseError, InvalidJob
@@ -48,6 +49,9 @@ _REFUSALS = {
 """Errors that say that the rows are in the way, and not that the server is."""
 _FENCE_RESULTS = 4
 """SET, START TRANSACTION, the fence's UPDATE, and its check: with fewer results, it was the fence that failed."""
+
+_UNFINISHED = "FORCE INDEX (unfinished)"
+"""Where few runs of many are asked for: the servers would at times read those that are finished, or sort."""
 
 IDLE = 60
 """``wait_timeout`` of a session that leads nothing, in seconds."""
@@ -85,10 +89,10 @@ class MySQLLedger:
         values: list[object] = [name]
         if runs and not attention:
             status = "= 'running'" if counted else "IN ('queued', 'running')"
-            sql += f"; {self._runs_sql} WHERE lease = %s AND status {status} ORDER BY tick, job"
+            sql += f"; {self._runs_sql} {_UNFINISHED} WHERE lease = %s AND status {status} ORDER BY tick, job"
             values.append(name)
         if counted:
-            of_lease = f"FROM {self._run_table} WHERE lease = %s AND status = 'queued'"
+            of_lease = f"FROM {self._run_table} {_UNFINISHED} WHERE lease = %s AND status = 'queued'"
             sql += f"; SELECT job, COUNT(*) {of_lease} GROUP BY job"
             values.append(name)
         now, jobs, *rest = await self._other_session.run(sql, values)
@@ -106,7 +110,8 @@ class MySQLLedger:
         unreadable: dict[str, str] = {}
         if not jobs:
             return [], unreadable
-        one = f"{self._runs_sql} WHERE lease = %s AND status = 'queued' AND job = %s ORDER BY tick LIMIT {limit}"
+        these = f"{_UNFINISHED} WHERE lease = %s AND status = 'queued' AND job = %s"
+        one = f"{self._runs_sql} {these} ORDER BY tick LIMIT {limit}"
         values = [value for job in jobs for value in (name, job)]
         results = await self._other_session.run("; ".join([one] * len(jobs)), values)
         found = read_each((row for rows in results for row in rows), _run, unreadable)
@@ -276,6 +281,8 @@ class MySQLLedger:
 
     async def prune(self, name: str, jobs: Sequence[str], keep: int) -> list[str]:
         """See `LedgerStore.prune`."""
+        if not jobs:
+            return []
         # Rows of skipped ticks first: an index finds them, and those of the runs are looked for among them.
         more = await self._prune(name, jobs, keep, "status = 'skipped'", "unfinished")
         ready = [job for job in jobs if job not in more]
@@ -286,15 +293,16 @@ class MySQLLedger:
         these, by_tick = f"lease = %s AND job = %s AND {kind}", f"{self._run_table} FORCE INDEX ({index})"
         # Read first, then deleted by the key: a DELETE with a LIMIT is unsafe in a binary log of statements, and warns
         # there each time. Not too many at once: the claims of ticks wait for it.
+        step = step_of(_AT_ONCE, jobs)
         success = f"(SELECT MAX(tick) FROM {self._run_table} WHERE lease = %s AND job = %s AND status = 'succeeded')"
         newest = f"SELECT tick FROM {by_tick} WHERE {these} ORDER BY tick DESC LIMIT 1 OFFSET %s"
         old = (
             f"SELECT MIN(tick), MAX(tick), COUNT(*), {success} FROM (SELECT tick FROM {by_tick} "
             f"WHERE tick <= (SELECT tick FROM ({newest}) AS kept) AND {these} AND NOT tick <=> {success} "
-            f"ORDER BY tick LIMIT {_AT_ONCE}) AS old"
+            f"ORDER BY tick LIMIT {step}) AS old"
         )
         delete = f"DELETE FROM {self._run_table} WHERE {these} AND tick BETWEEN %s AND %s AND NOT tick <=> %s"
-        more = []
+        more: list[str] = []
         for some in _cut(jobs, 50):
             asked = [value for job in some for value in (name, job, name, job, keep, name, job, name, job)]
             found = await self._other_session.run("; ".join([old] * len(some)), asked)
@@ -303,7 +311,7 @@ class MySQLLedger:
                 for job, [(first, last, count, spared)] in zip(some, found, strict=True)
                 if count
             ]
-            more += [job for job, [row] in zip(some, found, strict=True) if row[2] == _AT_ONCE]
+            more += [job for job, [row] in zip(some, found, strict=True) if row[2] == step]
             if deleted:
                 sql = "; ".join(["START TRANSACTION", *[delete] * len(deleted), "COMMIT"])
                 await self._other_session.run(sql, [value for values in deleted for value in values])

@@ -24,6 +24,7 @@ from aiolease._records import (
     checked_limit,
     kept,
     read_each,
+    step_of,
 )  # fmt: skip
 from aiolease.errors import InvalidJob
 from aiolease.stores._sqlite_transactions import microseconds, moment, transaction
@@ -69,7 +70,11 @@ class SQLiteLedger:
                 f'CREATE INDEX IF NOT EXISTS "{prefix}run_unfinished" ON {run} (lease, tick, job) '
                 f"WHERE status IN {_UNFINISHED}"
             ),
-            f"CREATE INDEX IF NOT EXISTS \"{prefix}run_queued\" ON {run} (lease, job, tick) WHERE status = 'queued'",
+            # With the status, so that the rows themselves need not be looked up to be counted.
+            (
+                f'CREATE INDEX IF NOT EXISTS "{prefix}run_queued" ON {run} (lease, job, tick, status) '
+                "WHERE status = 'queued'"
+            ),
             f"CREATE INDEX IF NOT EXISTS \"{prefix}run_skipped\" ON {run} (lease, job, tick) WHERE status = 'skipped'",
         )
         self._jobs_sql = f"SELECT {_JOB} FROM {job} WHERE lease = :lease ORDER BY job"
@@ -139,7 +144,7 @@ class SQLiteLedger:
             (
                 f"DELETE FROM {run} WHERE {this_job} AND tick IN (SELECT tick FROM {kind} "
                 f"AND tick <= (SELECT tick FROM {kind} ORDER BY tick DESC LIMIT 1 OFFSET :keep) "
-                f"AND tick IS NOT ({newest_success}) ORDER BY tick LIMIT {_PRUNED_AT_ONCE})"
+                f"AND tick IS NOT ({newest_success}) ORDER BY tick LIMIT :step)"
             )
             for kind in (skipped, f"{run} WHERE {this_job} AND status IN {_FINISHED}")
         ]
@@ -256,9 +261,10 @@ class SQLiteLedger:
 
         def work(connection: sqlite3.Connection, job: str) -> bool:
             with transaction(connection):
-                values = {"lease": name, "job": job, "keep": keep}
-                return any(connection.execute(sql, values).rowcount == _PRUNED_AT_ONCE for sql in self._prune_sql)
+                values = {"lease": name, "job": job, "keep": keep, "step": step}
+                return any(connection.execute(sql, values).rowcount == step for sql in self._prune_sql)
 
+        step = step_of(_PRUNED_AT_ONCE, jobs)
         # A transaction for each: what the leader writes must not wait for all of them.
         return [job for job in jobs if await self._run(partial(work, job=job))]
 

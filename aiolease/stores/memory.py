@@ -70,8 +70,9 @@ class Ledger:
     def queued(self, jobs: Sequence[str], limit: int) -> tuple[list[RunRecord], dict[str, str]]:
         """See `LedgerStore.queued`."""
         found: dict[str, list[RunRecord]] = {job: [] for job in jobs}
-        for run in sorted(self.runs.values(), key=lambda run: run.tick):
-            if run.status == "queued" and len(found.get(run.job, range(limit))) < limit:
+        queued = [run for run in self.runs.values() if run.status == "queued" and run.job in found]
+        for run in sorted(queued, key=lambda run: run.tick):
+            if len(found[run.job]) < limit:
                 found[run.job].append(run)
         return sorted((run for runs in found.values() for run in runs), key=lambda run: (run.tick, run.job)), {}
 
