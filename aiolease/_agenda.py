@@ -409,7 +409,11 @@ class Agenda:
     def _line_up(self, standing: _Standing, run: RunRecord) -> None:
         standing.backlog = True
         waiting = Waiting(standing.job, run.tick, run.attempt, run.token, run.status)
-        self._waiting.setdefault(standing.job.name, deque()).append(waiting)
+        queue = self._waiting.setdefault(standing.job.name, deque())
+        place = len(queue)
+        while place and queue[place - 1].tick > run.tick:  # that of a trigger, which was seen later than it was made
+            place -= 1
+        queue.insert(place, waiting)
         self._put_in_line(standing)
 
     def _put_in_line(self, standing: _Standing) -> None:

@@ -66,6 +66,23 @@ async def test_places_go_round_and_each_jobs_oldest_tick_goes_first() -> None:
     assert all(set(turns[number : number + 3]) == set("abc") for number in range(0, 60, 3))
 
 
+@pytest.mark.parametrize("moment", [38, 41, 43.3, 45, 48, 49.9])
+def test_a_trigger_that_is_seen_late_goes_before_newer_ticks(moment: float) -> None:
+    """A request is older than the tick that was queued before the leader had seen it."""
+
+    async def go() -> None:
+        async with world() as here:
+            work = Work(9)
+            process = here.start(registry(work, 2, overlap="allow", max_running=1))
+            await here.until(moment)
+            requested = seconds(await process.store.trigger("default", "job"))
+            await here.until(400)
+            assert requested in work.ticks
+            assert work.ticks == sorted(work.ticks)
+
+    run_virtual(go())
+
+
 @virtual
 async def test_what_grew_too_old_while_its_claim_was_under_way_is_not_begun(log: list[Message]) -> None:
     """The answer to a claim was late: how old the tick is, is asked again before the job is called."""

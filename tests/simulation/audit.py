@@ -37,6 +37,7 @@ class Rules:
         rerun_lost: As it was registered.
         final: Whether its runs end with a final transaction, whose effects the journal knows.
         excused: Spans of which no tick needs a row: the job was paused.
+        meddled: Spans that somebody has made due again by hand: their ticks may be in several rows.
         led: Whether the process that leads in the end has the job at all.
     """
 
@@ -46,6 +47,7 @@ class Rules:
     rerun_lost: bool = False
     final: bool = False
     excused: Collection[Span] = field(default_factory=tuple)
+    meddled: Collection[Span] = field(default_factory=tuple)
     led: bool = True
 
 
@@ -60,6 +62,8 @@ class Books:
         over: How those ended that have: ``"returned"``, ``"raised"``, ``"cancelled"``, or anything else.
         paid: The job and tick of every final transaction whose effect is there.
         term: The term that leads in the end, if one does.
+        by_hand: The places of rows that somebody wrote by hand.
+        former: The schedules that jobs had before, each from after a moment, up to and with the one of its change.
     """
 
     jobs: Mapping[str, JobRecord]
@@ -68,6 +72,8 @@ class Books:
     over: Mapping[Run, str]
     paid: Collection[tuple[str, datetime]]
     term: int | None = None
+    by_hand: Collection[tuple[str, datetime]] = ()
+    former: Mapping[str, Collection[tuple[Schedule, datetime, datetime]]] = field(default_factory=dict)
 
 
 def audit(books: Books, rules: Mapping[str, Rules], *, now: datetime | None = None, behind: float = 0.0) -> None:
@@ -89,7 +95,8 @@ def audit(books: Books, rules: Mapping[str, Rules], *, now: datetime | None = No
 def _wrong(books: Books, rules: Mapping[str, Rules], now: datetime | None, behind: float) -> Iterator[str]:
     rows: dict[tuple[str, datetime], RunRecord] = {}
     for row in books.runs:
-        if (row.job, row.tick) in rows:
+        again = row.job in rules and _within(row.tick, rules[row.job].meddled)  # it was pruned, and is run once more
+        if (row.job, row.tick) in rows and not again:
             yield f"two rows of {row.job} {row.tick:%H:%M:%S.%f}"
         rows[row.job, row.tick] = row
     for run, token in books.begun.items():
@@ -103,8 +110,12 @@ def _wrong(books: Books, rules: Mapping[str, Rules], now: datetime | None, behin
             going_on = books.begun.keys() - books.over.keys()
             waits = any(run.job == job and books.begun[run] == books.term for run in going_on)
             yield from _lost_ticks(record, of_job, rules[job], None if waits else now, behind)
+            for schedule, since, until in books.former.get(job, ()):
+                covered = _covered(list(ticks_between(schedule, since, until)), of_job)
+                yield from _uncovered(job, covered, rules[job])
             for row in of_job:
-                yield from _untrue(row, rules[job], books)
+                if (row.job, row.tick) not in books.by_hand and not _within(row.tick, rules[job].meddled):
+                    yield from _untrue(row, rules[job], books)
     for job, tick in books.paid:
         of_effect = rows.get((job, tick))
         if of_effect is None or of_effect.status != "succeeded":
@@ -124,22 +135,40 @@ def _lost_ticks(
     if until is None:
         return
     ticks = list(ticks_between(rules.schedule, since, until))
-    covered = [0] * len(ticks)
+    covered = _covered(ticks, rows)
     for row in rows:
         first, last = bisect_left(ticks, row.tick_from or row.tick), bisect_right(ticks, row.tick)
-        if last == first and row.tick > until and rules.schedule.latest_between(until, row.tick) == row.tick:
+        by_hand = _within(row.tick, rules.meddled)
+        above = last == first and row.tick > until and not by_hand
+        if above and rules.schedule.latest_between(until, row.tick) == row.tick:
             yield f"{name} has a row of {row.tick:%H:%M:%S.%f}, above its high tick {until:%H:%M:%S.%f}"
         # A row of a tick that is none of the schedule is that of a trigger.
-        another = any(start < row.tick <= end for start, end in rules.excused)  # perhaps of another schedule
+        another = _within(row.tick, rules.excused) or by_hand  # perhaps of another schedule
         if row.tick_from is not None and last > first and row.count != last - first and not another:
             yield f"{name} has a row of {row.count} skipped ticks that are {last - first}: {said(row)}"
-        for number in range(first, last):
-            covered[number] += 1
-    for tick, times in zip(ticks, covered, strict=True):
-        if times > 1:
+    for tick, times in covered.items():
+        if times > 1 and not _within(tick, rules.meddled):
             yield f"{name} {tick:%H:%M:%S.%f} is in {times} rows"
-        if times == 0 and not any(start < tick <= end for start, end in rules.excused):
-            yield f"{name} {tick:%H:%M:%S.%f} was lost: no row tells of it, and the high tick is {until:%H:%M:%S.%f}"
+    yield from _uncovered(name, covered, rules)
+
+
+def _covered(ticks: list[datetime], rows: Iterable[RunRecord]) -> dict[datetime, int]:
+    """In how many rows each tick is."""
+    covered = [0] * len(ticks)
+    for row in rows:
+        for number in range(bisect_left(ticks, row.tick_from or row.tick), bisect_right(ticks, row.tick)):
+            covered[number] += 1
+    return dict(zip(ticks, covered, strict=True))
+
+
+def _uncovered(name: str, covered: Mapping[datetime, int], rules: Rules) -> Iterator[str]:
+    for tick, times in covered.items():
+        if times == 0 and not _within(tick, rules.excused):
+            yield f"{name} {tick:%H:%M:%S.%f} was lost: no row tells of it"
+
+
+def _within(tick: datetime, spans: Collection[Span]) -> bool:
+    return any(start < tick <= end for start, end in spans)
 
 
 def _untrue(row: RunRecord, rules: Rules, books: Books) -> Iterator[str]:

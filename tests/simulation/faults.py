@@ -295,6 +295,10 @@ class Scenario:
         if self._application is not None:
             self._application.trigger(self.world)
 
+    def _meddle(self, _: Process, __: float) -> None:
+        if self._application is not None:
+            self._application.meddle(self.world)
+
     def _pause(self, _: Process, lasts: float) -> None:
         if self._application is not None:
             self._application.pause(self.world)
@@ -327,6 +331,7 @@ _FAULTS = {
     "lag": 3,
     "unanswered": 2,
     "step": 3,
+    "meddle": 1,
     "steps": 5,
     "leave": 2,
     "resign": 1,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -61,6 +63,9 @@ class Application:
         if chance.random() < 0.2:
             self._newer = [_changed(chance, duty, lease) for duty in self._duties if chance.random() < 0.8]
         self._moved_at = 0.0  # when a run last began, or ended
+        self._begun: defaultdict[int, list[tuple[float, str]]] = defaultdict(list)  # by term: when, and of which job
+        self._going_on = Counter[tuple[int, str]]()  # by term and job: how many of its runs
+        self._ended: dict[tuple[int, str], float] = {}  # when one of these last did
 
     @property
     def overlapping(self) -> set[str]:
@@ -100,6 +105,8 @@ class Application:
             finally:
                 cancelled = await unwind(process) if ending == "cancelled" else None
                 process.world.record("over", process, run.token, run=this, note=ending)
+                self._going_on[run.token, run.job] -= 1
+                self._ended[run.token, run.job] = process.world.now
                 self._moved_at = process.world.now
                 if cancelled is not None:
                     raise cancelled
@@ -113,6 +120,8 @@ class Application:
         row = world.server.ledgers[LEASE].runs.get((run.job, run.tick))
         if row is None or (row.attempt, row.token, row.status) != (run.attempt, run.token, "running"):
             world.fail(Violation(f"{this} runs, and the ledger says {said(row)}"))
+        self._is_fair(process, run)
+        self._going_on[run.token, run.job] += 1
         age, oldest = (run.leadership.database_now() - run.tick).total_seconds(), duty.rules.max_age
         moment = timedelta(microseconds=1)
         asked = duty.rules.schedule.latest_between(run.tick - moment, run.tick) is None  # by somebody, not the schedule
@@ -121,6 +130,36 @@ class Application:
         aged = oldest is not None and age > oldest + 0.5
         if run.attempt == 1 and not asked and steady and aged:
             world.fail(Violation(f"{this} runs {age:.1f} s late, and was to be skipped after {oldest:.1f} s"))
+
+    def _is_fair(self, process: Process, run: JobRun) -> None:
+        """A backlog of one job delays another by one run at most, and of a job the oldest tick goes first (rule 45).
+
+        Asked of what this term has queued for a while: what is queued has to be read, when an answer was lost.
+        """
+        world, begun = process.world, self._begun[run.token]
+        ledger, patience = world.server.ledgers[LEASE], 3 * process.timings.attempt
+        assert isinstance(ledger, ArchivedLedger)
+        begun.append((world.now, run.job))
+        mine = [at for at, job in begun if job == run.job]
+        since = mine[-3] if len(mine) > 2 else -math.inf  # it has had two turns since
+        for row in ledger.runs.values():
+            queued_at = ledger.queued_at.get((row.job, row.tick), math.inf)
+            if row.status != "queued" or row.token != run.token or row.attempt > 1 or queued_at > world.now - patience:
+                continue
+            if row.job == run.job and row.tick < run.tick and run.attempt == 1:
+                world.fail(Violation(f"{run.job} {run.tick:%H:%M:%S.%f} runs before {said(row)}"))
+            has_begun = any(at >= since and job == row.job for at, job in begun)
+            if (
+                row.job != run.job
+                and queued_at + patience < since
+                and not has_begun
+                and self._rested(row.token, row.job, since)
+            ):
+                world.fail(Violation(f"{run.job} had three turns, and {said(row)}"))
+
+    def _rested(self, token: int, job: str, since: float) -> bool:
+        """Whether no run of a job went on in a term since then: it may run one at a time."""
+        return self._ended.get((token, job), -math.inf) < since and not self._going_on[token, job]
 
     async def _work(self, process: Process, duty: Duty, run: JobRun, this: Run) -> None:
         world, chance = process.world, process.world.random
@@ -152,6 +191,13 @@ class Application:
         ledger = world.server.ledgers[LEASE]
         for name in ledger.jobs:
             ledger.resume(LEASE, name, world.server.clock())
+
+    def meddle(self, world: World) -> None:
+        """Somebody writes into the ledger by hand (DESIGN rule 44)."""
+        ledger, chance = world.server.ledgers[LEASE], world.random
+        assert isinstance(ledger, ArchivedLedger)
+        if (job := self._some_job(world)) is not None:
+            ledger.meddle(job, chance.randint(0, 4), chance.randint(0, 2))
 
     def _some_job(self, world: World) -> str | None:
         known = sorted(world.server.ledgers[LEASE].jobs)
@@ -204,7 +250,8 @@ class Application:
         assert isinstance(ledger, ArchivedLedger)
         for duty in self._duties + self._newer + here:
             if duty.name in ledger.jobs and ledger.jobs[duty.name].schedule == duty.rules.schedule.expression:
-                rules[duty.name] = replace(duty.rules, excused=ledger.excused[duty.name], led=duty in here)
+                excused, meddled = ledger.excused[duty.name], ledger.meddled[duty.name]
+                rules[duty.name] = replace(duty.rules, excused=excused, meddled=meddled, led=duty in here)
         return rules
 
     def _books(self, world: World, checker: Checker, leader: Process | None) -> Books:
@@ -217,6 +264,8 @@ class Application:
             over=checker.over,
             paid=checker.paid,
             term=leader.lead.token if leader and leader.lead else None,
+            by_hand=ledger.by_hand,
+            former=ledger.former,
         )
 
 

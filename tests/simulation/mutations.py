@@ -16,7 +16,7 @@ from aiolease._candidate import Candidate, Claim
 from aiolease._fence import RunKey, Term
 from aiolease._leadership import Leadership
 from aiolease._lease import HIDDEN, ClockHistory, Lease, Reading, Sighting
-from aiolease._records import Batch, Change, RunStatus, Stock
+from aiolease._records import Batch, Change, RunRecord, RunStatus, Stock
 from aiolease._runs import Outcome
 from aiolease._settings import Timings
 from aiolease._settle import settled
@@ -376,6 +376,43 @@ def _high_ticks_are_not_compared() -> AbstractContextManager[Any]:
     return patch.object(ArchivedLedger, "record", mutated)
 
 
+def _a_former_schedule_is_forgotten() -> AbstractContextManager[Any]:
+    return patch.object(Agenda, "plan_changed", lambda *_: {})
+
+
+def _skipped_ticks_are_not_added_up() -> AbstractContextManager[Any]:
+    record = ArchivedLedger.record
+
+    def mutated(ledger: ArchivedLedger, term: Term, batch: Batch, now: datetime) -> None:
+        record(ledger, term, batch, now)
+        for run in batch.claims:
+            if (run.job, run.tick) in batch.extends:
+                ledger.runs[run.job, run.tick] = replace(ledger.runs[run.job, run.tick], count=run.count)
+
+    return patch.object(ArchivedLedger, "record", mutated)
+
+
+def _places_do_not_go_round() -> AbstractContextManager[Any]:
+    return patch.object(Agenda, "_serve", lambda *_: None)
+
+
+def _newer_ticks_go_first() -> AbstractContextManager[Any]:
+    line_up = Agenda._line_up
+
+    def mutated(agenda: Agenda, standing: Any, run: RunRecord) -> None:
+        line_up(agenda, standing, run)
+        agenda._waiting[standing.job.name].reverse()
+
+    return patch.object(Agenda, "_line_up", mutated)
+
+
+def _a_row_that_is_there_stops_its_job() -> AbstractContextManager[Any]:
+    async def mutated(jobs: TermOfJobs, _: Plan) -> None:
+        jobs._unwritten = None
+
+    return patch.object(TermOfJobs, "_narrow_down", mutated)
+
+
 MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "release before the body ended": _release_before_the_body_ended,
     "deadline from the reply": _deadline_from_the_reply,
@@ -411,5 +448,10 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "what has succeeded is recorded as lost": _all_ends_are_losses,
     "what comes too late to be run again is skipped": _late_reruns_are_skipped,
     "high ticks are not compared": _high_ticks_are_not_compared,
+    "the ticks of a schedule that is changed are forgotten": _a_former_schedule_is_forgotten,
+    "skipped ticks are not added up": _skipped_ticks_are_not_added_up,
+    "places do not go round the jobs": _places_do_not_go_round,
+    "newer ticks go first": _newer_ticks_go_first,
+    "a row that is there stops its job": _a_row_that_is_there_stops_its_job,
 }
 """By name, what breaks one rule of the package or of its database."""

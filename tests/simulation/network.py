@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from aiolease._fence import FenceBroken, Refused
+from aiolease._fence import FenceBroken, Refused, Term
 from aiolease._lease import Lease
-from aiolease._records import Enrolment, RunRecord
+from aiolease._records import Batch, Enrolment, RunRecord
+from aiolease._schedule import Schedule, read_schedule
 from aiolease.errors import StoreUnavailable
 from aiolease.stores.memory import Ledger, MemoryServer, MemoryStore
 from tests.simulation.audit import Span
@@ -39,6 +41,10 @@ class ArchivedLedger(Ledger):
         excused: Spans of each job of which no tick has to be in a row: it was paused, or its schedule was changed while
             the clock had been set back.
         asked: The jobs that were triggered, and for when.
+        former: The schedules that jobs had before, each from after a moment, up to and with the one of its change.
+        queued_at: When rows were made that wait their turn, by the world's clock.
+        by_hand: The places of rows that somebody wrote by hand.
+        meddled: Spans of each job that somebody has made due again by hand.
     """
 
     def __init__(self) -> None:
@@ -46,6 +52,10 @@ class ArchivedLedger(Ledger):
         self.pruned: list[RunRecord] = []
         self.excused: defaultdict[str, list[Span]] = defaultdict(list)
         self.asked: list[tuple[str, datetime]] = []
+        self.former: defaultdict[str, list[tuple[Schedule, datetime, datetime]]] = defaultdict(list)
+        self.queued_at: dict[tuple[str, datetime], float] = {}
+        self.by_hand: set[tuple[str, datetime]] = set()
+        self.meddled: defaultdict[str, list[Span]] = defaultdict(list)
 
     def trigger(self, lease: str, job: str, now: datetime) -> datetime:
         tick = super().trigger(lease, job, now)
@@ -59,11 +69,39 @@ class ArchivedLedger(Ledger):
         return more
 
     def enroll(self, jobs: Sequence[Enrolment], now: datetime) -> None:
-        before = {name: job.schedule_since for name, job in self.jobs.items()}
+        before = dict(self.jobs)
         super().enroll(jobs, now)
         for name, job in self.jobs.items():
-            if job.schedule_since != before.get(name) and job.high_tick is not None:
+            known = before.get(name)
+            if known is None or known.schedule == job.schedule:
+                continue
+            schedule = read_schedule(known.schedule, known.timezone)
+            assert schedule is not None
+            self.former[name].append((schedule, max(known.known_since, known.schedule_since), job.schedule_since))
+            if known.paused_at is not None:
+                self.excused[name].append((known.high_tick or known.known_since, job.schedule_since))
+            if job.high_tick is not None:  # behind which the clock had been set back
                 self.excused[name].append((job.schedule_since, job.high_tick))
+
+    def meddle(self, job: str, back: int, rows: int) -> None:
+        """Somebody sets a job's high tick back by hand, by some ticks, and makes rows of some that are to come."""
+        known = self.jobs[job]
+        schedule = read_schedule(known.schedule, known.timezone)
+        assert schedule is not None
+        tick = newest = known.high_tick or known.schedule_since
+        for _ in range(back):
+            tick = schedule.latest_between(known.schedule_since, tick - timedelta(microseconds=1)) or tick
+        if tick != newest:
+            self.jobs[job] = replace(known, high_tick=tick)
+            self.meddled[job].append((tick, newest))
+        for _ in range(rows):
+            following = schedule.next_after(newest)
+            assert following is not None
+            self.meddled[job].append((newest, following))
+            newest = following
+            if (job, newest) not in self.runs:
+                self.by_hand.add((job, newest))
+                self.runs[job, newest] = RunRecord(job=job, tick=newest, token=0, holder="a hand", status="lost")
 
     def resume(self, lease: str, job: str, now: datetime) -> None:
         known = self.jobs[job]
@@ -105,6 +143,14 @@ class Server(MemoryServer):
             since = self._arrived_at
             self._world.record("claimed", self.sender, lease.token, since=since, lasts=duration, note=note)
         return lease
+
+    def record(self, term: Term, batch: Batch) -> None:
+        super().record(term, batch)
+        ledger = self.ledgers[term.name]
+        assert isinstance(ledger, ArchivedLedger)
+        for run in batch.claims:
+            if run.status == "queued":
+                ledger.queued_at[run.job, run.tick] = self._world.now
 
     def give_away(self, name: str, duration: float) -> None:
         """A person changes the row: a term begins whose holder never runs a body, renews or releases."""
