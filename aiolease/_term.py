@@ -880,8 +880,13 @@ class TermOfJobs:
             # None of the changes refuses the batch, so that it may be written again though its answer was lost.
             nonlocal written
             while written < len(self._changes):
-                await self._store.record(self._term, Batch(changes=self._changes[written : written + _MOST]))
-                written += _MOST
+                some = self._changes[written : written + self._most]
+                try:
+                    await self._store.record(self._term, Batch(changes=some))
+                except TROUBLE:
+                    self._most = max(self._most // 2, 10)  # as above
+                    raise
+                written += len(some)
 
         try:
             await insisted(limit, self.lead._store.description, write)

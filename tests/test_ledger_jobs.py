@@ -16,12 +16,15 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from unittest.mock import patch
 
 import pytest
 
 from aiolease import CommitUnknown, ConfigurationError, JobRegistry, JobRun, StoreUnavailable, leadership
+from aiolease._fence import Refused
 from aiolease._records import RunRecord, Stock
 from aiolease._schedule import Every, ticks_between
+from aiolease._term import TermOfJobs
 from aiolease.errors import RunEnded
 from aiolease.events import BodyStuck, Event, Lost, Notice, RunStarted
 from aiolease.stores import open_store
@@ -761,6 +764,49 @@ async def test_a_run_is_not_begun_by_a_process_that_was_frozen_before_its_first_
 
 
 @virtual
+async def test_what_was_claimed_by_an_answer_that_is_read_too_late_is_handed_back() -> None:
+    """The process stands still between the answer to a claim and the start of its run: not begun, it is not lost."""
+    written = TermOfJobs._written
+    loop = asyncio.get_running_loop()
+
+    def frozen(term: TermOfJobs, plan: Any) -> Any:
+        starting = written(term, plan)
+        if starting and term.lead.token == 1:
+            loop.advance(40)  # type: ignore[attr-defined]
+        return starting
+
+    with patch.object(TermOfJobs, "_written", frozen):
+        async with world() as here:
+            work = Work()
+            here.start(registry(work, 100))
+            await here.until(190)  # elected again
+            assert work.begun == [(100, 1)]
+            [row] = here.records()
+            assert (row.attempt, row.token, row.status) == (1, 2, "succeeded")
+
+
+@virtual
+async def test_a_tick_behind_the_run_of_an_earlier_term_waits_for_it_and_later_ones_are_skipped_again() -> None:
+    """What is due while an inherited run goes on follows it, and is no overlap; after that, overlap is overlap."""
+    async with world() as here:
+        work = Work(25)
+        first = here.start(registry(work, 10, rerun_lost=True))
+        await here.until(12)
+        await first.kill()
+        here.start(registry(work, 10, rerun_lost=True))
+        await here.until(180)
+        # The second attempt at 10 ends at some 67, when 60 is the newest that is due; what follows is skipped.
+        began = work.begun[:4]
+        assert began[:2] == [(10, 1), (10, 2)]
+        assert began[2][0] % 10 == 0
+        assert began[3][0] >= began[2][0] + 30
+        assert [row.error for row in here.records() if row.tick == START + timedelta(seconds=began[3][0] - 10)] == [
+            "its last run has not ended"
+        ]
+        assert not any(row.error == "its last run has not ended" for row in here.records()[:2])
+
+
+@virtual
 async def test_a_run_whose_claim_ends_the_time_is_handed_back() -> None:
     """A process that finds its time over when it is to start a run, starts none; what it claimed is not lost."""
     async with world() as here:
@@ -1159,6 +1205,25 @@ async def test_a_trigger_runs_at_the_next_heartbeat() -> None:
         assert work.ticks == [31.5, 50, 61]
         await here.until(1201)
         assert work.ticks[-1] == 1200
+
+
+@pytest.mark.parametrize(("in_the_way", "microseconds"), [("another refusal", 0), ("a row", 1), ("two rows", 2)])
+@virtual
+async def test_a_trigger_has_the_tick_of_its_request_unless_a_row_is_there(in_the_way: str, microseconds: int) -> None:
+    """A clock that was set back may show a moment twice: then the run is a microsecond later; but not without need."""
+    async with world() as here:
+        work = Work()
+        process = here.start(registry(work, 1000))
+        await here.until(5)
+        tick = await process.store.trigger("default", "job")
+        runs = here.server.ledgers["default"].runs
+        for number in range(microseconds):
+            there = tick + timedelta(microseconds=number)
+            runs["job", there] = RunRecord(job="job", tick=there, token=1, holder="another", status="succeeded")
+        if in_the_way == "another refusal":
+            process.store.fail("record", Refused())
+        await here.until(60)
+        assert work.ticks == [seconds(tick + timedelta(microseconds=microseconds))]
 
 
 @virtual

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pymysql
 import pytest
+from loguru import logger
 
 from aiolease import ConfigurationError, InvalidJob, JobRegistry, JobRun, _term
 from aiolease._fence import Refused, Term
@@ -270,3 +271,46 @@ async def test_settle_knows_its_job_and_history_its_limit(tmp_path: Path) -> Non
             await store.settle("default", "unknown")
         with pytest.raises(ConfigurationError, match="limit"):
             await store.history("default", "unknown", limit=0)
+
+
+@pytest.mark.parametrize("when", ["as it goes on", "as it ends"])
+async def test_a_batch_that_is_larger_than_a_packet_is_written_in_parts(mysql_server: Server, when: str) -> None:
+    """Six hundred jobs fail together, each with a text of three kilobytes: the server takes one megabyte at once."""
+    names = {f"job{number}" for number in range(600)}
+    jobs = JobRegistry()
+    together, begun = asyncio.Event(), set[str]()
+
+    def register(name: str) -> None:
+        @jobs.every(3600, name=name)
+        async def job() -> None:
+            begun.add(name)
+            if begun == names:
+                together.set()
+            await together.wait()
+            raise RuntimeError(f"{name}: " + "\N{SNOWMAN}" * 1000)
+
+    async def statuses() -> Counter[str]:
+        runs = [run for name in names for run in await store.history("default", name)]
+        assert all((run.error or "").startswith("RuntimeError") for run in runs if run.status == "failed")
+        return Counter(run.status for run in runs)
+
+    for name in names:
+        register(name)
+    logger.disable("aiolease")  # which would say it six hundred times
+    server = type(mysql_server).start(options=["--max-allowed-packet=1M"])
+    try:
+        server.create_database("packets")
+        url = f"mysql://{server.user}@{server.host}:{server.port}/packets"
+        async with open_store(url) as store, asyncio.timeout(LIMIT):
+            async with jobs.background(store, lease_duration=6.0):
+                while len((await store.take_stock("default")).jobs) < len(names):
+                    await asyncio.sleep(0.05)
+                for name in names:
+                    await store.trigger("default", name)
+                await together.wait()
+                while when == "as it goes on" and (await statuses()) != {"failed": len(names)}:
+                    await asyncio.sleep(0.05)
+            assert (await statuses()) == {"failed": len(names)}
+    finally:
+        server.close()
+        logger.enable("aiolease")
