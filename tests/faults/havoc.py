@@ -14,12 +14,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import pymysql
 
+from aiolease.stores._sqlite_transactions import microseconds, moment
+from tests.faults.jobs import rules
 from tests.faults.journal import Journal, Line
 from tests.faults.plan import NETWORK, Fault
 from tests.servers import GaleraCluster, MariaDBServer, Server, TCPProxy
@@ -73,7 +75,7 @@ class Havoc:
 
     def hits(self, fault: Fault, workers: int) -> list[int]:
         """The workers that may not be able to lead while it lasts."""
-        if fault.kind in {"step clock", "long reader"}:
+        if fault.kind in {"step clock", "long reader", "meddle"}:
             return []
         if len(self._nodes) > 1 and fault.kind in {"read-only", "no connections"}:
             struck = self._nodes.index(self._node(fault))
@@ -312,6 +314,46 @@ class Havoc:
                 session.rollback()
         bit = sorted(table for table in tables if any(table in lock for lock in waited))
         return f"others waited for {', '.join(bit)}" if bit else ""
+
+    async def _meddle(self, fault: Fault) -> str:
+        """A person sets a job's high tick back by some seconds: its ticks seem due again, and have rows."""
+        names = sorted(rules(steps=False))
+        job = names[int(fault.amount * len(names))]
+        with contextlib.suppress(pymysql.Error, sqlite3.Error):
+            before = await asyncio.to_thread(self._set_back, job, fault)
+            if before is None:
+                return ""
+            await asyncio.sleep(fault.seconds)
+            after = await asyncio.to_thread(self._high_tick, job, fault)
+            return f"{job} went on from {before} to {after}" if after and after > before else ""
+        return ""
+
+    def _set_back(self, job: str, fault: Fault) -> datetime | None:
+        high_tick = self._high_tick(job, fault)
+        if high_tick is not None:
+            since = high_tick - timedelta(seconds=fault.seconds)
+            self._journal.write("meddled", job=job, since=since.isoformat(), until=high_tick.isoformat())
+            self._ask(
+                "UPDATE aiolease_job SET high_tick = ? WHERE job = ? AND high_tick = ?", fault, since, job, high_tick
+            )
+        return high_tick
+
+    def _high_tick(self, job: str, fault: Fault) -> datetime | None:
+        rows = self._ask("SELECT high_tick FROM aiolease_job WHERE job = ?", fault, job)
+        return rows[0][0] if rows else None
+
+    def _ask(self, sql: str, fault: Fault, *values: str | datetime) -> list[Any]:
+        """Has a server, or the file, execute a statement; moments are aware."""
+        if self._nodes:
+            naive = [value.replace(tzinfo=None) if isinstance(value, datetime) else value for value in values]
+            with self._connect(self._node(fault), "root") as session, session.cursor() as cursor:
+                cursor.execute(sql.replace("?", "%s"), naive)
+                found = [[value and value.replace(tzinfo=UTC) for value in row] for row in cursor.fetchall()]
+                session.commit()
+                return found
+        numbers = [microseconds(value) if isinstance(value, datetime) else value for value in values]
+        with contextlib.closing(sqlite3.connect(self._file, timeout=2.0)) as connection, connection:
+            return [[value and moment(value) for value in row] for row in connection.execute(sql, numbers)]
 
     async def _step_clock(self, fault: Fault) -> str:
         """Steps it by about a lease or by up to an hour; more often forward, since nothing is due until it is back."""

@@ -26,7 +26,7 @@ class Line:
             ``over``, ``paying``, and ``paid``, ``unpaid`` or ``doubt``; of a batch of the ledger ``recording``,
             ``recorded``; or an event's name in lower case.
             Of the harness about a worker: ``frozen``, ``thawed``, ``killed``, ``exited``; else ``fault``, ``healed``,
-            ``stepped``, and ``finishing``, from when on nothing befalls anybody.
+            ``stepped``, ``meddled``, and ``finishing``, from when on nothing befalls anybody.
         token: The term, if there is one.
         facts: What else it says.
     """

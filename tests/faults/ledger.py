@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from aiolease._records import JobRecord, RunRecord
 from tests.faults.jobs import MAX_RUNNING, rules
 from tests.faults.journal import Line
-from tests.simulation.audit import Books, audit
+from tests.simulation.audit import Books, Rules, audit
 from tests.simulation.checker import Run, Violation
 
 Tick = tuple[str, str]
@@ -73,7 +73,7 @@ def wrong_runs(lines: Sequence[Line], found: Found, *, steps: bool, in_order: bo
     # They were paused for the end only, when nothing but what had been claimed was to be run.
     books = Books(jobs=found.jobs, runs=found.runs, begun=begun, over=over, paid=paid)
     try:
-        audit(books, rules(steps=steps), now=found.due_by)
+        audit(books, _meddled(rules(steps=steps), lines), now=found.due_by)
     except Violation as violation:
         yield end, str(violation)
     left = [row for row in found.runs if row.status in {"queued", "running"}]
@@ -83,6 +83,16 @@ def wrong_runs(lines: Sequence[Line], found: Found, *, steps: bool, in_order: bo
     yield from _wrong_payments(lines, found, in_order)
     yield from _written_too_late(lines, found)
     yield from _too_many(lines)
+
+
+def _meddled(of_jobs: Mapping[str, Rules], lines: Sequence[Line]) -> Mapping[str, Rules]:
+    """The rules, but for what a person has made due again."""
+    spans = defaultdict(list)
+    for line in lines:
+        if line.kind == "meddled":
+            moments = datetime.fromisoformat(line.facts["since"]), datetime.fromisoformat(line.facts["until"])
+            spans[line.facts["job"]].append(moments)
+    return {job: replace(rule, meddled=spans[job]) for job, rule in of_jobs.items()}
 
 
 def _wrong_payments(lines: Sequence[Line], found: Found, in_order: bool) -> Iterator[tuple[float, str]]:

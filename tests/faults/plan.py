@@ -61,6 +61,8 @@ KINDS = {
     "lock fence": Kind((1.0, 4.5), outage=True),
     "lock ledger": Kind((1.0, 4.5), outage=True),
     "step clock": Kind((2.0, 4.0)),
+    # of a person with a client
+    "meddle": Kind((2.0, 4.0)),
     # of a cluster: the other nodes wait until they are sure that one is lost
     "kill node": Kind((1.0, 4.0), outage=True),
     "restart node": Kind((0.2, 1.0), outage=True),
@@ -72,14 +74,14 @@ KINDS = {
 
 _WORKER = ("kill worker", "stop worker", "resign", "freeze worker", "freeze worker")
 NETWORK = ("delay", "cut", "swallow answers", "swallow queries", "refuse")
-_SHARED = ("kill connections", "read-only", "no connections", "lock lease", "lock fence", "lock ledger")
+_SHARED = ("meddle", "kill connections", "read-only", "no connections", "lock lease", "lock fence", "lock ledger")
 _SERVER = ("kill server", "restart server", "freeze server")
 _NODE = ("kill node", "restart node", "freeze node")
 
 DECKS: dict[ServerKind, tuple[str, ...]] = {
     "mariadb": (*_WORKER, *NETWORK, *_SHARED, *_SERVER),
     "mysql": (*_WORKER, *NETWORK, *_SHARED, *_SERVER),
-    "sqlite": (*_WORKER, "lock file", "long reader"),
+    "sqlite": (*_WORKER, "lock file", "long reader", "meddle"),
     "galera": (*_WORKER, *NETWORK, *_SHARED, *_NODE),
     "faketime": (*_WORKER, *NETWORK, *_SHARED, *_SERVER, *["step clock"] * 12),
 }
