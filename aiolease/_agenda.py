@@ -210,13 +210,13 @@ class Agenda:
                 found.append(Enrolment(job=name, schedule=schedule.expression, timezone=schedule.timezone, since=since))
         return found
 
-    def plan_changed(self, stock: Stock, changed: Iterable[Enrolment]) -> dict[str, Plan]:
+    def plan_changed(self, stock: Stock, names: Iterable[str]) -> dict[str, Plan]:
         """What is to be written before jobs get other schedules: the ticks of those that they had, up to the reading.
 
         They are queued, or skipped, as the job's `missed` and `max_age` say (DESIGN rule 50).
         """
         plans = {}
-        for name in [enrolment.job for enrolment in changed if enrolment.job in stock.jobs]:
+        for name in names:
             each, record = self._jobs[name], stock.jobs[name]
             former = read_schedule(record.schedule, record.timezone)  # none: of a version that this one does not know
             if former is None or record.paused_at is not None:
@@ -278,6 +278,7 @@ class Agenda:
         Returns:
             The runs that earlier terms have left behind, and what becomes of each: to be written and told.
         """
+        self._keep_busy()
         for collection in (
             self._heap,
             self._waiting,
@@ -293,7 +294,7 @@ class Agenda:
             if name not in self.aside:
                 record = stock.jobs[name]
                 each.settled_until, each.high_tick = record.settled_until, record.high_tick
-            self._end_series(each)
+            self._keep_series(each)
             each.lined_up = each.held = each.in_line = False
             each.going_on = each.unread = stock.queued.get(name, 0)
             each.running = 0
@@ -448,6 +449,8 @@ class Agenda:
             free -= self._plan_waiting(plan, now, free, most)
             free -= self._plan_requests(plan, free, most)
             self._plan_due(plan, now, free, most)
+        elif not claim:
+            self._plan_put_off(plan, now)
         return plan if plan.batch or plan.waiting else None
 
     def _plan_waiting(self, plan: Plan, now: datetime, free: float, most: int) -> int:
@@ -543,6 +546,7 @@ class Agenda:
                 continue
             if name not in recalled and self._may_wait(each, found):
                 each.busy_until = None
+                self._put_off.pop(name, None)  # they are in the order of their moments
                 self._put_off[name] = now
                 continue
             busy, backlog = self._goes_on(each), job.missed == "all" and len(found.run) > 1
@@ -610,8 +614,23 @@ class Agenda:
             recalled.add(name)
         for name in recalled:
             del self._put_off[name]
+            if self._jobs[name].going_on:  # until now, and so they are no backlog
+                self._jobs[name].busy_until = now
         self._line_up_ticks(recalled)
         return recalled
+
+    def _plan_put_off(self, plan: Plan, now: datetime) -> None:
+        """Has the ticks that were put off written, before a term ends in which no more are claimed."""
+        for name in self._put_off:
+            each = self._jobs[name]
+            each.busy_until = now
+            if each.paused or name in self.aside or (skip := self._due_while_busy(each)) is None:
+                continue
+            self._plan_series(plan, each, Due(skipped=[skip]))
+            self._plan_skip(plan, each.job, skip)
+            plan.batch.high_ticks[name] = skip.last
+            plan.batch.seen[name] = each.high_tick
+        self._put_off.clear()
 
     @staticmethod
     def _due_while_busy(each: _Standing) -> Skip | None:
@@ -635,6 +654,16 @@ class Agenda:
                 if series is None or not series.grown:
                     self._end_series(self._jobs[name])
                 self._jobs[name].series = series
+
+    def _keep_busy(self) -> None:
+        """The runs of jobs whose ticks were put off went on when it was last looked: those ticks are no backlog."""
+        for name in self._put_off:
+            self._jobs[name].busy_until = self._now
+
+    def _keep_series(self, each: _Standing) -> None:
+        """After a reading it goes on if its last tick is the newest that is settled: its row may have been lost."""
+        if each.series is not None and (each.job.name in self.aside or each.settled_until != each.series.last):
+            self._end_series(each)
 
     def _end_series(self, each: _Standing) -> None:
         series, each.series = each.series, None
@@ -752,6 +781,8 @@ class Agenda:
         if refused:
             for name in plan.batch.requests:
                 self._jobs[name].refused += 1
+            for name, _ in plan.batch.extends:  # perhaps its row is gone
+                self._end_series(self._jobs[name])
 
     def ended(self, name: str, now: datetime) -> None:
         """A run of a job is over, by the database's clock at `now`."""

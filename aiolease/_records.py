@@ -221,6 +221,14 @@ def read_each(
     return found
 
 
+def there(place: Place, row: tuple[Any, ...], make: Callable[[tuple[Any, ...]], RunRecord]) -> RunRecord:
+    """The record of a row that was looked up; of one that cannot be read, that it is there, and finished."""
+    try:
+        return make(row)
+    except UNREADABLE:
+        return RunRecord(job=place[0], tick=place[1], token=0, holder="", status="lost")
+
+
 class LedgerStore(Protocol):
     """What the ledger needs of a database. Every method may raise as those of `LeaseStore` do."""
 
@@ -243,7 +251,7 @@ class LedgerStore(Protocol):
         """
 
     async def look_up(self, name: str, places: Sequence[Place]) -> list[RunRecord]:
-        """The rows of some ticks, of those that have one."""
+        """The rows of some ticks, of those that have one; one that cannot be read is there, and finished."""
 
     async def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
         """Makes the rows of jobs, known and with their schedule as of now; gives those that are there the new schedule.

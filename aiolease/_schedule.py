@@ -75,7 +75,7 @@ def read_schedule(expression: str, timezone: str) -> Schedule | None:
             fraction = int((found[2] or "").ljust(6, "0"))
             return Every(timedelta(seconds=int(found[1]), microseconds=fraction))
         return Cron(expression.removeprefix("cron "), timezone) if expression.startswith("cron ") else None
-    except (InvalidSchedule, OverflowError):
+    except (InvalidSchedule, OverflowError, ValueError, TypeError):  # it may be of another hand: no text, or too long
         return None
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import islice
@@ -148,16 +148,20 @@ class TermOfJobs:
         self._held_back: set[str] = set()  # while it is found out of which job it is the fault
         self._cleared: set[str] = set()  # of which it is not
         self._unwritable: set[str] = set()  # those of which it was
+        self._refused_once: set[str] = set()  # jobs whose change of schedule was
+        self._left_alone: set[str] = set()  # jobs that are not here, and whose rows cannot be written
         self._probation: list[str] = []  # those of these that are to be tried again, each by itself
         self._alone: str | None = None  # which of them is
         self._most = _MOST
         self._warned_at = -math.inf
         self._under_way: tuple[asyncio.Task[None], Plan] | None = None
         self._missed: list[TickSkipped] = []  # not told yet: ticks from before this term
+        self._not_last: set[str] = set()  # jobs whose last changes were refused
         self._late_until = -math.inf  # a batch without an answer may take effect until then
         self._unanswered: set[RunKey] = set()  # runs that were to start: the ledger may call them running
         self._pruned_at = -math.inf
         self._grown: dict[str, float] = {}  # finished rows since the last pruning
+        self._pruned_at_once = _PRUNED_AT_ONCE
         self._full: dict[str, None] = {}  # jobs that are to be pruned, in this order
         self.ended = False
         self._reason: str | None = None  # why it has
@@ -299,10 +303,11 @@ class TermOfJobs:
         self._saw(stock)
         new = self._agenda.unknown_to(stock)
         if new:
-            await self._close_former(stock, new)
-            # One that is set aside keeps the schedule whose ticks are still to be seen to.
-            new = [enrolment for enrolment in new if enrolment.job not in {*self._aside} & stock.jobs.keys()]
-            await self._bounded(self._store.enroll(self._term, new))
+            changed = [each for each in new if each.job in stock.jobs]
+            await self._close_former(stock, changed)
+            unknown = [each for each in new if each.job not in stock.jobs]
+            if unknown or not changed:
+                await self._bounded(self._store.enroll(self._term, unknown))
             stock = await self._bounded(self._store.take_stock(self.lead.name, counted=True))
             self._saw(stock)
         if any(job.job not in stock.jobs for job in self._agenda.unknown_to(stock)):
@@ -321,20 +326,34 @@ class TermOfJobs:
             await self._close_gone(stock)
 
     async def _close_former(self, stock: Stock, changed: list[Enrolment]) -> None:
-        """Sees to the ticks of schedules that are changed, up to the reading: what is due is queued, or skipped."""
-        plans = self._agenda.plan_changed(stock, [each for each in changed if each.job not in self._aside])
+        """Sees to the ticks of schedules that are changed, up to the reading, and changes them: some jobs at a time.
+
+        What is due is queued, or skipped. A job that is set aside keeps the schedule whose ticks are to be seen to.
+        """
+        together: list[Plan] = []
+        settled: list[Enrolment] = []
+        size = 0
+        for enrolment in changed:
+            plans = {} if enrolment.job in self._aside else self._agenda.plan_changed(stock, [enrolment.job])
+            for plan in plans.values():
+                together.append(plan)
+                size += len(plan.claims)
+            settled.append(enrolment)
+            if size >= _MOST or len(settled) >= _MOST:
+                await self._change(stock, together, settled)
+                together, settled, size = [], [], 0
+            elif len(settled) % _JOBS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        await self._change(stock, together, settled)
+
+    async def _change(self, stock: Stock, plans: list[Plan], changed: list[Enrolment]) -> None:
         self._set_aside(self._agenda.at_fault)
         self._agenda.at_fault = {}
-        together: list[Plan] = []
-        size = 0
-        for plan in plans.values():
-            if together and size + len(plan.claims) > _MOST:
-                await self._write_former(together)
-                together, size = [], 0
-            together.append(plan)
-            size += len(plan.claims)
-        if together:
-            await self._write_former(together)
+        if plans:
+            await self._write_former(plans)
+        ready = [enrolment for enrolment in changed if enrolment.job not in self._aside]
+        if ready:
+            await self._bounded(self._store.enroll(self._term, ready))
 
     async def _write_former(self, plans: list[Plan]) -> None:
         batch = Batch()
@@ -353,8 +372,12 @@ class TermOfJobs:
                 for plan in plans:
                     await self._write_former([plan])
                 return
-            why = f"its rows cannot be written: {error.__cause__ or 'refused'}"
-            self._set_aside(dict.fromkeys(plans[0].jobs(), why))
+            [name] = plans[0].jobs()
+            if name not in self._refused_once:  # somebody may just have paused it
+                self._refused_once.add(name)
+                raise
+            self._refused_once.discard(name)
+            self._set_aside({name: f"its rows cannot be written: {error.__cause__ or 'refused'}"})
             return
         for plan in plans:
             for job, skip in plan.skips:
@@ -365,7 +388,7 @@ class TermOfJobs:
         long_ago = stock.now - _GONE
         gone = {
             name
-            for name in self._agenda.unknown_here(stock) - self.lead._jobs
+            for name in self._agenda.unknown_here(stock) - self.lead._jobs - self._left_alone
             if max(stock.jobs[name].settled_until, stock.jobs[name].schedule_since) < long_ago
         }
         waiting = sorted(gone & stock.queued.keys())[:_JOBS_AT_ONCE]
@@ -516,8 +539,16 @@ class TermOfJobs:
         elif suspects:
             self._held_back.clear()
             self._cleared.clear()
-            self._unwritable.add(suspects[0])
-            self._set_aside({suspects[0]: f"its rows cannot be written: {self._why}"})
+            [job] = suspects
+            if self._agenda.known_here([job]):
+                self._unwritable.add(job)
+                self._set_aside({job: f"its rows cannot be written: {self._why}"})
+            else:  # what a job that is gone has left
+                self._left_alone.add(job)
+                self._changes = [change for change in self._changes if change.key.job != job]
+                text = f"{job!r}, which this process has not, is left alone: its rows cannot be written: {self._why}"
+                self._emit(Notice(**self._facts(), severity="CRITICAL", text=text))
+                self._exclude()
         self._stock_wanted = True
 
     # -- what is to be done
@@ -765,15 +796,19 @@ class TermOfJobs:
 
     async def _prune(self) -> float:
         """Deletes old rows of some jobs that have grown, a step of them; returns for how long to wait for the next."""
-        now, full = self._loop.time(), [*islice(self._full, _PRUNED_AT_ONCE)]
+        now, full = self._loop.time(), [*islice(self._full, self._pruned_at_once)]
         if not full or self._history is None:
             return math.inf
         if now >= self._pruned_at:
             try:
                 left = await self._bounded(self._store.prune(self.lead.name, full, self._history))
-            except TROUBLE:
-                self._pruned_at = now + _QUIETEST  # another time: it is only tidying up
+            except TROUBLE:  # another time: it is only tidying up; and perhaps it is one of them
+                for job in full:
+                    self._full[job] = self._full.pop(job)
+                self._pruned_at = now + (_QUIETEST if self._pruned_at_once == 1 else _FIRST_PAUSE)
+                self._pruned_at_once = max(self._pruned_at_once // 2, 1)
             else:
+                self._pruned_at_once = min(2 * self._pruned_at_once, _PRUNED_AT_ONCE)
                 for job in full:
                     del self._full[job]
                     self._grown[job] = 0
@@ -882,7 +917,7 @@ class TermOfJobs:
             while written < len(self._changes):
                 some = self._changes[written : written + self._most]
                 try:
-                    await self._store.record(self._term, Batch(changes=some))
+                    await self._write_last(some)
                 except TROUBLE:
                     self._most = max(self._most // 2, 10)  # as above
                     raise
@@ -890,10 +925,25 @@ class TermOfJobs:
 
         try:
             await insisted(limit, self.lead._store.description, write)
-        except (FenceBroken, Refused):
+        except FenceBroken:
             pass
         except TROUBLE as error:
             self._not_closed(str(error))
+        if self._not_last:
+            self._not_closed(f"the rows of {', '.join(sorted(self._not_last))} cannot be written")
+
+    async def _write_last(self, changes: Sequence[Change]) -> None:
+        """Writes changes; where the rows of one job are in the way, all others."""
+        try:
+            await self._store.record(self._term, Batch(changes=[*changes]))
+        except Refused:
+            if len({change.key.job for change in changes}) == 1:
+                self._not_last.add(changes[0].key.job)
+                return
+            jobs = sorted({change.key.job for change in changes})
+            half = set(jobs[len(jobs) // 2 :])
+            await self._write_last([change for change in changes if change.key.job not in half])
+            await self._write_last([change for change in changes if change.key.job in half])
 
     def _not_closed(self, why: str) -> None:
         text = f"could not write how the last runs of {self.lead.name!r} ended, the next term calls them lost: {why}"

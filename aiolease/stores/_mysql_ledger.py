@@ -33,6 +33,7 @@ from aiolease._records import (
     kept,
     read_each,
     step_of,
+    there,
 )  # fmt: skip
 from aiolease._settle import bounded
 from aiolease.errors import AioleaseError, InvalidJob
@@ -124,8 +125,7 @@ class MySQLLedger:
         one = f"{self._runs_sql} WHERE lease = %s AND job = %s AND tick = %s"
         values = [value for job, tick in places for value in (name, job, _naive(tick))]
         results = await self._other_session.run("; ".join([one] * len(places)), values)
-        with readable(self.description, f"the ledger of {name!r}"):
-            return [_run(row) for rows in results for row in rows]
+        return [there(place, row, _run) for place, rows in zip(places, results, strict=True) for row in rows]
 
     async def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
         """See `LedgerStore.enroll`."""

@@ -25,6 +25,7 @@ from aiolease._records import (
     kept,
     read_each,
     step_of,
+    there,
 )  # fmt: skip
 from aiolease.errors import InvalidJob
 from aiolease.stores._sqlite_transactions import microseconds, moment, transaction
@@ -201,11 +202,16 @@ class SQLiteLedger:
 
     async def look_up(self, name: str, places: Sequence[Place]) -> list[RunRecord]:
         """See `LedgerStore.look_up`."""
-        asked = [{"lease": name, "job": job, "tick": microseconds(tick)} for job, tick in places]
 
         def work(connection: sqlite3.Connection) -> list[RunRecord]:
-            with transaction(connection, "DEFERRED"), readable(self.description, f"the ledger of {name!r}"):
-                return [_run_record(row) for values in asked for row in connection.execute(self._look_up_sql, values)]
+            found = []
+            with transaction(connection, "DEFERRED"):
+                for job, tick in places:
+                    values = {"lease": name, "job": job, "tick": microseconds(tick)}
+                    found += [
+                        there((job, tick), row, _run_record) for row in connection.execute(self._look_up_sql, values)
+                    ]
+            return found
 
         return await self._run(work)
 
@@ -380,10 +386,12 @@ def _high_values(batch: Batch, job: str) -> dict[str, object]:
 
 
 def _job_record(row: tuple[Any, ...]) -> JobRecord:
+    if not isinstance(row[0], str):
+        raise TypeError("its job is no text")
     return JobRecord(
         job=row[0],
-        schedule=row[1],
-        timezone=row[2],
+        schedule=str(row[1]),
+        timezone=str(row[2]),
         known_since=moment(row[3]),
         schedule_since=moment(row[4]),
         resumed_at=_moment(row[5]),
