@@ -146,7 +146,9 @@ def _pause(arguments: argparse.Namespace) -> int:
 def _settle(arguments: argparse.Namespace) -> int:
     async def request(lease: _Lease, job: str) -> int:
         await lease.ask(lambda store: store.settle(lease.name, job))
-        _print(f"settled {job!r} of {lease.name!r}: it goes on with its next tick, a minute from now at the latest")
+        _print(
+            f"settled {job!r} of {lease.name!r}: it goes on with its next tick; the leader learns of it within a minute"
+        )
         return 0
 
     return _on_job(arguments, request)

@@ -465,6 +465,43 @@ async def test_skipped_ticks_that_only_lengthen_a_row_cost_no_writing_of_their_o
 
 
 @virtual
+@pytest.mark.parametrize("missed", ["once", "all", "skip"])
+async def test_ticks_that_were_put_off_are_no_backlog(missed: Any) -> None:
+    """A job's own slowness is overlap, whatever is done with missed ticks; in a drain they are recorded, too."""
+    async with world() as here:
+        work = Work(35)
+        jobs = registry(work, 1, missed=missed)
+        async with jobs.background(here.someone(), drain_timeout=5):
+            await here.until(120)
+        assert work.ticks == [1, 37, 73, 109]
+        assert here.rows()[:6] == [
+            *("1 succeeded", "36 skipped 35", "37 succeeded", "72 skipped 35", "73 succeeded", "108 skipped 35")
+        ]
+        assert here.rows()[6] == "109 lost"
+        [last] = here.rows()[7:]
+        assert last in {"119 skipped 10", "120 skipped 11"}
+
+
+@virtual
+async def test_a_row_of_skipped_ticks_goes_on_over_a_reading(log: list[Message]) -> None:
+    """The ledger is read anew every ten seconds, since another job's final commits meet a conflict: it is one row."""
+    async with world() as here:
+        work = Work(300)
+        jobs = registry(work, 1)
+
+        @jobs.every(10, rerun_lost=True)
+        async def unlucky(run: JobRun) -> None:
+            process.store.fail("commit", StoreUnavailable("memory", "deadlock"))
+            async with run.transaction(final=True):
+                pass
+
+        process = here.start(jobs)
+        await here.until(280)
+        assert len([row for row in here.rows() if "skipped" in row]) == 1
+        assert not [line for line in lines(log, "WARNING") if "and now no more" in line]
+
+
+@virtual
 async def test_what_falls_due_when_the_run_has_ended_is_run_though_ticks_before_it_were_put_off() -> None:
     """The ledger cannot be written as the run ends: its ticks until then are skipped, the newest since then runs."""
     async with world() as here:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -16,7 +16,7 @@ import pymysql
 import pytest
 from loguru import logger
 
-from aiolease import ConfigurationError, InvalidJob, JobRegistry, JobRun, _term
+from aiolease import ConfigurationError, InvalidJob, JobRegistry, JobRun, StoreUnavailable, _term
 from aiolease._fence import Refused, Term
 from aiolease._records import Batch
 from aiolease.stores import open_store
@@ -80,6 +80,9 @@ SQLITE = [
     "UPDATE aiolease_job SET high_tick = high_tick - 3000000 WHERE job = '{job}'",
     "UPDATE aiolease_job SET high_tick = NULL WHERE job = '{job}'",
     "UPDATE aiolease_job SET schedule = 7, timezone = x'00' WHERE job = '{job}'",
+    "UPDATE aiolease_job SET schedule = x'00ff' WHERE job = '{job}'",
+    f"UPDATE aiolease_job SET timezone = '{'A' * 5000}', schedule = 'every {'9' * 5000}s' WHERE job = '{{job}}'",
+    "UPDATE aiolease_job SET job = x'00ff' WHERE job = '{job}'",
     "DELETE FROM aiolease_job WHERE job = '{job}'",
     *(
         f"UPDATE aiolease_run SET status = 'queued', {column} = 'x' WHERE job = '{{job}}'"
@@ -271,6 +274,100 @@ async def test_settle_knows_its_job_and_history_its_limit(tmp_path: Path) -> Non
             await store.settle("default", "unknown")
         with pytest.raises(ConfigurationError, match="limit"):
             await store.history("default", "unknown", limit=0)
+
+
+FUTURE = """INSERT OR IGNORE INTO aiolease_run (lease, job, tick, attempt, token, holder, status, started_at)
+WITH RECURSIVE n(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < 100)
+SELECT 'default', 'bad', (CAST(strftime('%s', 'now') AS INTEGER) + n) * 1000000, 1, 1, '', 'succeeded', 'garbage'
+FROM n"""
+GONE = """INSERT INTO aiolease_job (lease, job, schedule, timezone, known_since, schedule_since)
+SELECT lease, 'gone', schedule, timezone, 1, 1 FROM aiolease_job WHERE job = 'good';
+INSERT INTO aiolease_run (lease, job, tick, attempt, token, holder, status, started_at)
+VALUES ('default', 'gone', 1000000, 1, 1, 'x', 'running', 1);
+CREATE TRIGGER refusing BEFORE UPDATE ON aiolease_run WHEN NEW.job = 'gone' BEGIN SELECT RAISE(ABORT, 'no'); END"""
+
+
+@pytest.mark.parametrize(
+    "script",
+    [FUTURE, f"UPDATE aiolease_job SET schedule = 'every 2s' WHERE job = 'bad'; {FUTURE}", GONE],
+    ids=["rows of ticks to come that cannot be read", "such rows, of a schedule that is changed", "a job that is gone"],
+)
+async def test_rows_in_the_way_of_what_is_to_be_written_stop_no_other_job(tmp_path: Path, script: str) -> None:
+    """Found by an attack: each of these stopped every job of the lease for good."""
+    url, runs, ran = f"sqlite:///{tmp_path}/jobs.db", Counter[str](), asyncio.Event()
+    jobs = JobRegistry()
+
+    async def work(run: JobRun) -> None:
+        runs[run.job] += 1
+        ran.set()
+
+    async def until(number: int) -> None:
+        while runs["good"] < number:
+            ran.clear()
+            await ran.wait()
+
+    for name in ("good", "bad"):
+        jobs.every(1, name=name)(work)
+    async with asyncio.timeout(LIMIT):
+        async with jobs.background(url, lease_duration=6.0):
+            await until(1)
+        with closing(sqlite3.connect(tmp_path / "jobs.db", timeout=5)) as connection, connection:
+            connection.executescript(script)
+        async with jobs.background(url, lease_duration=6.0):
+            await until(runs["good"] + 4)
+
+
+async def test_the_ends_of_other_jobs_are_written_though_those_of_one_are_refused(
+    tmp_path: Path, log: list[Message]
+) -> None:
+    """At the end of a term one job's row cannot be written: what the others did is in the ledger, and not run again."""
+    path, jobs = tmp_path / "jobs.db", JobRegistry()
+    begun, go_on = set[str](), asyncio.Event()
+
+    async def work(run: JobRun) -> None:
+        begun.add(run.job)
+        await go_on.wait()
+
+    for name in ("a", "bad", "c"):
+        jobs.every(3600, name=name, rerun_lost=True)(work)
+    async with asyncio.timeout(LIMIT), open_store(f"sqlite:///{path}") as store:
+        async with jobs.background(store, lease_duration=6.0):
+            while len((await store.take_stock("default")).jobs) < 3:
+                await asyncio.sleep(0.05)
+            for name in ("a", "bad", "c"):
+                await store.trigger("default", name)
+            while len(begun) < 3:
+                await asyncio.sleep(0.05)
+            with closing(sqlite3.connect(path, timeout=5)) as connection:
+                connection.execute(
+                    "CREATE TRIGGER refusing BEFORE UPDATE ON aiolease_run WHEN NEW.job = 'bad' "
+                    "BEGIN SELECT RAISE(ABORT, 'no'); END"
+                )
+            asyncio.get_running_loop().call_soon(go_on.set)
+        rows = {name: (await store.history("default", name))[-1].status for name in ("a", "bad", "c")}
+    assert rows == {"a": "succeeded", "bad": "running", "c": "succeeded"}
+    assert [line for line in lines(log, "WARNING") if "could not write how the last runs" in line and "bad" in line]
+
+
+@virtual
+async def test_a_job_that_cannot_be_pruned_holds_up_none_of_the_others() -> None:
+    """Sixty jobs are full, and one of them is in the way, of whichever are deleted with it."""
+    async with world() as here:
+        jobs = JobRegistry(history=10)
+        for number in range(60):
+            jobs.every(60, name=f"job{number:02}")(Work())
+        process = here.start(jobs)
+        plain = process.store.prune
+
+        async def prune(name: str, names: Sequence[str], keep: int) -> list[str]:
+            if "job00" in names:
+                raise StoreUnavailable("memory", "a row is locked")
+            return await plain(name, names, keep)
+
+        process.store.prune = prune  # type: ignore[method-assign, assignment]
+        await here.until(7200)
+        assert len(here.records("job00")) > 100
+        assert max(len(here.records(f"job{number:02}")) for number in range(1, 60)) <= 20
 
 
 @pytest.mark.parametrize("when", ["as it goes on", "as it ends"])
