@@ -242,7 +242,9 @@ class TermOfJobs:
         if self._unwritten is not None:
             return self._narrow_down(self._unwritten)
         if claim and (now := self._loop.time()) >= self._look_at:
-            return self._take_stock() if now < self._late_until or now >= self._gone_at else self._look()
+            # Of a job that is silent somebody may set the row right by hand, which only a whole reading shows.
+            whole = now < self._late_until or now >= self._gone_at or self._silent
+            return self._take_stock() if whole else self._look()
         if claim and not self._fed and (hungry := self._agenda.hungry(_JOBS_AT_ONCE)):
             self._fed = True  # and now what is due
             return self._feed(hungry)

@@ -267,6 +267,25 @@ async def test_a_clock_that_was_ahead_is_told_and_mended_by_command(log: list[Me
         assert len(work.ticks) > ran + 1
 
 
+@virtual
+async def test_a_silent_job_that_is_set_right_by_hand_goes_on_at_the_next_heartbeat() -> None:
+    """Found by the simulation: a leader reads the whole ledger while a job of it is silent, not only after an hour."""
+    async with world() as here:
+        work = Work()
+        process = here.start(registry(work, 10))
+        here.step(7200)
+        await here.until(60)
+        await process.end()
+        here.step(-7200)
+        here.start(registry(work, 10))
+        await here.until(100)
+        ran = len(work.ticks)
+        known = here.jobs["job"]
+        here.jobs["job"] = replace(known, high_tick=known.known_since)
+        await here.until(150)
+        assert len(work.ticks) > ran + 2
+
+
 async def test_settle_knows_its_job_and_history_its_limit(tmp_path: Path) -> None:
     """Who asks for what is not there is told."""
     async with open_store(f"sqlite:///{tmp_path / 'jobs.db'}") as store:

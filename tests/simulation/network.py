@@ -90,6 +90,8 @@ class ArchivedLedger(Ledger):
         assert schedule is not None
         tick = newest = known.high_tick or known.schedule_since
         for _ in range(back):
+            if (job, tick) not in self.runs:  # skipped with others: it would rightly be run
+                break
             tick = schedule.latest_between(known.schedule_since, tick - timedelta(microseconds=1)) or tick
         if tick != newest:
             self.jobs[job] = replace(known, high_tick=tick)
