@@ -273,6 +273,7 @@ async def test_a_silent_job_that_is_set_right_by_hand_goes_on_at_the_next_heartb
     async with world() as here:
         work = Work()
         process = here.start(registry(work, 10))
+        await here.until(5)
         here.step(7200)
         await here.until(60)
         await process.end()
