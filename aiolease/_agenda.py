@@ -210,37 +210,34 @@ class Agenda:
                 found.append(Enrolment(job=name, schedule=schedule.expression, timezone=schedule.timezone, since=since))
         return found
 
-    def plan_changed(self, stock: Stock, names: Iterable[str]) -> dict[str, Plan]:
-        """What is to be written before jobs get other schedules: the ticks of those that they had, up to the reading.
+    def plan_changed(self, stock: Stock, name: str) -> Plan | None:
+        """What is to be written before a job gets another schedule: the ticks of its own one, up to the reading.
 
         They are queued, or skipped, as the job's `missed` and `max_age` say (DESIGN rule 50).
         """
-        plans = {}
-        for name in names:
-            each, record = self._jobs[name], stock.jobs[name]
-            former = read_schedule(record.schedule, record.timezone)  # none: of a version that this one does not know
-            if former is None or record.paused_at is not None:
-                continue
-            try:
-                after, job = record.settled_until, each.job
-                found = due(former, after, stock.now, missed=job.missed, max_age=job.max_age, young=self._young)
-                if not found.run and not found.skipped:
-                    continue
-                last = (found.run or [found.skipped[-1].last])[-1]
-                if name in self._there:
-                    found = without(found, self._there[name], former)
-            except Exception as error:  # noqa: BLE001 - of a row by another hand; it is its job's trouble
-                self.at_fault[name] = describe(error)
-                continue
-            plan = Plan(Batch(), [])
-            for skip in found.skipped:
-                self._plan_skip(plan, job, skip)
-            for tick in found.run:
-                self._plan_run(plan, job, tick, start=False)
-            plan.batch.high_ticks[name] = last
-            plan.batch.seen[name] = record.high_tick
-            plans[name] = plan
-        return plans
+        job, record = self._jobs[name].job, stock.jobs[name]
+        former = read_schedule(record.schedule, record.timezone)  # none: of a version that this one does not know
+        if former is None or record.paused_at is not None:
+            return None
+        after, now = record.settled_until, stock.now
+        try:
+            found = due(former, after, now, missed=job.missed, max_age=job.max_age, young=self._young)
+            if not found.run and not found.skipped:
+                return None
+            last = (found.run or [found.skipped[-1].last])[-1]
+            if name in self._there:
+                found = without(found, self._there[name], former)
+        except Exception as error:  # noqa: BLE001 - of a row by another hand; it is its job's trouble
+            self.at_fault[name] = describe(error)
+            return None
+        plan = Plan(Batch(), [])
+        for skip in found.skipped:
+            self._plan_skip(plan, job, skip)
+        for tick in found.run:
+            self._plan_run(plan, job, tick, start=False)
+        plan.batch.high_ticks[name] = last
+        plan.batch.seen[name] = record.high_tick
+        return plan
 
     def are_there(self, rows: Iterable[RunRecord]) -> None:
         """Takes the ticks of some rows for settled, since they are there."""
@@ -450,7 +447,7 @@ class Agenda:
             free -= self._plan_requests(plan, free, most)
             self._plan_due(plan, now, free, most)
         elif not claim:
-            self._plan_put_off(plan, now)
+            self._plan_put_off(plan, now, most)
         return plan if plan.batch or plan.waiting else None
 
     def _plan_waiting(self, plan: Plan, now: datetime, free: float, most: int) -> int:
@@ -515,8 +512,9 @@ class Agenda:
             if job.overlap == "skip" and self._goes_on(each):
                 self._plan_skip(plan, job, Skip(tick, tick, 1, "triggered while its last run had not ended"))
             else:
-                self._plan_run(plan, job, tick, start=started < free and self._has_thread(plan, job))
-                started += 1
+                start = started < free and not self._waits(plan, name) and self._has_thread(plan, job)
+                self._plan_run(plan, job, tick, start=start)
+                started += start
         return started
 
     def _plan_due(self, plan: Plan, now: datetime, free: float, most: int) -> None:
@@ -619,9 +617,10 @@ class Agenda:
         self._line_up_ticks(recalled)
         return recalled
 
-    def _plan_put_off(self, plan: Plan, now: datetime) -> None:
+    def _plan_put_off(self, plan: Plan, now: datetime, most: int) -> None:
         """Has the ticks that were put off written, before a term ends in which no more are claimed."""
-        for name in self._put_off:
+        for name in [*islice(self._put_off, most)]:
+            del self._put_off[name]
             each = self._jobs[name]
             each.busy_until = now
             if each.paused or name in self.aside or (skip := self._due_while_busy(each)) is None:
@@ -630,7 +629,6 @@ class Agenda:
             self._plan_skip(plan, each.job, skip)
             plan.batch.high_ticks[name] = skip.last
             plan.batch.seen[name] = each.high_tick
-        self._put_off.clear()
 
     @staticmethod
     def _due_while_busy(each: _Standing) -> Skip | None:

@@ -305,10 +305,8 @@ class TermOfJobs:
         self._saw(stock)
         new = self._agenda.unknown_to(stock)
         if new:
-            changed = [each for each in new if each.job in stock.jobs]
-            await self._close_former(stock, changed)
-            unknown = [each for each in new if each.job not in stock.jobs]
-            if unknown or not changed:
+            await self._close_former(stock, [each for each in new if each.job in stock.jobs])
+            if unknown := [each for each in new if each.job not in stock.jobs]:
                 await self._bounded(self._store.enroll(self._term, unknown))
             stock = await self._bounded(self._store.take_stock(self.lead.name, counted=True))
             self._saw(stock)
@@ -332,29 +330,25 @@ class TermOfJobs:
 
         What is due is queued, or skipped. A job that is set aside keeps the schedule whose ticks are to be seen to.
         """
-        together: list[Plan] = []
-        settled: list[Enrolment] = []
-        size = 0
-        for enrolment in changed:
-            plans = {} if enrolment.job in self._aside else self._agenda.plan_changed(stock, [enrolment.job])
-            for plan in plans.values():
-                together.append(plan)
-                size += len(plan.claims)
-            settled.append(enrolment)
-            if size >= _MOST or len(settled) >= _MOST:
-                await self._change(stock, together, settled)
-                together, settled, size = [], [], 0
-            elif len(settled) % _JOBS_AT_ONCE == 0:
+        plans: list[Plan] = []
+        ready: list[Enrolment] = []
+        for number, enrolment in enumerate(changed, 1):
+            plan = None if enrolment.job in self._aside else self._agenda.plan_changed(stock, enrolment.job)
+            if plan is not None:
+                plans.append(plan)
+            ready.append(enrolment)
+            if number == len(changed) or len(ready) == _MOST or sum(len(each.claims) for each in plans) >= _MOST:
+                await self._change(plans, ready)
+                plans, ready = [], []
+            elif number % _JOBS_AT_ONCE == 0:
                 await asyncio.sleep(0)
-        await self._change(stock, together, settled)
 
-    async def _change(self, stock: Stock, plans: list[Plan], changed: list[Enrolment]) -> None:
+    async def _change(self, plans: list[Plan], changed: list[Enrolment]) -> None:
         self._set_aside(self._agenda.at_fault)
         self._agenda.at_fault = {}
         if plans:
             await self._write_former(plans)
-        ready = [enrolment for enrolment in changed if enrolment.job not in self._aside]
-        if ready:
+        if ready := [enrolment for enrolment in changed if enrolment.job not in self._aside]:
             await self._bounded(self._store.enroll(self._term, ready))
 
     async def _write_former(self, plans: list[Plan]) -> None:

@@ -84,6 +84,24 @@ def test_a_trigger_that_is_seen_late_goes_before_newer_ticks(moment: float) -> N
 
 
 @virtual
+async def test_a_trigger_goes_behind_a_backlog_of_its_job() -> None:
+    """Found by the simulation: the oldest tick of a job goes first, also where runs may go on beside each other."""
+    async with world() as here:
+        work = Work(3)
+        options: dict[str, Any] = {"missed": "all", "overlap": "allow"}
+        process = here.start(registry(work, 10, **options))
+        await here.until(15)
+        await process.end()
+        await here.until(155)
+        process = here.start(registry(work, 10, **options))
+        await here.until(157)  # a backlog of fourteen is run one after another, for 42 s
+        requested = seconds(await process.store.trigger("default", "job"))
+        await here.until(300)
+        assert work.ticks == sorted(work.ticks)
+        assert requested in work.ticks
+
+
+@virtual
 async def test_what_grew_too_old_while_its_claim_was_under_way_is_not_begun(log: list[Message]) -> None:
     """The answer to a claim was late: how old the tick is, is asked again before the job is called."""
     async with world() as here:

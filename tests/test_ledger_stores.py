@@ -23,9 +23,11 @@ import pytest
 from aiolease._fence import FenceBroken, Refused, RunKey, Term
 from aiolease._records import MAX_ERROR, Batch, Change, Enrolment, JobRecord, RunRecord, RunStatus, Stock
 from aiolease.errors import InvalidJob, SchemaMissing, StoreUnavailable
-from aiolease.stores import Store
+from aiolease.stores import Store, open_store
 from aiolease.stores.sqlite import SCHEMA_VERSION, SQLiteStore
 from tests import test_stores as stores
+from tests.campaigns import database_of
+from tests.servers import Server
 from tests.test_stores import LIMIT, Awkward, Database, InMemory, InSQLite, MakeStore, OnServer, claim
 
 database, make_store = stores.database, stores.make_store
@@ -172,6 +174,20 @@ async def test_a_new_schedule_begins_now(make_store: MakeStore, given: Enrolment
     assert after.jobs["b"] == before.jobs["b"]
     assert set(after.jobs) == {"a", "b", "c"}
     assert after.unfinished == before.unfinished
+
+
+async def test_a_changed_schedule_counts_from_the_moment_that_is_given(make_store: MakeStore) -> None:
+    """Up to it the ticks of the old schedule were seen to; with a new job it has no meaning."""
+    store = await make_store()
+    term = await enrolled(store, "a", "b")
+    before = await store.take_stock("cron")
+    since = before.jobs["a"].known_since + timedelta(microseconds=7)
+    changed = [replace(enrolment(name, "every 7s"), since=since) for name in ("a", "new")]
+    await store.enroll(term, [*changed, enrolment("b", "every 8s")])
+    jobs = (await store.take_stock("cron")).jobs
+    assert jobs["a"] == replace(before.jobs["a"], schedule="every 7s", schedule_since=since)
+    assert jobs["b"].schedule_since > before.now
+    assert jobs["new"].schedule_since > before.now
 
 
 async def test_a_schedule_that_differs_in_one_byte_is_another(make_store: MakeStore) -> None:
@@ -879,6 +895,35 @@ async def test_a_job_that_nobody_had_cannot_be_asked_for(make_store: MakeStore, 
         assert caught.value.job == job
     assert await store.history("cron", job) == []
     assert await everything(store) == before
+
+
+# -- questions
+
+
+async def test_a_question_that_waits_holds_up_nothing_that_the_leader_asks(
+    mysql_server: Server, mysql_url: str
+) -> None:
+    """Somebody asks for the history while its table is locked: the leader's own reading has another connection."""
+    async with open_store(mysql_url) as store, open_store(mysql_url) as shared:
+        term = await enrolled(store, "a")
+        await store.history("cron", "a")  # both connections are there
+        async with asyncio.timeout(LIMIT):
+            stranger = await asyncmy.connect(
+                host=mysql_server.host, port=mysql_server.port, user=mysql_server.user, db=database_of(mysql_url)
+            )
+            try:
+                async with stranger.cursor() as cursor:
+                    await cursor.execute("LOCK TABLES aiolease_run WRITE")
+                asking = asyncio.create_task(shared.history("cron", "a"))
+                while "metadata lock" not in str(mysql_server.sql("SHOW PROCESSLIST")):
+                    await asyncio.sleep(0.01)
+                await store.take_stock("cron", attention=True)
+                await store.enroll(term, [])
+                assert not asking.done()
+            finally:
+                stranger.close()
+            with suppress(StoreUnavailable):  # it may have waited for too long
+                await asking
 
 
 # -- pruning

@@ -329,31 +329,33 @@ class Havoc:
         return ""
 
     def _set_back(self, job: str, fault: Fault) -> datetime | None:
+        """Returns from where it was set back; nothing if it was not: a leader has claimed a tick meanwhile."""
         high_tick = self._high_tick(job, fault)
-        if high_tick is not None:
-            since = high_tick - timedelta(seconds=fault.seconds)
-            self._journal.write("meddled", job=job, since=since.isoformat(), until=high_tick.isoformat())
-            self._ask(
-                "UPDATE aiolease_job SET high_tick = ? WHERE job = ? AND high_tick = ?", fault, since, job, high_tick
-            )
-        return high_tick
+        if high_tick is None:
+            return None
+        since = high_tick - timedelta(seconds=fault.seconds)
+        self._journal.write("meddled", job=job, since=since.isoformat(), until=high_tick.isoformat())
+        sql = "UPDATE aiolease_job SET high_tick = ? WHERE job = ? AND high_tick = ?"
+        _, changed = self._ask(sql, fault, since, job, high_tick)
+        return high_tick if changed else None
 
     def _high_tick(self, job: str, fault: Fault) -> datetime | None:
-        rows = self._ask("SELECT high_tick FROM aiolease_job WHERE job = ?", fault, job)
+        rows, _ = self._ask("SELECT high_tick FROM aiolease_job WHERE job = ?", fault, job)
         return rows[0][0] if rows else None
 
-    def _ask(self, sql: str, fault: Fault, *values: str | datetime) -> list[Any]:
-        """Has a server, or the file, execute a statement; moments are aware."""
+    def _ask(self, sql: str, fault: Fault, *values: str | datetime) -> tuple[list[Any], int]:
+        """Has a server, or the file, execute a statement: its rows, and how many it changed. Moments are aware."""
         if self._nodes:
             naive = [value.replace(tzinfo=None) if isinstance(value, datetime) else value for value in values]
             with self._connect(self._node(fault), "root") as session, session.cursor() as cursor:
                 cursor.execute(sql.replace("?", "%s"), naive)
                 found = [[value and value.replace(tzinfo=UTC) for value in row] for row in cursor.fetchall()]
                 session.commit()
-                return found
+                return found, cursor.rowcount
         numbers = [microseconds(value) if isinstance(value, datetime) else value for value in values]
         with contextlib.closing(sqlite3.connect(self._file, timeout=2.0)) as connection, connection:
-            return [[value and moment(value) for value in row] for row in connection.execute(sql, numbers)]
+            done = connection.execute(sql, numbers)
+            return [[value and moment(value) for value in row] for row in done], done.rowcount
 
     async def _step_clock(self, fault: Fault) -> str:
         """Steps it by about a lease or by up to an hour; more often forward, since nothing is due until it is back."""

@@ -377,7 +377,7 @@ def _high_ticks_are_not_compared() -> AbstractContextManager[Any]:
 
 
 def _a_former_schedule_is_forgotten() -> AbstractContextManager[Any]:
-    return patch.object(Agenda, "plan_changed", lambda *_: {})
+    return patch.object(Agenda, "plan_changed", lambda *_: None)
 
 
 def _skipped_ticks_are_not_added_up() -> AbstractContextManager[Any]:
