@@ -121,8 +121,8 @@ class Worker:
                 self.point("fenced")
                 await connection.commit()
                 return
-            except StoreUnavailable:  # a conflict at the fence
-                await connection.rollback()
+            except StoreUnavailable:  # a conflict at the fence, or no answer in time: closing rolls back
+                pass
             finally:
                 closed = connection.close()
                 if closed is not None:
