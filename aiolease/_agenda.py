@@ -75,6 +75,7 @@ class Plan:
     threads: int = 0  # that it needs
     series: dict[str, list[_Series | None]] = field(default_factory=dict)  # of ticks; None: one of them is run
     taken: dict[str, int] = field(default_factory=dict)  # how many of a job's waiting runs are among them
+    served: dict[str, int] = field(default_factory=dict)  # when the jobs that get a place had the one before
 
     def jobs(self) -> set[str]:
         """The jobs that it writes of."""
@@ -423,7 +424,8 @@ class Agenda:
             line = self._thread_line if standing.job.threaded else self._line
             heapq.heappush(line, (standing.served, self._waiting[name][0].tick, name))
 
-    def _serve(self, standing: _Standing) -> None:
+    def _serve(self, plan: Plan, standing: _Standing) -> None:
+        plan.served.setdefault(standing.job.name, standing.served)
         self._served += 1
         standing.served = self._served
 
@@ -480,7 +482,7 @@ class Agenda:
                 if waiting.attempt == 1:
                     plan.skips.append((job, Skip(waiting.tick, waiting.tick, 1, why)))
             else:
-                self._serve(standing)
+                self._serve(plan, standing)
                 plan.threads += job.threaded
                 plan.waiting.append(waiting)
                 if waiting.status == "queued":
@@ -710,7 +712,7 @@ class Agenda:
 
     def _plan_run(self, plan: Plan, job: Job, tick: datetime, *, start: bool) -> None:
         if start:
-            self._serve(self._jobs[job.name])
+            self._serve(plan, self._jobs[job.name])
             plan.threads += job.threaded
         status: Literal["running", "queued"] = "running" if start else "queued"
         record = RunRecord(job=job.name, tick=tick, token=self._term.token, holder=self._term.holder, status=status)
@@ -776,6 +778,8 @@ class Agenda:
     def not_written(self, plan: Plan, *, refused: bool) -> None:
         """Notes that a plan was perhaps not written, or was refused."""
         self._line_up_ticks(plan.batch.high_ticks)
+        for name, before in plan.served.items():  # nothing has begun: their turns are still to come
+            self._jobs[name].served = before
         if refused:
             for name in plan.batch.requests:
                 self._jobs[name].refused += 1
