@@ -27,13 +27,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aiolease._campaign import Campaign, CampaignStatus, leadership, run_as_leader
-from aiolease._jobs import JobRegistry
-from aiolease._leadership import Leadership, current_leadership
-from aiolease._lease import Lease, LeaseStore
+from aiolease._election.campaign import Campaign, CampaignStatus, leadership, run_as_leader
+from aiolease._election.leadership import Leadership, current_leadership
+from aiolease._jobs.registry import JobRegistry
+from aiolease._jobs.run import JobRun
 from aiolease._logging import RunFilter, use_stdlib_logging
-from aiolease._records import RunRecord
-from aiolease._runs import JobRun
 from aiolease.errors import (
     AioleaseError,
     CommitUnknown,
@@ -69,9 +67,11 @@ from aiolease.events import (
     Waiting,
 )
 from aiolease.stores import open_store
+from aiolease.stores.contract import LeaseStore
+from aiolease.stores.records import Lease, RunRecord
 
 if TYPE_CHECKING:
-    from aiolease._environment import LeaseSettings
+    from aiolease._settings import LeaseSettings
 
 __version__ = "0.1.0"
 
@@ -127,7 +127,7 @@ __all__ = [
 
 def __getattr__(attribute: str) -> Any:
     if attribute == "LeaseSettings":  # imported when used: pydantic-settings costs 10 MB
-        from aiolease._environment import LeaseSettings
+        from aiolease._settings import LeaseSettings
 
         return LeaseSettings
     raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")

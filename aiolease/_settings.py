@@ -1,123 +1,136 @@
-"""How long everything may take: the timings of a lease, and their checks. The environment is read in `_environment`."""
+"""Settings from the environment. A module of its own, imported when used: pydantic-settings costs 10 MB of memory."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+import os
+from typing import Any
 
+from pydantic import Field, ValidationError, field_serializer, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from aiolease._election.timings import OnStall, Timings
+from aiolease._logging import emit
+from aiolease._names import check_name
 from aiolease.errors import ConfigurationError
+from aiolease.events import Notice
 
-OnStall = Literal["log", "exit"]
+_PREFIX = "AIOLEASE_"
+_UNSET = (
+    "not set: name the database that all copies share, as mysql://user:password@host:3306/database, "
+    "or as sqlite:////absolute.db if all run on one machine; the command line takes --url, too"
+)
 
-MAX_LEASE = 86_400.0
-"""A day, in seconds. A longer lease would mean a longer outage after every crash."""
+_told: set[str] = set()
+"""Variables that nothing reads, and that this process has warned of."""
 
 
-LONGEST_EXCHANGE = 10.0
-"""Seconds after which an answer is taken for lost. A lease of an hour must not make a process wait for ten minutes."""
+class _URL(str):
+    """A URL that works as the text that it is, and whose `repr` shows nothing of it but its kind."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(_hidden(self))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timings:
-    """The timings of one lease in seconds, checked when made (DESIGN rule 17).
+def _hidden(url: str) -> str:
+    scheme, separator, _ = url.partition("://")
+    return f"{scheme}://…" if separator else "…"
+
+
+class LeaseSettings(BaseSettings):
+    """Settings of a worker, from environment variables that start with ``AIOLEASE_``.
+
+    Read by the command line and the examples; the library reads no environment by itself. An application writes
+    ``**LeaseSettings().options()``. All durations are seconds; ``None`` takes the default of `leadership`. A variable
+    that starts so and is none of these is a WARNING that names it, once.
 
     Attributes:
-        lease_duration: How long a claim or a renewal keeps others out.
-        heartbeat_interval: Between two renewals.
-        renew_deadline: How long after its last successful renewal was sent a leader may act.
-        retry_interval: The longest pause between two attempts, and between two polls of a candidate.
+        url: The database, from ``AIOLEASE_URL``; no default. A plain text for drivers; `repr` and `model_dump` hide it,
+            since it may hold a password.
+        name: The lease.
+        lease_duration: See `leadership`, as for the other timings.
+        heartbeat_interval: See `leadership`.
+        renew_deadline: See `leadership`.
+        retry_interval: See `leadership`.
+        on_stall: ``"log"`` or ``"exit"``.
+
+    Raises:
+        ConfigurationError: ``AIOLEASE_URL`` is not set, a value is not of the right kind, or the timings cannot work.
     """
 
-    lease_duration: float
-    heartbeat_interval: float
-    renew_deadline: float
-    retry_interval: float
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        validate_default=True,
+        hide_input_in_errors=True,
+    )
+
+    # Required. Written so, type checkers let a subclass be made without it.
+    url: str = Field(default=..., repr=False)
+    name: str = "default"
+    lease_duration: float = 30.0
+    heartbeat_interval: float | None = None
+    renew_deadline: float | None = None
+    retry_interval: float | None = None
+    on_stall: OnStall = "log"
+
+    def __init__(self, **values: Any) -> None:
+        self._tell_of_unknown()
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _refused(error.errors(include_url=False)[0]) from None
+        try:
+            check_name(self.name)
+            Timings.make(**self._timings())
+        except ConfigurationError as error:
+            variables = ",".join(_variable(field) for field in error.field.split(","))
+            raise ConfigurationError(variables, error.value, error.problem) from None
 
     @classmethod
-    def make(
-        cls,
-        *,
-        lease_duration: float = 30.0,
-        heartbeat_interval: float | None = None,
-        renew_deadline: float | None = None,
-        retry_interval: float | None = None,
-    ) -> Timings:
-        """Fills in what is ``None``: a third, five sixths, and min(2 s, a fifteenth) of the lease.
+    def _tell_of_unknown(cls) -> None:
+        known = sorted(map(_variable, cls.model_fields))
+        for variable in sorted(os.environ):
+            if not variable.upper().startswith(_PREFIX) or variable.upper() in known or variable in _told:
+                continue
+            _told.add(variable)
+            text = f"{variable} is none of the settings of aiolease, nothing reads it; they are {', '.join(known)}"
+            emit(Notice(lease="", severity="WARNING", text=text))
 
-        Raises:
-            ConfigurationError: A timing is not finite and positive, or they cannot work together.
-        """
-        lease = _seconds("lease_duration", lease_duration)
-        if not 0.1 <= lease <= MAX_LEASE:
-            raise ConfigurationError("lease_duration", lease_duration, f"use 0.1 to {MAX_LEASE:.0f} seconds")
-        given = {
-            "heartbeat_interval": lease / 3 if heartbeat_interval is None else heartbeat_interval,
-            "renew_deadline": lease * 5 / 6 if renew_deadline is None else renew_deadline,
-            "retry_interval": min(2.0, lease / 15) if retry_interval is None else retry_interval,
+    @field_validator("url")
+    @classmethod
+    def _keep_hidden(cls, url: str) -> str:
+        return _URL(url)
+
+    @field_serializer("url")
+    def _hide(self, url: str) -> str:
+        return _hidden(url)
+
+    def _timings(self) -> dict[str, Any]:
+        return {
+            "lease_duration": self.lease_duration,
+            "heartbeat_interval": self.heartbeat_interval,
+            "renew_deadline": self.renew_deadline,
+            "retry_interval": self.retry_interval,
         }
-        timings = cls(lease_duration=lease, **{field: _seconds(field, value) for field, value in given.items()})
-        heartbeat, deadline = timings.heartbeat_interval, timings.renew_deadline
-        if heartbeat > deadline / 2:
-            raise ConfigurationError(
-                "heartbeat_interval,renew_deadline",
-                (heartbeat, deadline),
-                f"heartbeat_interval={heartbeat:g} must be at most half of renew_deadline={deadline:g}, "
-                "so that one failed renewal can be tried again",
-            )
-        if deadline > lease * 0.9 * (1 + 1e-9):
-            raise ConfigurationError(
-                "renew_deadline,lease_duration",
-                (deadline, lease),
-                f"renew_deadline={deadline:g} must be at most 0.9 of lease_duration={lease:g}, "
-                "so that the work has time to unwind before another may lead",
-            )
-        if timings.retry_interval > lease:
-            raise ConfigurationError(
-                "retry_interval,lease_duration",
-                (timings.retry_interval, lease),
-                f"retry_interval={timings.retry_interval:g} must be at most lease_duration={lease:g}",
-            )
-        return timings
 
-    @property
-    def unwind(self) -> float:
-        """Seconds that a cancelled body has before another may lead."""
-        return self.lease_duration - self.renew_deadline
-
-    @property
-    def attempt(self) -> float:
-        """The most that one exchange with the database may take, in seconds, however long the lease."""
-        return min(self.heartbeat_interval / 2, LONGEST_EXCHANGE)
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of `leadership`, `run_as_leader`, `serve` and `background`; not the target."""
+        return {"name": self.name, "on_stall": self.on_stall, **self._timings()}
 
 
-def _seconds(field: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigurationError(field, value, "use a number of seconds")
-    if not math.isfinite(value) or value <= 0:
-        raise ConfigurationError(field, value, "use a finite, positive number of seconds")
-    return float(value)
+def _variable(field: str) -> str:
+    return f"{_PREFIX}{field.upper()}"
 
 
-def check_wait(timeout: float | None) -> float | None:
-    """Checks how long a candidate is to wait: ``None``, or seconds from 0.
-
-    Raises:
-        ConfigurationError: It is negative or no number.
-    """
-    if timeout is None or (isinstance(timeout, int | float) and not isinstance(timeout, bool) and timeout == 0):
-        return timeout
-    return _seconds("timeout", timeout)
-
-
-def check_stall(on_stall: str) -> OnStall:
-    """Checks what a blocked event loop leads to.
-
-    Raises:
-        ConfigurationError: It is neither ``"log"`` nor ``"exit"``.
-    """
-    if on_stall == "log":
-        return "log"
-    if on_stall == "exit":
-        return "exit"
-    raise ConfigurationError("on_stall", on_stall, 'use "log" or "exit"')
+def _refused(first: ErrorDetails) -> ConfigurationError:
+    """What is wrong with the settings, without what may hold a password: the URL, or all values together."""
+    field = str(first["loc"][0]) if first["loc"] else "settings"
+    if first["type"] == "missing":
+        return ConfigurationError(_variable(field), "", _UNSET if field == "url" else "not set")
+    value = "…" if field == "url" or not first["loc"] else first["input"]
+    return ConfigurationError(_variable(field), value, first["msg"])

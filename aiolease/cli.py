@@ -24,12 +24,12 @@ from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar
 
-from aiolease._environment import LeaseSettings
-from aiolease._lease import Lease, check_name
-from aiolease._records import JobRecord, RunRecord, Stock
-from aiolease._settle import bounded
+from aiolease._names import check_name
+from aiolease._settings import LeaseSettings
+from aiolease._waiting import bounded
 from aiolease.errors import AioleaseError, ConfigurationError, InvalidJob
 from aiolease.stores import Store, open_store
+from aiolease.stores.records import JobRecord, Lease, RunRecord, Stock
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _schema(_: argparse.Namespace) -> int:
-    from aiolease.stores.mysql import schema
+    from aiolease.stores.mysql.store import schema
 
     sys.stdout.write(schema())
     return 0

@@ -37,20 +37,19 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, ParamSpec, TypeVar, TypeVarTuple, Unpack, get_args
 
-from aiolease._candidate import Claim
 from aiolease._clock import boot_clock, current_clock, replaced
-from aiolease._fence import FenceBroken, Term
-from aiolease._jobs import JobRegistry
-from aiolease._leadership import Leadership, leading
-from aiolease._lease import Lease
+from aiolease._election.candidate import Claim
+from aiolease._election.leadership import Leadership, leading
+from aiolease._election.timings import Timings
+from aiolease._jobs.registry import JobRegistry
+from aiolease._jobs.run import Execution, JobRun
 from aiolease._logging import emit, in_run
-from aiolease._records import Batch, Change, RunRecord, RunStatus
-from aiolease._runs import Execution, JobRun
-from aiolease._settings import Timings
 from aiolease.errors import ConfigurationError, InvalidJob, LossReason, StoreUnavailable
 from aiolease.events import Notice, describe
+from aiolease.stores.contract import FenceBroken
 from aiolease.stores.memory import Fence, MemoryServer
 from aiolease.stores.memory import MemoryStore as _PlainStore
+from aiolease.stores.records import Batch, Change, Lease, RunRecord, RunStatus, TermKey
 
 __all__ = ["MemoryServer", "MemoryStore", "VirtualLoop", "job_run", "run_job", "run_virtual", "virtual_time"]
 
@@ -382,7 +381,7 @@ async def run_job(
     def end(status: RunStatus, error: str | None = None) -> None:
         change = Change(key=run._key, was="running", status=status, attempt=attempt, error=error)
         with suppress(FenceBroken):  # the test had another holder take the lease
-            store.server.record(Term(lead.name, lead.holder, lead.token), Batch(changes=[change]))
+            store.server.record(TermKey(lead.name, lead.holder, lead.token), Batch(changes=[change]))
 
     try:
         async with limit:

@@ -9,9 +9,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from aiolease import leadership, open_store
-from aiolease._fence import Term
-from aiolease._records import Batch, Enrolment, RunRecord
-from aiolease._schedule import Every
+from aiolease._jobs.schedule import Every
+from aiolease.stores.records import Batch, Enrolment, RunRecord, TermKey
 from benchmarks.databases import Database
 
 LEASE: Final = "bench"
@@ -25,10 +24,10 @@ _COLUMNS: Final = "lease, job, tick, attempt, token, holder, status, started_at,
 
 
 @asynccontextmanager
-async def term(target: Any) -> AsyncIterator[tuple[Any, Term, datetime]]:
+async def term(target: Any) -> AsyncIterator[tuple[Any, TermKey, datetime]]:
     """A term without jobs: its store, itself, and when it began."""
     async with open_store(target) as store, leadership(store, LEASE) as lead:
-        yield store, Term(lead.name, lead.holder, lead.token), lead.elected_at
+        yield store, TermKey(lead.name, lead.holder, lead.token), lead.elected_at
 
 
 async def enroll(target: Any, names: Sequence[str], interval: int) -> None:

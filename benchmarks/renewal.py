@@ -6,8 +6,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from aiolease import open_store
-from aiolease._lease import new_holder
-from aiolease._settle import bounded
+from aiolease._election.candidate import new_holder
+from aiolease._waiting import bounded
 from benchmarks.databases import Database
 from benchmarks.report import Figure, Table, milliseconds
 from benchmarks.samples import median, percentile

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from aiolease import leadership, open_store
-from aiolease._fence import RunKey, Term
-from aiolease._records import Batch, Change, Enrolment, RunRecord
+from aiolease.stores.records import Batch, Change, Enrolment, RunKey, RunRecord, TermKey
 from benchmarks import jobs
 from benchmarks.databases import Database
 from benchmarks.report import Figure, Table
@@ -49,7 +48,7 @@ async def _ledger(url: str, size: int, seconds: float) -> float:
     """Writes batches of so many claims, with the ends of those before them, as fast as it goes; ticks a second."""
     names = [f"job_{number}" for number in range(JOBS)]
     async with open_store(url) as store, leadership(store, f"bench-{size}") as lead:
-        term = Term(lead.name, lead.holder, lead.token)
+        term = TermKey(lead.name, lead.holder, lead.token)
         await store.enroll(term, [Enrolment(job=name, schedule="every 1s", timezone="") for name in names])
         tick = lead.elected_at - timedelta(days=7)
         ended: list[Change] = []

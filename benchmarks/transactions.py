@@ -14,8 +14,7 @@ import aiosqlite
 import asyncmy
 
 from aiolease import JobRun, Leadership, leadership, open_store
-from aiolease._fence import Term
-from aiolease._records import Batch, RunRecord
+from aiolease.stores.records import Batch, RunRecord, TermKey
 from benchmarks.databases import Database, ServerDatabase
 from benchmarks.report import Figure, Table, milliseconds
 from benchmarks.samples import median, percentile
@@ -66,7 +65,7 @@ async def _of(target: Any, connect: Connect, times: int, aim: float | None = Non
             RunRecord(job="bench", tick=tick, token=lead.token, holder=lead.holder, status="running") for tick in ticks
         ]
         for start in range(0, len(runs), 1000):
-            await store.record(Term(lead.name, lead.holder, lead.token), Batch(claims=runs[start : start + 1000]))
+            await store.record(TermKey(lead.name, lead.holder, lead.token), Batch(claims=runs[start : start + 1000]))
         async with connect() as connection:
             await run(connection, "CREATE TABLE IF NOT EXISTS bench (id INTEGER NOT NULL, note VARCHAR(100))")
         calls = _calls(lead, connect, ticks)

@@ -1,4 +1,4 @@
-"""Settings of a session that are legal, and in the way. Withstood, or settled by `aiolease.stores._settling`.
+"""Settings of a session that are legal, and in the way. Withstood, or settled by `aiolease.stores.mysql.settling`.
 
 Left out: what aiolease cannot have (``max_allowed_packet`` below a megabyte), and what no ordinary user may set.
 """

@@ -26,10 +26,9 @@ import asyncmy
 from loguru import logger
 
 from aiolease import JobRegistry, JobRun, RunEnded, StoreUnavailable
-from aiolease._fence import Term
-from aiolease._records import Batch
-from aiolease.stores import _transactions
 from aiolease.stores.mysql import MySQLStore
+from aiolease.stores.mysql import transactions as mysql_transactions
+from aiolease.stores.records import Batch, TermKey
 from aiolease.stores.sqlite import SQLiteStore
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -211,10 +210,10 @@ class Worker:
 
     def watch(self, store: Any) -> None:
         """Makes more points: before a claim of ticks is sent, when its answer is there, when a COMMIT was refused."""
-        transactions: Any = _transactions
+        transactions: Any = mysql_transactions
         record, execute = store.record, transactions.execute
 
-        async def watched(ledger: Any, term: Term, batch: Batch) -> None:
+        async def watched(ledger: Any, term: TermKey, batch: Batch) -> None:
             if batch.claims:
                 self.point("claiming")
             await record(ledger, term, batch)

@@ -17,10 +17,9 @@ from uuid import uuid4
 import pytest
 
 from aiolease import JobRegistry, JobRun, Leadership, leadership, open_store
-from aiolease._fence import RunKey, Term
-from aiolease._records import Batch, Change, Enrolment, RunRecord, RunStatus
 from aiolease.cli import main
 from aiolease.stores import Store
+from aiolease.stores.records import Batch, Change, Enrolment, RunKey, RunRecord, RunStatus, TermKey
 from tests.servers import Server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -281,14 +280,14 @@ async def test_resign_without_a_leader_is_trouble(aiolease: Aiolease, url: str) 
 class Books:
     """A ledger whose leader this test plays: a term of the lease 'default', and the jobs 'report' and 'sweep'."""
 
-    def __init__(self, store: Store, term: Term, now: datetime) -> None:
+    def __init__(self, store: Store, term: TermKey, now: datetime) -> None:
         self.store, self.term, self.now = store, term, now
 
     @classmethod
     async def of(cls, store: Store) -> Books:
         row = await store.claim("default", "somebody", 60, seen=None, force=False)
         assert row is not None
-        term = Term("default", "somebody", row.token)
+        term = TermKey("default", "somebody", row.token)
         jobs = [("report", "cron 0 9 * * *", "America/New_York"), ("sweep", "every 30s", "")]
         await store.enroll(term, [Enrolment(job=job, schedule=text, timezone=zone) for job, text, zone in jobs])
         return cls(store, term, row.now.replace(microsecond=0))
@@ -522,7 +521,7 @@ async def test_the_lease_of_a_job_is_an_option_or_a_variable(
             row = await store.claim(name, "somebody", 60, seen=None, force=False)
             assert row is not None
             await store.enroll(
-                Term(name, "somebody", row.token), [Enrolment(job="report", schedule="every 30s", timezone="")]
+                TermKey(name, "somebody", row.token), [Enrolment(job="report", schedule="every 30s", timezone="")]
             )
     for variable, arguments, name in (
         ("", (), "default"),

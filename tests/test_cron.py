@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiolease import InvalidSchedule
-from aiolease._schedule import Cron, Every, ticks_between
+from aiolease._jobs.schedule import Cron, Every, ticks_between
 
 START = datetime(2026, 1, 1, tzinfo=UTC)  # a Thursday
 MONTHS = "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC".split()

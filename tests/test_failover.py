@@ -32,8 +32,8 @@ from pymysql.constants import CLIENT
 
 from aiolease import InvalidJob, open_store
 from aiolease._clock import boot_clock
-from aiolease._records import JobRecord, RunRecord
 from aiolease.stores import Store
+from aiolease.stores.records import JobRecord, RunRecord
 from tests.campaigns import ROOT, database_of, through, until
 from tests.failover_worker import ASKED, EFFECTS, FLEET, GRIDS, TIMINGS, micros
 from tests.servers import Action, Server, TCPProxy

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aiolease import ConfigurationError, JobRegistry, JobRun, leadership
-from aiolease._fence import Term
-from aiolease._records import Batch, RunRecord, RunStatus
+from aiolease.stores.records import Batch, RunRecord, RunStatus, TermKey
 from aiolease.testing import MemoryServer, MemoryStore, run_virtual
 from tests import test_jobs
 from tests.test_jobs import START, seconds, virtual
@@ -83,7 +82,7 @@ async def test_a_start_that_could_not_be_written_is_no_turn() -> None:
         process = here.start(jobs)
         record, lost = process.store.record, Counter[str]()
 
-        async def losing(term: Term, batch: Batch) -> None:
+        async def losing(term: TermKey, batch: Batch) -> None:
             starting = {change.key.job for change in batch.changes if change.status == "running"}
             if "b" in starting and lost["b"] <= lost["begun"]:
                 lost["b"] += 1

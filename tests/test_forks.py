@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from aiolease import Leadership, run_as_leader
-from aiolease._signals import handled
+from aiolease._election.signals import handled
 from aiolease.testing import MemoryStore
 
 ROOT = Path(__file__).resolve().parent.parent

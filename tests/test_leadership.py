@@ -22,7 +22,7 @@ import pytest
 from loguru import logger
 
 import aiolease._clock
-import aiolease._tenure
+import aiolease._election.leader
 from aiolease import (
     ConfigurationError,
     Leadership,
@@ -36,8 +36,8 @@ from aiolease import (
     leadership,
     run_as_leader,
 )
-from aiolease._lease import ClockHistory, Lease, Reading, Sighting
-from aiolease._watchdog import watched
+from aiolease._election.sighting import ClockHistory, Reading, Sighting
+from aiolease._election.watchdog import watched
 from aiolease.events import (
     Elected,
     Event,
@@ -51,6 +51,7 @@ from aiolease.events import (
     Resigned,
     Waiting,
 )
+from aiolease.stores.records import Lease
 from aiolease.testing import MemoryServer, MemoryStore, VirtualLoop, run_virtual, virtual_time
 
 LONG = 3600.0
@@ -1042,7 +1043,7 @@ async def test_the_watchdog_wakes_a_term_after_a_suspension(monkeypatch: pytest.
         return real() + jump
 
     monkeypatch.setattr(aiolease._clock, "boot_clock", boot_clock)
-    monkeypatch.setattr(aiolease._tenure, "boot_clock", boot_clock)
+    monkeypatch.setattr(aiolease._election.leader, "boot_clock", boot_clock)
     with losing() as lost:
         async with asyncio.timeout(8), leadership(MemoryStore()) as lead:
             await asyncio.sleep(0.01)
@@ -1936,7 +1937,7 @@ def test_log_phrases_through_the_standard_library() -> None:
         class Handler(logging.Handler):
             def emit(self, record):
                 print(record.levelname, record.getMessage(), record.lease, record.token, sep="|")
-                right = record.module in ("_tenure", "_candidate")  # who told, not who wrote it down
+                right = record.module in ("leader", "candidate")  # who told, not who wrote it down
                 if record.levelname == "TRACE":
                     right = right and record.beat == 2 and record.took == 0
                 if record.levelname == "ERROR":

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiolease._fence import RunKey
-from aiolease._ledger import MAX_ATTEMPTS, MOST_MISSED, Due, Missed, due, inherited, lost, too_late
-from aiolease._records import Change, RunRecord
-from aiolease._schedule import Cron, Every, Schedule, ticks_between
+from aiolease._jobs.due import MAX_ATTEMPTS, MOST_MISSED, Due, Missed, due, inherited, lost, too_late
+from aiolease._jobs.schedule import Cron, Every, Schedule, ticks_between
+from aiolease.stores.records import Change, RunKey, RunRecord
 
 MOMENT = timedelta(microseconds=1)
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

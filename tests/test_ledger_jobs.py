@@ -21,13 +21,13 @@ from unittest.mock import patch
 import pytest
 
 from aiolease import CommitUnknown, ConfigurationError, JobRegistry, JobRun, StoreUnavailable, leadership
-from aiolease._fence import Refused
-from aiolease._records import RunRecord, Stock
-from aiolease._schedule import Every, ticks_between
-from aiolease._term import TermOfJobs
+from aiolease._jobs.runner import TermOfJobs
+from aiolease._jobs.schedule import Every, ticks_between
 from aiolease.errors import RunEnded
 from aiolease.events import BodyStuck, Event, Lost, Notice, RunStarted
 from aiolease.stores import open_store
+from aiolease.stores.contract import Refused
+from aiolease.stores.records import RunRecord, Stock
 from aiolease.testing import MemoryServer, MemoryStore
 from tests import test_jobs
 from tests.test_jobs import START, Observed, lines, seconds, virtual

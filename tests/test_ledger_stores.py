@@ -20,11 +20,23 @@ import aiosqlite
 import asyncmy
 import pytest
 
-from aiolease._fence import FenceBroken, Refused, RunKey, Term
-from aiolease._records import MAX_ERROR, Batch, Change, Enrolment, JobRecord, RunRecord, RunStatus, Stock
 from aiolease.errors import InvalidJob, SchemaMissing, StoreUnavailable
 from aiolease.stores import Store, open_store
-from aiolease.stores.sqlite import SCHEMA_VERSION, SQLiteStore
+from aiolease.stores.contract import FenceBroken, Refused
+from aiolease.stores.records import (
+    MAX_ERROR,
+    Batch,
+    Change,
+    Enrolment,
+    JobRecord,
+    RunKey,
+    RunRecord,
+    RunStatus,
+    Stock,
+    TermKey,
+)
+from aiolease.stores.sqlite import SQLiteStore
+from aiolease.stores.sqlite.store import SCHEMA_VERSION
 from tests import test_stores as stores
 from tests.campaigns import database_of
 from tests.servers import Server
@@ -36,14 +48,14 @@ with_tables = stores.with_tables
 SECOND, MICROSECOND = timedelta(seconds=1), timedelta(microseconds=1)
 
 
-async def lead(store: Store, name: str = "cron") -> Term:
+async def lead(store: Store, name: str = "cron") -> TermKey:
     """Begins a new term, whoever leads."""
     lease = await claim(store, name, force=True)
     assert lease.holder is not None
-    return Term(name, lease.holder, lease.token)
+    return TermKey(name, lease.holder, lease.token)
 
 
-async def enrolled(store: Store, *jobs: str, name: str = "cron") -> Term:
+async def enrolled(store: Store, *jobs: str, name: str = "cron") -> TermKey:
     """A new term that knows some jobs."""
     term = await lead(store, name)
     await store.enroll(term, [enrolment(job) for job in jobs])
@@ -54,7 +66,7 @@ def enrolment(job: str, schedule: str = "every 30s", timezone: str = "") -> Enro
     return Enrolment(job=job, schedule=schedule, timezone=timezone)
 
 
-def run(term: Term, job: str, tick: datetime, status: RunStatus = "running", **more: Any) -> RunRecord:
+def run(term: TermKey, job: str, tick: datetime, status: RunStatus = "running", **more: Any) -> RunRecord:
     return RunRecord(job=job, tick=tick, token=term.token, holder=term.holder, status=status, **more)
 
 
@@ -413,7 +425,7 @@ class Scene:
     """A lease whose jobs are in every state."""
 
     store: Store
-    term: Term
+    term: TermKey
     tick: datetime
     requested_at: datetime
 
@@ -1151,7 +1163,7 @@ def work(database: Database) -> Work:
 def commit(request: pytest.FixtureRequest, work: Work) -> Callable[..., Any]:
     """Writes one row of the user's and commits, fenced, in either way."""
 
-    async def commit(store: Store, term: Term, who: str, final: RunKey | None) -> None:
+    async def commit(store: Store, term: TermKey, who: str, final: RunKey | None) -> None:
         if request.param == "transaction":
             transaction = await store.begin()
             await work.insert(transaction.connection, who)

@@ -12,7 +12,7 @@ import pytest
 from loguru import logger
 
 from aiolease import JobRegistry, open_store
-from aiolease._campaign import Campaign
+from aiolease._election.campaign import Campaign
 from aiolease.errors import StoreUnavailable
 from aiolease.events import UnknownJobs
 from aiolease.testing import MemoryServer, MemoryStore

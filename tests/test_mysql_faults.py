@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from aiolease import Leadership, LeadershipLost, leadership, open_store
 from aiolease._clock import boot_clock
-from aiolease._settle import bounded
+from aiolease._waiting import bounded
 from aiolease.errors import StoreUnavailable
 from aiolease.events import Elected, Event, Lost, Released, Renewed, RenewFailed, Waiting
 from tests.campaigns import (

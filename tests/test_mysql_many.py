@@ -10,12 +10,12 @@ import asyncmy
 import pytest
 
 from aiolease import leadership, open_store
-from aiolease._lease import new_holder
-from aiolease._settle import bounded
+from aiolease._election.candidate import new_holder
+from aiolease._waiting import bounded
 from aiolease.errors import StoreUnavailable
 from aiolease.events import Lost, Renewed, RenewFailed
-from aiolease.stores._drivers import Rows
-from aiolease.stores._writes import Kind, Write, Writes
+from aiolease.stores.mysql.drivers import Rows
+from aiolease.stores.mysql.writes import Kind, Write, Writes
 from tests.campaigns import LIMIT, Recorder, apart, counter, database_of, row
 from tests.servers import Server
 

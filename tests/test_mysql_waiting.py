@@ -14,9 +14,10 @@ import pytest
 
 from aiolease import StoreUnavailable, leadership, open_store
 from aiolease._clock import boot_clock
-from aiolease._lease import Lease
 from aiolease.events import Elected, Following, Renewed
-from aiolease.stores.mysql import MySQLStore, _Polls
+from aiolease.stores.mysql import MySQLStore
+from aiolease.stores.mysql.store import _Polls
+from aiolease.stores.records import Lease
 from tests.campaigns import (
     LIMIT,
     Journal,

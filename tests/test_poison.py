@@ -16,10 +16,11 @@ import pymysql
 import pytest
 from loguru import logger
 
-from aiolease import ConfigurationError, InvalidJob, JobRegistry, JobRun, StoreUnavailable, _term
-from aiolease._fence import Refused, Term
-from aiolease._records import Batch
+from aiolease import ConfigurationError, InvalidJob, JobRegistry, JobRun, StoreUnavailable
+from aiolease._jobs import runner
 from aiolease.stores import open_store
+from aiolease.stores.contract import Refused
+from aiolease.stores.records import Batch, TermKey
 from aiolease.testing import MemoryServer
 from tests import test_jobs
 from tests.servers import Server
@@ -151,7 +152,7 @@ async def test_whatever_a_person_writes_into_one_jobs_rows_the_others_go_on(
     mysql_server: Server, mysql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On MariaDB and MySQL, each column, all at once."""
-    monkeypatch.setattr(_term, "_ASIDE", 2.0)
+    monkeypatch.setattr(runner, "_ASIDE", 2.0)
 
     def write(statement: str) -> None:
         with (
@@ -175,7 +176,7 @@ async def test_whatever_a_person_writes_into_one_jobs_rows_the_others_go_on_on_s
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On SQLite a column takes any type."""
-    monkeypatch.setattr(_term, "_ASIDE", 2.0)
+    monkeypatch.setattr(runner, "_ASIDE", 2.0)
     file = tmp_path / "jobs.db"
 
     def write(statement: str) -> None:
@@ -213,7 +214,7 @@ class Stubborn(Line):
         super().__init__(server)
         self.bad: set[str] = set()
 
-    async def record(self, term: Term, batch: Batch) -> None:
+    async def record(self, term: TermKey, batch: Batch) -> None:
         jobs = {run.job for run in batch.claims} | {change.key.job for change in batch.changes} | {*batch.high_ticks}
         if jobs & self.bad:
             await self.exchange("record", lambda: None)

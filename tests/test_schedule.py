@@ -15,8 +15,8 @@ from cronsim import CronSim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiolease import _schedule
-from aiolease._schedule import Cron, Every, Schedule, means_the_same, read_schedule, ticks_between
+from aiolease._jobs import schedule as schedule_module
+from aiolease._jobs.schedule import Cron, Every, Schedule, means_the_same, read_schedule, ticks_between
 from aiolease.errors import ConfigurationError, InvalidSchedule
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -116,7 +116,7 @@ def test_a_change_at_the_turn_of_the_year(before: int, change: int, monkeypatch:
     blocks += header + struct.pack(">6l", 0, 0, 0, 1, 2, 4) + at + b"\1"
     blocks += struct.pack(">lBBlBB", 0, 0, 0, change, 0, 0) + b"ONE\0\n\n"
     made_up = ZoneInfo.from_file(BytesIO(blocks), "made up")
-    monkeypatch.setattr(_schedule, "ZoneInfo", lambda _: made_up)
+    monkeypatch.setattr(schedule_module, "ZoneInfo", lambda _: made_up)
     monkeypatch.setitem(globals(), "ZoneInfo", lambda _: made_up)
     for expression in ("0,45 0,1,2,21,22,23 * * *", "20 * * * *"):
         after, until = turn - 12 * HOUR, turn + 12 * HOUR
@@ -504,8 +504,8 @@ def test_refused_zones(zone: str) -> None:
 
 def test_a_machine_without_zones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a time zone database UTC works, and the error for another zone says which package to install."""
-    monkeypatch.setattr(_schedule, "available_timezones", set)
-    monkeypatch.setattr(_schedule, "ZoneInfo", ZoneInfo("UTC").no_cache)
+    monkeypatch.setattr(schedule_module, "available_timezones", set)
+    monkeypatch.setattr(schedule_module, "ZoneInfo", ZoneInfo("UTC").no_cache)
     assert Cron("0 9 * * *", "UTC").next_after(EPOCH) == utc("1970-01-01T09:00")
     with pytest.raises(InvalidSchedule, match="tzdata"):
         Cron("0 9 * * *", "Mars/Base")

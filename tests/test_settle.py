@@ -8,8 +8,8 @@ from contextlib import suppress
 import pytest
 
 from aiolease import StoreUnavailable, leadership
-from aiolease._lease import Lease
-from aiolease._settle import bounded
+from aiolease._waiting import bounded
+from aiolease.stores.records import Lease
 from aiolease.testing import MemoryStore, virtual_time
 
 

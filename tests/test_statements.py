@@ -25,11 +25,11 @@ import pymysql
 import pytest
 from pymysql.constants import CLIENT
 
-from aiolease._fence import RunKey, Term
-from aiolease._lease import Lease, LeaseStore, new_holder
-from aiolease._records import Batch, Change, Enrolment, LedgerStore, RunRecord, RunStatus
+from aiolease._election.candidate import new_holder
 from aiolease.stores import Store, open_store
-from aiolease.stores._settling import SETTLE
+from aiolease.stores.contract import LeaseStore, LedgerStore
+from aiolease.stores.mysql.settling import SETTLE
+from aiolease.stores.records import Batch, Change, Enrolment, Lease, RunKey, RunRecord, RunStatus, TermKey
 from aiolease.stores.sqlite import SQLiteStore
 from tests.servers import Server, TCPProxy
 
@@ -422,15 +422,15 @@ def methods() -> set[str]:
     return {name for name in found if not name.startswith("_")} - {"description", "aclose"}
 
 
-async def lead(store: Store, name: str) -> Term:
+async def lead(store: Store, name: str) -> TermKey:
     lease = await store.claim(name, new_holder(), 30.0, seen=await store.read(name), force=True)
     return term_of(lease)
 
 
-def term_of(lease: Lease | None) -> Term:
+def term_of(lease: Lease | None) -> TermKey:
     assert lease is not None
     assert lease.holder is not None
-    return Term(lease.name, lease.holder, lease.token)
+    return TermKey(lease.name, lease.holder, lease.token)
 
 
 def change(job: str, tick: datetime, token: int, was: RunStatus, status: RunStatus, **more: Any) -> Change:
@@ -474,7 +474,7 @@ async def drive_leases(store: Store, recorder: Recorder) -> None:
     await measure("watch in the lock", store.watch("idle-299", 1.0, lease=seen, poll=0.5, hint=True))
 
 
-async def drive_ledger(store: Store, recorder: Recorder, term: Term) -> None:
+async def drive_ledger(store: Store, recorder: Recorder, term: TermKey) -> None:
     measure = recorder.measure
     for how in ({}, {"counted": True}, {"attention": True}, {"runs": False}):
         await measure(f"take_stock({how})", store.take_stock("big", **how))
@@ -542,7 +542,7 @@ async def drive_ledger(store: Store, recorder: Recorder, term: Term) -> None:
 
 
 async def drive_transactions(
-    store: Store, recorder: Recorder, term: Term, connect: Callable[[], Awaitable[Any]]
+    store: Store, recorder: Recorder, term: TermKey, connect: Callable[[], Awaitable[Any]]
 ) -> None:
     measure = recorder.measure
     now = (await store.take_stock("big", attention=True)).now.replace(microsecond=0)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aiolease import InvalidJob, JobRegistry, JobRun, LeadershipLost, leadership
-from aiolease._records import JobRecord, RunRecord
+from aiolease.stores.records import JobRecord, RunRecord
 from aiolease.testing import MemoryServer, MemoryStore
 from tests import test_jobs
 from tests.test_jobs import LIMIT, START, Observed, a_term, lines, until, virtual

@@ -29,11 +29,12 @@ import asyncmy
 import pymysql
 import pytest
 
-from aiolease._lease import Lease, new_holder
+from aiolease._election.candidate import new_holder
 from aiolease.errors import ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.stores import Store, open_store
 from aiolease.stores import sqlite as sqlite_module
 from aiolease.stores.memory import MemoryServer, MemoryStore
+from aiolease.stores.records import Lease
 from aiolease.stores.sqlite import SQLiteStore
 from tests import awkward
 from tests.servers import Server

@@ -21,9 +21,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from aiolease import leadership
 from aiolease.errors import ConfigurationError, StoreRejected, StoreUnavailable
 from aiolease.events import Renewed
-from aiolease.stores import _tls
-from aiolease.stores._drivers import translate
-from aiolease.stores._url import parse_url
+from aiolease.stores.mysql import tls as tls_module
+from aiolease.stores.mysql.drivers import translate
+from aiolease.stores.mysql.url import parse_url
 from tests.campaigns import LIMIT, Recorder
 from tests.certificates import Authority
 from tests.servers import MariaDBServer, MySQLServer, Server
@@ -347,7 +347,7 @@ async def test_a_context_is_made_once(secured: Secured, kind: str, monkeypatch: 
 
         return count
 
-    monkeypatch.setattr(_tls, "make_context", counted(_tls.make_context))  # type: ignore[arg-type]
+    monkeypatch.setattr(tls_module, "make_context", counted(tls_module.make_context))  # type: ignore[arg-type]
     monkeypatch.setattr(ssl, "create_default_context", counted(ssl.create_default_context))
     heard, tls = Recorder(), {"ca": str(secured.authority.ca)}
     async with target_of(kind, "localhost", secured.server.port, secured.database, tls) as target:  # noqa: SIM117
@@ -374,7 +374,7 @@ def test_a_handshake_that_was_cut_is_tried_again() -> None:
 @pytest.mark.parametrize("ciphers", ["ALL:@SECLEVEL=0", "aNULL:ALL:@SECLEVEL=0"])
 def test_no_list_of_ciphers_lets_a_server_without_a_certificate_pass(tmp_path: Path, ciphers: str) -> None:
     """An anonymous cipher would verify nothing, whatever `ssl_mode` says."""
-    context = _tls.make_context({"ssl_ca": str(Authority.make(tmp_path).ca), "ssl_cipher": ciphers})
+    context = tls_module.make_context({"ssl_ca": str(Authority.make(tmp_path).ca), "ssl_cipher": ciphers})
     assert context is not None
     assert context.get_ciphers()
     assert not [each["name"] for each in context.get_ciphers() if each["auth"] == "auth-null"]

@@ -37,9 +37,9 @@ from aiolease import (
     open_store,
 )
 from aiolease._clock import boot_clock
-from aiolease._fence import Term
 from aiolease.events import Lost, Renewed, RenewFailed
-from aiolease.stores._transactions import EngineLender
+from aiolease.stores.mysql.transactions import EngineLender
+from aiolease.stores.records import TermKey
 from aiolease.testing import MemoryStore, virtual_time
 from tests.campaigns import LIMIT, ROOT, Recorder, apart, database_of, through, until
 from tests.servers import Action, Server, TCPProxy
@@ -1006,7 +1006,7 @@ async def test_the_server_ends_a_session_that_stays_behind_its_fence(mysql_url: 
         seen = await store.claim("default", "old", 30.0, seen=None, force=False)
         assert seen is not None
         await frozen.run(connection, insert("old"))
-        await store.fence(connection, Term("default", "old", seen.token), within=1.0)
+        await store.fence(connection, TermKey("default", "old", seen.token), within=1.0)
         claimed = None
         async with asyncio.timeout(LIMIT):
             while claimed is None:  # a claim waits for the fence, for two seconds at a time

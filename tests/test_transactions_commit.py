@@ -15,10 +15,10 @@ import pymysql
 import pytest
 
 from aiolease import CommitUnknown, LeadershipLost, StoreUnavailable, leadership, open_store
-from aiolease._fence import FenceBroken, Term
-from aiolease.stores import _drivers, _transactions
-from aiolease.stores._transactions import MySQLTransaction
-from aiolease.stores.mysql import MySQLStore
+from aiolease.stores.contract import FenceBroken
+from aiolease.stores.mysql import MySQLStore, drivers, transactions
+from aiolease.stores.mysql.transactions import MySQLTransaction
+from aiolease.stores.records import TermKey
 from tests.campaigns import LIMIT
 from tests.servers import Server
 from tests.test_transactions import insert, lent, pairs, work
@@ -34,7 +34,7 @@ async def test_a_commit_that_was_struck_down_is_unknown(
     mysql_url: str, work: Any, kind: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that is shut down, or a session that is killed, in the middle of a COMMIT may have committed."""
-    execute = _drivers.execute
+    execute = drivers.execute
 
     async def struck(
         connection: Any, cursor: type, sql: str, parameters: Sequence[object] = (), results: Any = None
@@ -44,7 +44,7 @@ async def test_a_commit_that_was_struck_down_is_unknown(
             raise pymysql.err.OperationalError(number, "struck down")
         return answer
 
-    monkeypatch.setattr(_transactions, "execute", struck)
+    monkeypatch.setattr(transactions, "execute", struck)
     async with lent(kind, mysql_url) as lend, leadership(lend.target, timeout=LIMIT) as lead:
         with pytest.raises(CommitUnknown):
             async with lead.transaction() as connection:
@@ -74,7 +74,7 @@ async def test_the_server_ends_a_session_that_froze_at_a_refused_fence(
             seen = await other.read("default")
             newer = await other.claim("default", "new", 30.0, seen=seen, force=True)
         monkeypatch.setattr(MySQLTransaction, "_roll_back", stands_still)
-        committing = asyncio.create_task(transaction.commit(Term("default", "old", 1)))
+        committing = asyncio.create_task(transaction.commit(TermKey("default", "old", 1)))
         await frozen.wait()
         async with asyncio.timeout(LIMIT):  # the fence's row is free once the server has ended that session
             while True:

@@ -8,7 +8,7 @@ import sys
 import textwrap
 import threading
 
-from aiolease._watchdog import watched
+from aiolease._election.watchdog import watched
 
 LIMIT = 30.0
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-from aiolease._lease import Lease, LeaseStore, check_name
-from aiolease._records import LedgerStore
-from aiolease._settle import settled
+from aiolease._names import check_name
+from aiolease._waiting import settled
 from aiolease.errors import ConfigurationError
+from aiolease.stores.contract import LeaseStore, LedgerStore
+from aiolease.stores.records import Lease
 
 __all__ = ["Store", "open_store"]
 
@@ -103,18 +104,18 @@ def _make(target: Target, table_prefix: str, create_tables: bool) -> Store:
         return _from_url(target, table_prefix, create_tables)
     kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(target).__mro__}
     if ("sqlalchemy", "AsyncEngine") in kinds:
-        from aiolease.stores import _drivers
-        from aiolease.stores._transactions import EngineLender
+        from aiolease.stores.mysql import drivers
+        from aiolease.stores.mysql.transactions import EngineLender
 
-        driver = _drivers.engine_driver(target)
+        driver = drivers.engine_driver(target)
         return _mysql(driver, EngineLender(target, driver.description), table_prefix, create_tables)
     for package in ("asyncmy", "aiomysql"):
         if (package, "Pool") in kinds:
-            from aiolease.stores import _drivers
+            from aiolease.stores.mysql import drivers
 
-            make = _drivers.asyncmy_driver if package == "asyncmy" else _drivers.aiomysql_driver
+            make = drivers.asyncmy_driver if package == "asyncmy" else drivers.aiomysql_driver
             # Private, but the only place: a connection of our own needs the pool's parameters.
-            from aiolease.stores._transactions import PoolLender
+            from aiolease.stores.mysql.transactions import PoolLender
 
             return _mysql(make(lambda: target._conn_kwargs), PoolLender(target), table_prefix, create_tables)
     problem = _HELP
@@ -134,10 +135,10 @@ def _mysql(driver: Any, lender: Any, table_prefix: str, create_tables: bool) -> 
 def _from_url(url: str, table_prefix: str, create_tables: bool) -> Store:
     scheme, separator, rest = url.partition("://")
     if separator and scheme in {"mysql", "mysql+asyncmy", "mariadb", "mariadb+asyncmy"}:
-        from aiolease.stores import _drivers
-        from aiolease.stores._url import parse_url
+        from aiolease.stores.mysql import drivers
+        from aiolease.stores.mysql.url import parse_url
 
-        return _mysql(_drivers.asyncmy_driver(parse_url(url)), None, table_prefix, create_tables)
+        return _mysql(drivers.asyncmy_driver(parse_url(url)), None, table_prefix, create_tables)
     if separator and scheme in {"sqlite", "sqlite+aiosqlite"}:
         path = unquote(rest.removeprefix("/"))
         if not rest.startswith("/") or not path or path == ":memory:" or "?" in rest:

@@ -12,23 +12,26 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from aiolease._fence import FenceBroken, Refused, RunKey, Term
-from aiolease._lease import Lease, check_name, look_limit
-from aiolease._records import (
+from aiolease._names import check_name
+from aiolease._waiting import bounded
+from aiolease.errors import ConfigurationError, InvalidJob
+from aiolease.stores.contract import FenceBroken, Refused, look_limit
+from aiolease.stores.records import (
     AHEAD,
     SETTLED_BY_HAND,
     Batch,
     Change,
     Enrolment,
     JobRecord,
+    Lease,
     Place,
+    RunKey,
     RunRecord,
     Stock,
+    TermKey,
     checked_limit,
     kept,
 )
-from aiolease._settle import bounded
-from aiolease.errors import ConfigurationError, InvalidJob
 
 T = TypeVar("T")
 
@@ -90,7 +93,7 @@ class Ledger:
                     else replace(known, schedule=job.schedule, timezone=job.timezone, schedule_since=job.since or now)
                 )
 
-    def record(self, term: Term, batch: Batch, now: datetime) -> None:
+    def record(self, term: TermKey, batch: Batch, now: datetime) -> None:
         """See `LedgerStore.record`: writes beside the rows first, so that a batch which is refused leaves nothing."""
         jobs, runs = ChainMap({}, self.jobs), ChainMap({}, self.runs)
         for change in batch.changes:
@@ -183,7 +186,9 @@ class Ledger:
         return self.jobs[job]
 
 
-def _change(runs: MutableMapping[tuple[str, datetime], RunRecord], term: Term, change: Change, now: datetime) -> None:
+def _change(
+    runs: MutableMapping[tuple[str, datetime], RunRecord], term: TermKey, change: Change, now: datetime
+) -> None:
     key = change.key
     run = runs.get((key.job, key.tick))
     if run is None or (run.status, run.token, run.attempt) != (change.was, key.token, key.attempt):
@@ -302,7 +307,7 @@ class MemoryServer:
         self.leases[name] = replace(lease, resign_token=lease.token)
         return lease.token
 
-    def fence(self, term: Term, final: RunKey | None = None) -> None:
+    def fence(self, term: TermKey, final: RunKey | None = None) -> None:
         """Counts a fenced commit, and records a run as succeeded.
 
         Raises:
@@ -315,12 +320,12 @@ class MemoryServer:
             batch.changes.append(change)
         self.record(term, batch)
 
-    def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
+    def enroll(self, term: TermKey, jobs: Sequence[Enrolment]) -> None:
         """See `LedgerStore.enroll`."""
         self.fence(term)
         self.ledgers[term.name].enroll(jobs, self.now())
 
-    def record(self, term: Term, batch: Batch) -> None:
+    def record(self, term: TermKey, batch: Batch) -> None:
         """See `LedgerStore.record`."""
         row = self.fences.get(term.name)
         if row is None or (row.holder, row.token) != (term.holder, term.token):
@@ -376,7 +381,7 @@ class MemoryTransaction:
         self.connection: list[Callable[[], object]] = []
         self._store = store
 
-    async def commit(self, term: Term, final: RunKey | None = None) -> None:
+    async def commit(self, term: TermKey, final: RunKey | None = None) -> None:
         """See `Transaction.commit`."""
 
         def work() -> None:
@@ -434,7 +439,7 @@ class MemoryStore:
         """See `LeaseStore.begin`."""
         return await self.exchange("begin", lambda: MemoryTransaction(self))
 
-    async def fence(self, connection: object, term: Term, final: RunKey | None = None, *, within: float) -> None:
+    async def fence(self, connection: object, term: TermKey, final: RunKey | None = None, *, within: float) -> None:
         """See `LeaseStore.fence`."""
         await self.exchange("fence", lambda: self.server.fence(term, final))
 
@@ -456,11 +461,11 @@ class MemoryStore:
         runs = self.server.ledgers[name].runs
         return await self.exchange("take_stock", lambda: [runs[place] for place in places if place in runs])
 
-    async def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
+    async def enroll(self, term: TermKey, jobs: Sequence[Enrolment]) -> None:
         """See `LedgerStore.enroll`."""
         await self.exchange("enroll", lambda: self.server.enroll(term, jobs))
 
-    async def record(self, term: Term, batch: Batch) -> None:
+    async def record(self, term: TermKey, batch: Batch) -> None:
         """See `LedgerStore.record`."""
         await self.exchange("record", lambda: self.server.record(term, batch))
 

@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
-from aiolease._agenda import Agenda
-from aiolease._fence import Refused, RunKey, Term
-from aiolease._leadership import Leadership
-from aiolease._records import Batch, Stock
-from aiolease._tenure import Tenure
+from aiolease._election.leader import Tenure
+from aiolease._election.leadership import Leadership
+from aiolease._jobs.planner import Agenda
 from aiolease.errors import AioleaseError
+from aiolease.stores.contract import Refused
+from aiolease.stores.records import Batch, RunKey, Stock, TermKey
 
 Breakage = Literal[
     "",
@@ -28,8 +28,8 @@ Breakage = Literal[
 
 def break_it(breakage: Breakage) -> None:
     """Breaks a rule in this process. Those of the jobs are broken for MySQL and MariaDB only."""
-    from aiolease.stores._mysql_ledger import MySQLLedger
-    from aiolease.stores._transactions import FenceSQL
+    from aiolease.stores.mysql.ledger import MySQLLedger
+    from aiolease.stores.mysql.transactions import FenceSQL
 
     statements = FenceSQL.statements
     match breakage:
@@ -46,7 +46,7 @@ def break_it(breakage: Breakage) -> None:
             Agenda.take = _forgetting(Agenda.take)  # type: ignore[method-assign]
         case "unfinished":
 
-            def without(fence: FenceSQL, term: Term, final: RunKey | None = None) -> Any:
+            def without(fence: FenceSQL, term: TermKey, final: RunKey | None = None) -> Any:
                 return statements(fence, term)
 
             FenceSQL.statements = without  # type: ignore[assignment, method-assign]
@@ -63,13 +63,13 @@ def _release_first() -> None:
 
 
 def _without_claims(record: Callable[..., Awaitable[None]]) -> Any:
-    async def recording(ledger: Any, term: Term, batch: Batch) -> None:
+    async def recording(ledger: Any, term: TermKey, batch: Batch) -> None:
         await record(ledger, term, replace(batch, claims=[], high_ticks={}))
 
     return recording
 
 
-async def _without_fence(ledger: Any, _: Term, statements: Iterable[tuple[str, tuple[object, ...]]]) -> None:
+async def _without_fence(ledger: Any, _: TermKey, statements: Iterable[tuple[str, tuple[object, ...]]]) -> None:
     packet = [("START TRANSACTION", ()), *statements, ("COMMIT", ())]
     sql, values = "; ".join(sql for sql, _ in packet), [value for _, values in packet for value in values]
     sending = asyncio.ensure_future(ledger._other_session.run(sql, values))

@@ -26,8 +26,8 @@ from typing import Any, TypeVar
 import pymysql
 
 from aiolease import StoreUnavailable, open_store
-from aiolease._records import RunRecord
 from aiolease.stores import Store
+from aiolease.stores.records import RunRecord
 from tests.campaigns import ROOT, through
 from tests.faults.breakage import Breakage
 from tests.faults.database import DRIVERS, TABLES

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from aiolease._records import JobRecord, RunRecord
+from aiolease.stores.records import JobRecord, RunRecord
 from tests.faults.jobs import MAX_RUNNING, rules
 from tests.faults.journal import Line
 from tests.simulation.audit import Books, Rules, audit

@@ -23,10 +23,9 @@ from typing import Any, cast
 from loguru import logger
 
 from aiolease import CommitUnknown, Leadership, LeadershipLost, run_as_leader
-from aiolease._fence import Term
-from aiolease._records import Batch
-from aiolease._runs import Execution
-from aiolease._term import TermOfJobs
+from aiolease._jobs.run import Execution
+from aiolease._jobs.runner import TermOfJobs
+from aiolease.stores.records import Batch, TermKey
 from tests.faults.breakage import Breakage, break_it
 from tests.faults.database import Driver, execute, target
 from tests.faults.jobs import Jobs, run_facts
@@ -226,7 +225,7 @@ class Worker:
             cast(Any, store).record = self._recording(cast(Any, store).record)
 
     def _recording(self, record: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-        async def recording(store: Any, term: Term, batch: Batch) -> None:
+        async def recording(store: Any, term: TermKey, batch: Batch) -> None:
             if self.settings.breakage == "unfenced claims":
                 time.sleep(0.2)
             claims = [[claim.job, claim.tick.isoformat()] for claim in batch.claims]

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
-from aiolease._records import JobRecord, RunRecord
-from aiolease._schedule import Schedule, ticks_between
+from aiolease._jobs.schedule import Schedule, ticks_between
+from aiolease.stores.records import JobRecord, RunRecord
 from tests.simulation.checker import Run, Violation
 
 MAX_ATTEMPTS = 5

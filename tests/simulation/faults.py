@@ -22,7 +22,7 @@ from aiolease import (
     leadership,
     run_as_leader,
 )
-from aiolease._settings import Timings
+from aiolease._election.timings import Timings
 from tests.simulation.checker import Checker, Kind, Violation
 from tests.simulation.jobs import Application
 from tests.simulation.process import Machine, Oops, Process, unwind

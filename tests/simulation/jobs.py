@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from aiolease import JobRegistry, JobRun, StoreUnavailable
-from aiolease._runs import Overlap
-from aiolease._schedule import Cron, Every
-from aiolease._term import TermOfJobs
+from aiolease._jobs.run import Overlap
+from aiolease._jobs.runner import TermOfJobs
+from aiolease._jobs.schedule import Cron, Every
 from tests.simulation.audit import Books, Rules, audit, said
 from tests.simulation.checker import Checker, Run, Violation
 from tests.simulation.network import ArchivedLedger

@@ -10,19 +10,21 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
-from aiolease import BodyStuck, StoreUnavailable, _agenda, _candidate, _lease, _ledger, _tenure, _term
-from aiolease._agenda import Agenda, Plan
-from aiolease._candidate import Candidate, Claim
-from aiolease._fence import RunKey, Term
-from aiolease._leadership import Leadership
-from aiolease._lease import HIDDEN, ClockHistory, Lease, Reading, Sighting
-from aiolease._records import Batch, Change, RunRecord, RunStatus, Stock
-from aiolease._runs import Outcome
-from aiolease._settings import Timings
-from aiolease._settle import settled
-from aiolease._tenure import Tenure
-from aiolease._term import TermOfJobs
+from aiolease import BodyStuck, StoreUnavailable
+from aiolease._election import candidate, leader, sighting
+from aiolease._election.candidate import Candidate, Claim
+from aiolease._election.leader import Tenure
+from aiolease._election.leadership import Leadership
+from aiolease._election.sighting import HIDDEN, ClockHistory, Reading, Sighting
+from aiolease._election.timings import Timings
+from aiolease._jobs import due as reckoning
+from aiolease._jobs import planner, runner
+from aiolease._jobs.planner import Agenda, Plan
+from aiolease._jobs.run import Outcome
+from aiolease._jobs.runner import TermOfJobs
+from aiolease._waiting import settled
 from aiolease.stores import memory
+from aiolease.stores.records import Batch, Change, Lease, RunKey, RunRecord, RunStatus, Stock, TermKey
 from tests.simulation.network import ArchivedLedger, Server
 from tests.simulation.process import SimLoop
 
@@ -55,7 +57,7 @@ def _deadline_from_the_reply() -> AbstractContextManager[Any]:
 
 
 def _no_fence() -> AbstractContextManager[Any]:
-    def mutated(_: Server, __: Term, final: RunKey | None = None) -> None:
+    def mutated(_: Server, __: TermKey, final: RunKey | None = None) -> None:
         """Every commit is let through."""
 
     return patch.object(Server, "fence", mutated)
@@ -106,7 +108,7 @@ def _a_cancellation_is_swallowed() -> AbstractContextManager[Any]:
     async def mutated(task: asyncio.Task[Any], within: float | None = None) -> None:
         await settled(task, within)
 
-    return patch.object(_candidate, "settled", mutated)
+    return patch.object(candidate, "settled", mutated)
 
 
 def _not_released() -> AbstractContextManager[Any]:
@@ -122,12 +124,12 @@ def _no_sighting() -> AbstractContextManager[Any]:
 
 def _waits(mutated: Callable[..., float]) -> AbstractContextManager[Any]:
     """With another reckoning of how long a candidate takes the holder for alive."""
-    trusted = _lease._trusted_wait
+    trusted = sighting._trusted_wait
 
     def wait(lease: Lease, duration: float, reading: Reading, before: Reading | None) -> float:
         return min(mutated(trusted, lease, duration, reading, before), duration)
 
-    return patch.object(_lease, "_trusted_wait", wait)
+    return patch.object(sighting, "_trusted_wait", wait)
 
 
 def _left(lease: Lease) -> float:
@@ -184,7 +186,7 @@ def _a_leader_ignores_steps() -> AbstractContextManager[Any]:
 
 
 def _unfenced_claims() -> AbstractContextManager[Any]:
-    def mutated(server: Server, term: Term, batch: Batch) -> None:
+    def mutated(server: Server, term: TermKey, batch: Batch) -> None:
         server.ledgers[term.name].record(term, batch, server.now())
 
     return patch.object(Server, "record", mutated)
@@ -216,7 +218,7 @@ def _a_new_leader_starts_from_now() -> AbstractContextManager[Any]:
 def _claims_over_claims() -> AbstractContextManager[Any]:
     record = ArchivedLedger.record
 
-    def mutated(ledger: ArchivedLedger, term: Term, batch: Batch, now: datetime) -> None:
+    def mutated(ledger: ArchivedLedger, term: TermKey, batch: Batch, now: datetime) -> None:
         for name in batch.high_ticks:
             ledger.jobs[name] = replace(ledger.jobs[name], high_tick=None)
         for run in batch.claims:
@@ -229,7 +231,7 @@ def _claims_over_claims() -> AbstractContextManager[Any]:
 def _unconditional_changes() -> AbstractContextManager[Any]:
     change = memory._change
 
-    def mutated(runs: Any, term: Term, it: Change, now: datetime) -> None:
+    def mutated(runs: Any, term: TermKey, it: Change, now: datetime) -> None:
         if (row := runs.get((it.key.job, it.key.tick))) is not None:
             key = replace(it.key, token=row.token, attempt=row.attempt)
             change(runs, term, replace(it, key=key, was=row.status), now)
@@ -240,7 +242,7 @@ def _unconditional_changes() -> AbstractContextManager[Any]:
 def _final_without_a_condition() -> AbstractContextManager[Any]:
     fence = Server.fence
 
-    def mutated(server: Server, term: Term, _: RunKey | None = None) -> None:
+    def mutated(server: Server, term: TermKey, _: RunKey | None = None) -> None:
         fence(server, term)
 
     return patch.object(Server, "fence", mutated)
@@ -261,7 +263,7 @@ def _rerun_as_the_same_attempt() -> AbstractContextManager[Any]:
         status: RunStatus = "queued" if rerun else "lost"
         return Change(key=key, was="running", status=status, attempt=key.attempt, adopt=adopt)
 
-    return patch.object(_ledger, "lost", mutated)
+    return patch.object(reckoning, "lost", mutated)
 
 
 def _released_before_the_runs_ended() -> AbstractContextManager[Any]:
@@ -291,8 +293,8 @@ def _everybody_is_fit() -> AbstractContextManager[Any]:
         return True, ""
 
     patches = ExitStack()
-    patches.enter_context(patch.object(_candidate, "is_eligible", mutated))
-    patches.enter_context(patch.object(_tenure, "is_eligible", mutated))
+    patches.enter_context(patch.object(candidate, "is_eligible", mutated))
+    patches.enter_context(patch.object(leader, "is_eligible", mutated))
     return patches
 
 
@@ -338,10 +340,10 @@ def _triggers_are_cleared() -> AbstractContextManager[Any]:
 
 def _no_run_is_too_old() -> AbstractContextManager[Any]:
     patches = ExitStack()
-    due = _ledger.due
-    patches.enter_context(patch.object(_agenda, "due", lambda *args, **how: due(*args, **how | {"max_age": None})))
-    patches.enter_context(patch.object(_agenda, "overdue", lambda *_: None))
-    patches.enter_context(patch.object(_term, "overdue", lambda *_: None))
+    due = reckoning.due
+    patches.enter_context(patch.object(planner, "due", lambda *args, **how: due(*args, **how | {"max_age": None})))
+    patches.enter_context(patch.object(planner, "overdue", lambda *_: None))
+    patches.enter_context(patch.object(runner, "overdue", lambda *_: None))
     return patches
 
 
@@ -359,18 +361,18 @@ def _all_ends_are_losses() -> AbstractContextManager[Any]:
 
 
 def _late_reruns_are_skipped() -> AbstractContextManager[Any]:
-    too_late = _ledger.too_late
+    too_late = reckoning.too_late
 
     def mutated(key: RunKey, why: str) -> Change:
         return replace(too_late(key, why), status="skipped", attempt=key.attempt)
 
-    return patch.object(_agenda, "too_late", mutated)
+    return patch.object(planner, "too_late", mutated)
 
 
 def _high_ticks_are_not_compared() -> AbstractContextManager[Any]:
     record = ArchivedLedger.record
 
-    def mutated(ledger: ArchivedLedger, term: Term, batch: Batch, now: datetime) -> None:
+    def mutated(ledger: ArchivedLedger, term: TermKey, batch: Batch, now: datetime) -> None:
         record(ledger, term, replace(batch, seen={}), now)
 
     return patch.object(ArchivedLedger, "record", mutated)
@@ -383,7 +385,7 @@ def _a_former_schedule_is_forgotten() -> AbstractContextManager[Any]:
 def _skipped_ticks_are_not_added_up() -> AbstractContextManager[Any]:
     record = ArchivedLedger.record
 
-    def mutated(ledger: ArchivedLedger, term: Term, batch: Batch, now: datetime) -> None:
+    def mutated(ledger: ArchivedLedger, term: TermKey, batch: Batch, now: datetime) -> None:
         record(ledger, term, batch, now)
         for run in batch.claims:
             if (run.job, run.tick) in batch.extends:

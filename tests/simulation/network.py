@@ -14,12 +14,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from aiolease._fence import FenceBroken, Refused, Term
-from aiolease._lease import Lease
-from aiolease._records import Batch, Enrolment, RunRecord
-from aiolease._schedule import Schedule, read_schedule
+from aiolease._jobs.schedule import Schedule, read_schedule
 from aiolease.errors import StoreUnavailable
+from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.memory import Ledger, MemoryServer, MemoryStore
+from aiolease.stores.records import Batch, Enrolment, Lease, RunRecord, TermKey
 from tests.simulation.audit import Span
 
 if TYPE_CHECKING:
@@ -146,7 +145,7 @@ class Server(MemoryServer):
             self._world.record("claimed", self.sender, lease.token, since=since, lasts=duration, note=note)
         return lease
 
-    def record(self, term: Term, batch: Batch) -> None:
+    def record(self, term: TermKey, batch: Batch) -> None:
         super().record(term, batch)
         ledger = self.ledgers[term.name]
         assert isinstance(ledger, ArchivedLedger)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from aiolease import BodyStuck, Event, Leadership, Lost, Resigned, _clock
-from aiolease._settings import Timings
+from aiolease._election.timings import Timings
 from aiolease.events import Notice
 from tests.simulation.checker import POLITE, Violation
 from tests.simulation.network import Link, SimStore
@@ -32,7 +32,7 @@ _DAWN = 1000.0
 _FOREVER = float("inf")
 
 _SLICE = 1.0
-"""The longest sleep of the watchdog's thread in `aiolease._watchdog`."""
+"""The longest sleep of the watchdog's thread in `aiolease._election.watchdog`."""
 
 
 class _NoSelector:

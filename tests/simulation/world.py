@@ -15,7 +15,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from aiolease import _logging, _tenure
+from aiolease import _logging
+from aiolease._election import leader
 from tests.simulation.checker import Checker, Record, Violation
 from tests.simulation.jobs import journaled
 from tests.simulation.network import Server
@@ -104,7 +105,7 @@ class World:
             patches.callback(random.setstate, state)
             random.seed(self.seed)
             patches.enter_context(patch.object(_logging, "_log", None))
-            patches.enter_context(patch.object(_tenure.Tenure, "watching", _watching))
+            patches.enter_context(patch.object(leader.Tenure, "watching", _watching))
             patches.enter_context(journaled())
             try:
                 self._run(until)
@@ -144,7 +145,7 @@ def _due(process: Process) -> float:
 
 
 @contextmanager
-def _watching(tenure: _tenure.Tenure) -> Iterator[None]:
+def _watching(tenure: leader.Tenure) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, SimLoop)
     with loop.process.watched(tenure._next_deadline, tenure._wake.set):

@@ -1,6 +1,6 @@
 """The running term as its body sees it: whether it may still act, its fenced transactions, and how it is ended.
 
-Who keeps a term, renews its lease and sees its body out is `aiolease._tenure`.
+Who keeps a term, renews its lease and sees its body out is `aiolease._election.leader`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from contextvars import ContextVar
 from datetime import datetime, timedelta
 from typing import Any, final
 
-from aiolease._candidate import Claim
 from aiolease._clock import current_clock, jitter
-from aiolease._fence import FenceBroken, Refused, RunKey, Term, Transaction
-from aiolease._lease import LeaseStore
-from aiolease._settings import Timings
-from aiolease._settle import given_up, settled
+from aiolease._election.candidate import Claim
+from aiolease._election.timings import Timings
+from aiolease._waiting import given_up, settled
 from aiolease.errors import CommitUnknown, LeadershipLost, LossReason, NotLeader, RunEnded, StoreUnavailable
 from aiolease.events import Observer
+from aiolease.stores.contract import FenceBroken, LeaseStore, Refused, Transaction
+from aiolease.stores.records import RunKey, TermKey
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 """Seconds before a connection that could not be had is tried again; doubled from the one up to the other."""
@@ -212,8 +212,8 @@ class Leadership:
         await self._fenced(call, unknown=False, final=final)
 
     @property
-    def _term(self) -> Term:
-        return Term(self.name, self._holder, self.token)
+    def _term(self) -> TermKey:
+        return TermKey(self.name, self._holder, self.token)
 
     @property
     def _least(self) -> float:

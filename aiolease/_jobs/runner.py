@@ -1,10 +1,9 @@
 """The jobs of one registry during one term: what is written, what runs, and that all of it ends with the term.
 
-What is to be done next is reckoned by `aiolease._agenda`. One sleeper serves any number of jobs; no task waits for a
-job that is not due. One loop writes the ledger: all that has come together by then, in one fenced transaction, and only
-what was written is run. If an answer is lost,
-or the rows are not as they should be, it reads them again (`_take_stock`) and goes on from what they say: so a new term
-begins, and so an old one recovers.
+What is to be done next is reckoned by `aiolease._jobs.planner`. One sleeper serves any number of jobs; no task waits
+for a job that is not due. One loop writes the ledger: all that has come together by then, in one fenced transaction,
+and only what was written is run. If an answer is lost, or the rows are not as they should be, it reads them again
+(`_take_stock`) and goes on from what they say: so a new term begins, and so an old one recovers.
 
 A run is a task of its own, cancelled once when the term ends, as by ``Task.cancel()``, and awaited before the lease is
 released; what has become of it is written before that, too.
@@ -22,19 +21,19 @@ from typing import Any, TypeVar, cast
 
 import anyio
 
-from aiolease._agenda import Agenda, Plan, Waiting
-from aiolease._candidate import TROUBLE
 from aiolease._clock import jitter
-from aiolease._fence import FenceBroken, Refused, RunKey, Term
+from aiolease._election.candidate import TROUBLE
+from aiolease._election.leadership import Leadership, is_within, leading
 from aiolease._interrupts import is_for_the_program
-from aiolease._leadership import Leadership, is_within, leading
-from aiolease._ledger import Skip, lost, overdue
+from aiolease._jobs.due import Skip, lost, overdue
+from aiolease._jobs.planner import Agenda, Plan, Waiting
+from aiolease._jobs.run import Execution, Job, JobRun, Outcome, Threads
 from aiolease._logging import emit
-from aiolease._records import Batch, Change, Enrolment, LedgerStore, Place, RunRecord, Stock
-from aiolease._runs import Execution, Job, JobRun, Outcome, Threads
-from aiolease._settle import bounded, given_up, insisted, settled
+from aiolease._waiting import bounded, given_up, insisted, settled
 from aiolease.errors import LeadershipLost
 from aiolease.events import Event, Notice, RunFinished, RunStarted, TickSkipped, TicksMissed, describe
+from aiolease.stores.contract import FenceBroken, LedgerStore, Refused
+from aiolease.stores.records import Batch, Change, Enrolment, Place, RunKey, RunRecord, Stock, TermKey
 
 R = TypeVar("R")
 
@@ -110,7 +109,7 @@ class TermOfJobs:
         self._told = told
         self._loop = asyncio.get_running_loop()
         self._store = cast(LedgerStore, lead._store)  # every store that `open_store` makes is one
-        self._term = Term(lead.name, lead.holder, lead.token)
+        self._term = TermKey(lead.name, lead.holder, lead.token)
         self._wake = asyncio.Event()
         self._agenda = Agenda(
             jobs,

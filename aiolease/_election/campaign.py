@@ -16,19 +16,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol, TypedDict, Unpack, final
 
-from aiolease._candidate import Candidate, Contact, Eligible, StayOut
 from aiolease._clock import current_clock
+from aiolease._election.candidate import Candidate, Contact, Eligible, StayOut
+from aiolease._election.leader import hold
+from aiolease._election.leadership import Leadership
+from aiolease._election.signals import handled
+from aiolease._election.timings import OnStall, Timings, check_stall, check_wait
 from aiolease._functions import check_eligible
-from aiolease._leadership import Leadership
-from aiolease._lease import LeaseStore
 from aiolease._logging import emit
-from aiolease._settings import OnStall, Timings, check_stall, check_wait
-from aiolease._settle import settled
-from aiolease._signals import handled
-from aiolease._tenure import hold
+from aiolease._waiting import settled
 from aiolease.errors import LeadershipLost
 from aiolease.events import Notice, Observer, describe
 from aiolease.stores import Target, check_target, open_store
+from aiolease.stores.contract import LeaseStore
 
 State = Literal["starting", "following", "leading", "draining", "failed", "stopped"]
 

@@ -1,8 +1,8 @@
 """What the jobs of one term have to do next: which ticks are due, which runs wait, what is to be written. No I/O here.
 
-`aiolease._term` asks for a plan, has it written, and starts the runs of what was written. It tells what it has read,
-and which runs have ended; nothing else changes an agenda. One heap holds the next tick of each job, another one the
-jobs of which a run waits for a place: the one that was served longest ago comes first (DESIGN rule 45). What a plan
+`aiolease._jobs.runner` asks for a plan, has it written, and starts the runs of what was written. It tells what it has
+read, and which runs have ended; nothing else changes an agenda. One heap holds the next tick of each job, another one
+the jobs of which a run waits for a place: the one that was served longest ago comes first (DESIGN rule 45). What a plan
 costs depends on what it changes, and not on how much waits.
 """
 
@@ -17,12 +17,22 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Literal
 
-from aiolease._fence import RunKey, Term
-from aiolease._ledger import MOST_MISSED, Due, Skip, begun, due, inherited, overdue, start_of_last, too_late, without
-from aiolease._records import Batch, Change, Enrolment, JobRecord, Place, RunRecord, RunStatus, Stock
-from aiolease._runs import Job
-from aiolease._schedule import Schedule, means_the_same, read_schedule, ticks_between
+from aiolease._jobs.due import MOST_MISSED, Due, Skip, begun, due, inherited, overdue, start_of_last, too_late, without
+from aiolease._jobs.run import Job
+from aiolease._jobs.schedule import Schedule, means_the_same, read_schedule, ticks_between
 from aiolease.events import describe
+from aiolease.stores.records import (
+    Batch,
+    Change,
+    Enrolment,
+    JobRecord,
+    Place,
+    RunKey,
+    RunRecord,
+    RunStatus,
+    Stock,
+    TermKey,
+)
 
 _MOMENT = timedelta(microseconds=1)
 
@@ -146,7 +156,7 @@ class Agenda:
     def __init__(
         self,
         jobs: Iterable[Job],
-        term: Term,
+        term: TermKey,
         *,
         young: float,
         max_running: float,

@@ -8,6 +8,9 @@ up in the row later is adopted with the clock of its own sending, or given back.
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,14 +19,16 @@ from typing import Any
 import anyio
 
 from aiolease._clock import boot_clock, current_clock, jitter
+from aiolease._election.sighting import HIDDEN, ClockHistory, Reading, Sighting
+from aiolease._election.timings import Timings
+from aiolease._election.watchdog import watchdog
 from aiolease._interrupts import is_for_the_program
-from aiolease._lease import HIDDEN, ClockHistory, Lease, LeaseStore, Reading, Sighting, new_holder
 from aiolease._logging import emit
-from aiolease._settings import Timings
-from aiolease._settle import bounded, insisted, settled
-from aiolease._watchdog import watchdog
+from aiolease._waiting import bounded, insisted, settled
 from aiolease.errors import LeaseHeld, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.events import Following, Notice, Observer, Waiting, describe
+from aiolease.stores.contract import LeaseStore
+from aiolease.stores.records import Lease
 
 Eligible = Callable[[], Awaitable[bool]]
 
@@ -38,6 +43,12 @@ _LEAST = 0.1
 
 _QUIETEST = 60.0
 """Seconds between two warnings about a database that stays down."""
+
+
+def new_holder() -> str:
+    """A unique identity for one attempt to claim: ``host-pid-uuid4hex``."""
+    host = "".join(char if "!" <= char <= "~" else "?" for char in socket.gethostname())[:100] or "localhost"
+    return f"{host}-{os.getpid()}-{uuid.uuid4().hex}"
 
 
 @dataclass(slots=True)

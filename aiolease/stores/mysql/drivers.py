@@ -18,9 +18,9 @@ from typing import Any
 from aiolease._tracebacks import hide_values
 from aiolease.errors import AioleaseError, ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.events import describe
-from aiolease.stores._connecting import CONNECT_LIMIT, Connecting
-from aiolease.stores._resolve import resolve
-from aiolease.stores._tls import Contexts, TLSRefused, final_failure
+from aiolease.stores.mysql.connecting import CONNECT_LIMIT, Connecting
+from aiolease.stores.mysql.resolve import resolve
+from aiolease.stores.mysql.tls import Contexts, TLSRefused, final_failure
 
 Rows = list[tuple[Any, ...]]
 Execute = Callable[..., Awaitable[list[Rows]]]

@@ -17,9 +17,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from aiolease._fence import FenceBroken, Refused, Term
-from aiolease._lease import check_name, readable
-from aiolease._records import (
+from aiolease._names import check_name
+from aiolease._waiting import bounded
+from aiolease.errors import AioleaseError, InvalidJob
+from aiolease.stores.contract import FenceBroken, Refused
+from aiolease.stores.mysql.drivers import Rows, Session, error_number
+from aiolease.stores.mysql.transactions import CHECK_FAILED, FenceSQL, check
+from aiolease.stores.records import (
     AHEAD,
     SETTLED_BY_HAND,
     Batch,
@@ -29,16 +33,14 @@ from aiolease._records import (
     Place,
     RunRecord,
     Stock,
+    TermKey,
     checked_limit,
     kept,
     read_each,
+    readable,
     step_of,
     there,
-)  # fmt: skip
-from aiolease._settle import bounded
-from aiolease.errors import AioleaseError, InvalidJob
-from aiolease.stores._drivers import Rows, Session, error_number
-from aiolease.stores._transactions import CHECK_FAILED, FenceSQL, check
+)
 
 Statement = tuple[str, tuple[object, ...]]
 
@@ -127,7 +129,7 @@ class MySQLLedger:
         results = await self._other_session.run("; ".join([one] * len(places)), values)
         return [there(place, row, _run) for place, rows in zip(places, results, strict=True) for row in rows]
 
-    async def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
+    async def enroll(self, term: TermKey, jobs: Sequence[Enrolment]) -> None:
         """See `LedgerStore.enroll`."""
         for start in range(0, max(len(jobs), 1), _AT_ONCE):
             await self._fenced(term, self._enrolling(term.name, jobs[start : start + _AT_ONCE]))
@@ -169,11 +171,11 @@ class MySQLLedger:
             (lease, *values, lease),
         )
 
-    async def record(self, term: Term, batch: Batch) -> None:
+    async def record(self, term: TermKey, batch: Batch) -> None:
         """See `LedgerStore.record`."""
         await self._fenced(term, self._recording(term, batch))
 
-    def _recording(self, term: Term, batch: Batch) -> Iterator[Statement]:
+    def _recording(self, term: TermKey, batch: Batch) -> Iterator[Statement]:
         for change, jobs in _alike(batch.changes):
             yield from self._changing(term, change, jobs)
         for claims in _cut([run for run in batch.claims if (run.job, run.tick) not in batch.extends]):
@@ -203,7 +205,7 @@ class MySQLLedger:
             )
             yield check(1), ()
 
-    def _changing(self, term: Term, change: Change, jobs: Sequence[str]) -> Iterator[Statement]:
+    def _changing(self, term: TermKey, change: Change, jobs: Sequence[str]) -> Iterator[Statement]:
         settings = "status = %s, attempt = %s, error = %s"
         values: list[object] = [change.status, change.attempt, kept(change.error)]
         if change.status == "running":
@@ -229,7 +231,7 @@ class MySQLLedger:
             if change.required:
                 yield check(len(some)), ()
 
-    def _claiming(self, term: Term, claims: Sequence[RunRecord]) -> Statement:
+    def _claiming(self, term: TermKey, claims: Sequence[RunRecord]) -> Statement:
         moments = {"running": "UTC_TIMESTAMP(6), NULL", "skipped": "NULL, UTC_TIMESTAMP(6)"}
         rows, values = [], []
         for run in claims:
@@ -244,7 +246,7 @@ class MySQLLedger:
             tuple(values),
         )
 
-    def _extending(self, term: Term, batch: Batch) -> Iterator[Statement]:
+    def _extending(self, term: TermKey, batch: Batch) -> Iterator[Statement]:
         alike = defaultdict(list)
         for run in batch.claims:
             if (before := batch.extends.get((run.job, run.tick))) is not None:
@@ -262,7 +264,7 @@ class MySQLLedger:
                 )
                 yield check(len(some)), ()
 
-    async def _fenced(self, term: Term, statements: Iterable[Statement]) -> None:
+    async def _fenced(self, term: TermKey, statements: Iterable[Statement]) -> None:
         # Refused, it leaves its locks until the connection is closed: if we are frozen then, the server ends it.
         packet = [("SET @@SESSION.wait_timeout = 1; START TRANSACTION", ()), self._fence.statements(term), *statements]
         packet.append((f"COMMIT; SET @@SESSION.wait_timeout = {IDLE}", ()))

@@ -1,30 +1,117 @@
 """The ledger's rows: which ticks of a job were claimed, by which term, and how they ended. No I/O here.
 
 A store keeps them and decides nothing: what is due, what is run again, what is skipped is reckoned by
-`aiolease._ledger`, from one reading of the rows (`Stock`), and written as one fenced transaction (`Batch`). All of a
+`aiolease._jobs.due`, from one reading of the rows (`Stock`), and written as one fenced transaction (`Batch`). All of a
 batch takes effect or nothing of it, and nothing once a newer term has begun.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Literal, Protocol, TypeVar
+from datetime import datetime, timedelta
+from typing import Any, Literal, TypeVar
 
-from aiolease._fence import RunKey, Term
-from aiolease._lease import UNREADABLE
-from aiolease.errors import ConfigurationError
+from aiolease.errors import ConfigurationError, StoreUnavailable
+
+
+@dataclass(frozen=True, slots=True)
+class TermKey:
+    """One term, as the fence table knows it."""
+
+    name: str
+    holder: str
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunKey:
+    """One attempt at one tick by one term: what a change of a run's row is conditional on, with its status."""
+
+    job: str
+    tick: datetime
+    attempt: int
+    token: int
+
+
+UNREADABLE = (AttributeError, TypeError, ValueError, OverflowError)
+"""What making a record of a row raises if it has a value that makes none."""
+
+
+@contextmanager
+def readable(store: str, what: str) -> Iterator[None]:
+    """Around what makes a record of a row: a value that makes none, such as a zero date, is trouble of the store's.
+
+    Raises:
+        StoreUnavailable: The row cannot be read.
+    """
+    try:
+        yield
+    except UNREADABLE as error:
+        problem = f"{what} has a value that cannot be read, written by another hand: {type(error).__name__}: {error}"
+        raise StoreUnavailable(store, problem) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """One reading of a lease's row. Every moment is aware UTC by the database's clock.
+
+    Attributes:
+        name: The lease.
+        holder: Who holds it, ``None`` when it was released.
+        token: The number of the latest term.
+        beat: The number of the latest renewal of that term; with the token it tells one state of the row from another.
+        elected_at: When the term began.
+        renewed_at: When the row was claimed or last renewed.
+        expires_at: When another may claim it.
+        resign_token: The term that somebody asked to resign, or ``None``.
+        now: The database's clock at this reading.
+    """
+
+    name: str
+    holder: str | None
+    token: int
+    beat: int
+    elected_at: datetime
+    renewed_at: datetime
+    expires_at: datetime
+    resign_token: int | None
+    now: datetime
+
+    @property
+    def expired(self) -> bool:
+        """Whether it has run out by the database's clock."""
+        return self.expires_at <= self.now
+
+    @property
+    def free(self) -> bool:
+        """Whether it was released, or has run out by the database's clock."""
+        return self.holder is None or self.expired
+
+    @property
+    def duration(self) -> float:
+        """Seconds for which its holder claimed or renewed it."""
+        return max((self.expires_at - self.renewed_at) / timedelta(seconds=1), 0.0)
+
+    def held_by(self, holder: str, token: int) -> bool:
+        """Whether the row still belongs to this term."""
+        return self.holder == holder and self.token == token
+
 
 T = TypeVar("T")
+
 
 Place = tuple[str, datetime]
 """A job and a tick: what the ledger has one row of."""
 
+
 RunStatus = Literal["queued", "running", "succeeded", "failed", "lost", "skipped"]
+
 
 MAX_ERROR = 1000
 """Characters of an error, or of the reason of a skip, that the ledger keeps."""
+
 
 AHEAD = 5
 """Seconds by which a tick may be ahead of the database's clock when it is claimed (DESIGN rule 23)."""
@@ -227,97 +314,3 @@ def there(place: Place, row: tuple[Any, ...], make: Callable[[tuple[Any, ...]], 
         return make(row)
     except UNREADABLE:
         return RunRecord(job=place[0], tick=place[1], token=0, holder="", status="lost")
-
-
-class LedgerStore(Protocol):
-    """What the ledger needs of a database. Every method may raise as those of `LeaseStore` do."""
-
-    async def take_stock(
-        self, name: str, *, attention: bool = False, runs: bool = True, counted: bool = False
-    ) -> Stock:
-        """Reads the ledger of a lease.
-
-        Args:
-            name: The lease.
-            attention: Reads only the jobs that are, or were, paused or triggered, and no runs.
-            runs: Whether to read the runs.
-            counted: Counts the queued runs instead of reading them: there may be any number.
-        """
-
-    async def queued(self, name: str, jobs: Sequence[str], limit: int) -> tuple[list[RunRecord], dict[str, str]]:
-        """The queued runs of some jobs with the oldest ticks, at most `limit` of each, in the order of their ticks.
-
-        Beside them the jobs that have one which cannot be read, and why: see `Stock.unreadable`.
-        """
-
-    async def look_up(self, name: str, places: Sequence[Place]) -> list[RunRecord]:
-        """The rows of some ticks, of those that have one; one that cannot be read is there, and finished."""
-
-    async def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
-        """Makes the rows of jobs, known and with their schedule as of now; gives those that are there the new schedule.
-
-        It counts from `Enrolment.since` on.
-
-        Raises:
-            FenceBroken: The term is over.
-        """
-
-    async def record(self, term: Term, batch: Batch) -> None:
-        """Writes a batch as a whole.
-
-        Raises:
-            FenceBroken: The term is over; nothing was written.
-            Refused: The rows are not as it takes them to be; nothing was written.
-            StoreUnavailable: It was written, or it was not, or it is still to be.
-        """
-
-    async def prune(self, name: str, jobs: Sequence[str], keep: int) -> list[str]:
-        """Deletes the oldest finished rows of jobs; keeps the newest by their ticks.
-
-        `keep` of the runs are kept, beside them the newest success, and as many rows of ticks that were skipped.
-
-        Returns:
-            The jobs of which there may be more to delete: a call deletes no more than a step of them.
-        """
-
-    async def history(self, name: str, job: str, *, limit: int = 100) -> list[RunRecord]:
-        """The newest rows of a job, at most `limit`, the newest last. Those that cannot be read are left out.
-
-        Raises:
-            ConfigurationError: `limit` is not positive.
-        """
-
-    async def settle(self, name: str, job: str) -> None:
-        """Sets the rows of a job right that another hand, or a clock that was wrong, has left: for people (rule 50).
-
-        The job's ticks up to this moment are settled: it goes on with the next. What waits, or runs, is recorded as
-        lost. The leader learns of it at its next heartbeat, or when it tries a job that it has set aside again.
-
-        Raises:
-            InvalidJob: No leader of this lease ever had such a job.
-        """
-
-    async def trigger(self, name: str, job: str) -> datetime:
-        """Asks the leader to run a job at its next heartbeat; returns the tick that the run will have.
-
-        A request that the leader has not seen yet stands, and is returned.
-
-        Raises:
-            InvalidJob: No leader of this lease ever had such a job.
-        """
-
-    async def pause(self, name: str, job: str) -> None:
-        """From now on no tick of a job is claimed; what is queued or running goes on.
-
-        Raises:
-            InvalidJob: No leader of this lease ever had such a job.
-        """
-
-    async def resume(self, name: str, job: str) -> None:
-        """Ends a pause; the ticks that fell due meanwhile are not missed, and never run. Nothing if it is not paused.
-
-        The leader learns of it at its next heartbeat, and then runs a tick that fell due since.
-
-        Raises:
-            InvalidJob: No leader of this lease ever had such a job.
-        """

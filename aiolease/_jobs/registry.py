@@ -10,16 +10,16 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple, ParamSpec, TypeVar, Unpack, final
 
-from aiolease._campaign import Campaign, Options
+from aiolease._election.campaign import Campaign, Options
+from aiolease._election.leadership import Leadership
 from aiolease._functions import argument, is_async
-from aiolease._leadership import Leadership
-from aiolease._lease import check_name
-from aiolease._ledger import Missed
+from aiolease._jobs.due import Missed
+from aiolease._jobs.lookout import Lookout
+from aiolease._jobs.run import Job, JobRun, Overlap, Threads
+from aiolease._jobs.runner import TermOfJobs
+from aiolease._jobs.schedule import Cron, Every, Schedule
 from aiolease._logging import emit
-from aiolease._lookout import Lookout
-from aiolease._runs import Job, JobRun, Overlap, Threads
-from aiolease._schedule import Cron, Every, Schedule
-from aiolease._term import TermOfJobs
+from aiolease._names import check_name
 from aiolease.errors import ConfigurationError, DuplicateJob, InvalidJob
 from aiolease.events import Notice
 from aiolease.stores import Target

@@ -24,7 +24,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from aiolease.errors import StoreUnavailable
-from aiolease.stores._drivers import Rows, error_number
+from aiolease.stores.mysql.drivers import Rows, error_number
 
 _MOST = 100
 """Writings in one packet: some 10 ms of the server's time."""
@@ -42,9 +42,8 @@ _CLAIM_PAUSES = (0.02, 0.1, 0.5)
 class Run(Protocol):
     """Sends a packet; see `Session.run`."""
 
-    def __call__(
-        self, sql: str, parameters: tuple[object, ...], *, repeat: bool
-    ) -> Coroutine[Any, Any, list[Rows]]: ...
+    def __call__(self, sql: str, parameters: tuple[object, ...], *, repeat: bool) -> Coroutine[Any, Any, list[Rows]]:
+        """Sends it."""
 
 
 class Kind(IntEnum):

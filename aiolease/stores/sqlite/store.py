@@ -27,12 +27,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aiolease._clock import current_clock
-from aiolease._fence import RunKey, Term
-from aiolease._lease import Lease, check_name, look_limit, readable
-from aiolease._settle import bounded, settled
+from aiolease._names import check_name
+from aiolease._waiting import bounded, settled
 from aiolease.errors import AioleaseError, ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
-from aiolease.stores._sqlite_ledger import SQLiteLedger
-from aiolease.stores._sqlite_transactions import (
+from aiolease.stores.contract import look_limit
+from aiolease.stores.records import Lease, RunKey, TermKey, readable
+from aiolease.stores.sqlite.ledger import SQLiteLedger
+from aiolease.stores.sqlite.transactions import (
     FenceStatements,
     SQLiteTransaction,
     fence_connection,
@@ -220,7 +221,7 @@ class SQLiteStore(SQLiteLedger):
         """See `LeaseStore.begin`."""
         return await SQLiteTransaction.begin(self.description, self._path, self._fence_statements())
 
-    async def fence(self, connection: Any, term: Term, final: RunKey | None = None, *, within: float) -> None:
+    async def fence(self, connection: Any, term: TermKey, final: RunKey | None = None, *, within: float) -> None:
         """See `LeaseStore.fence`."""
         await fence_connection(self.description, self._path, connection, term, final, self._fence_statements())
 

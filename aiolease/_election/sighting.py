@@ -12,101 +12,11 @@ The difference is what the work has to unwind, and what clocks may drift. A serv
 
 from __future__ import annotations
 
-import os
-import socket
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, Self
+from typing import Self
 
-from aiolease._fence import RunKey, Term, Transaction
-from aiolease.errors import ConfigurationError, StoreUnavailable
-
-MAX_NAME = 100
-
-
-def check_name(name: str, field: str = "name") -> str:
-    """Returns `name` if it can name a lease: 1 to 100 printable ASCII characters, no spaces.
-
-    Raises:
-        ConfigurationError: It cannot.
-    """
-    if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or not all("!" <= char <= "~" for char in name):
-        shown = "…" if "://" in str(name) else name  # a URL in the wrong place may hold a password
-        raise ConfigurationError(field, shown, f"use 1 to {MAX_NAME} printable ASCII characters without spaces")
-    return name
-
-
-UNREADABLE = (AttributeError, TypeError, ValueError, OverflowError)
-"""What making a record of a row raises if it has a value that makes none."""
-
-
-@contextmanager
-def readable(store: str, what: str) -> Iterator[None]:
-    """Around what makes a record of a row: a value that makes none, such as a zero date, is trouble of the store's.
-
-    Raises:
-        StoreUnavailable: The row cannot be read.
-    """
-    try:
-        yield
-    except UNREADABLE as error:
-        problem = f"{what} has a value that cannot be read, written by another hand: {type(error).__name__}: {error}"
-        raise StoreUnavailable(store, problem) from error
-
-
-def new_holder() -> str:
-    """A unique identity for one attempt to claim: ``host-pid-uuid4hex``."""
-    host = "".join(char if "!" <= char <= "~" else "?" for char in socket.gethostname())[:100] or "localhost"
-    return f"{host}-{os.getpid()}-{uuid.uuid4().hex}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
-    """One reading of a lease's row. Every moment is aware UTC by the database's clock.
-
-    Attributes:
-        name: The lease.
-        holder: Who holds it, ``None`` when it was released.
-        token: The number of the latest term.
-        beat: The number of the latest renewal of that term; with the token it tells one state of the row from another.
-        elected_at: When the term began.
-        renewed_at: When the row was claimed or last renewed.
-        expires_at: When another may claim it.
-        resign_token: The term that somebody asked to resign, or ``None``.
-        now: The database's clock at this reading.
-    """
-
-    name: str
-    holder: str | None
-    token: int
-    beat: int
-    elected_at: datetime
-    renewed_at: datetime
-    expires_at: datetime
-    resign_token: int | None
-    now: datetime
-
-    @property
-    def expired(self) -> bool:
-        """Whether it has run out by the database's clock."""
-        return self.expires_at <= self.now
-
-    @property
-    def free(self) -> bool:
-        """Whether it was released, or has run out by the database's clock."""
-        return self.holder is None or self.expired
-
-    @property
-    def duration(self) -> float:
-        """Seconds for which its holder claimed or renewed it."""
-        return max((self.expires_at - self.renewed_at) / timedelta(seconds=1), 0.0)
-
-    def held_by(self, holder: str, token: int) -> bool:
-        """Whether the row still belongs to this term."""
-        return self.holder == holder and self.token == token
+from aiolease.stores.records import Lease
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,16 +43,17 @@ class Reading:
         return abs(self.gained_since(before)) > between / 100 + 0.1 + before.took + self.took
 
 
-_SHORTEST_LOOK, _LONGEST_LOOK = 0.5, 5.0
-
 HIDDEN = 1 / 3
 """The share of a lease between two readings of a candidate: what two steps of the clock that cancel out hide of it."""
+
 
 REMEMBERED = 1 / 2
 """The share of a lease after which a candidate's reading says nothing any more, and a step back is forgotten."""
 
+
 _SLICES = 32
 """Into so many parts the time is cut for which steps are remembered: the memory of many readings stays small."""
+
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -269,84 +180,3 @@ def _trusted_wait(lease: Lease, duration: float, reading: Reading, before: Readi
     if not 0 < left <= duration:
         return duration
     return min(max(left + max(gained, 0.0), duration - min(between, duration * HIDDEN)), duration)
-
-
-def look_limit(lease: Lease | None) -> float:
-    """Seconds that one reading of a candidate which watches may take: a lost answer costs it no more."""
-    return _LONGEST_LOOK if lease is None else min(max(lease.duration / 6, _SHORTEST_LOOK), _LONGEST_LOOK)
-
-
-class LeaseStore(Protocol):
-    """What the leader's election needs of a database. "Someone else holds it" is a return value; only trouble raises.
-
-    Every method may raise `StoreUnavailable` (try again), `StoreRejected` or `SchemaMissing`, and nothing else.
-    A method that is cancelled, or whose caller stops waiting, may still take effect later; callers must expect it.
-    The methods set no limit of time: callers do, from outside, and a store then drops its connection.
-    """
-
-    @property
-    def description(self) -> str:
-        """Which database, for people; without a password."""
-
-    async def read(self, name: str) -> Lease | None:
-        """Reads the row; ``None`` if there is none."""
-
-    async def watch(self, name: str, seconds: float, *, lease: Lease | None, poll: float, hint: bool) -> Lease | None:
-        """Waits until the lease may have become free, at most `seconds`, then reads the row.
-
-        Args:
-            name: The lease.
-            seconds: The longest wait; the reading comes soon after.
-            lease: The latest reading of the row.
-            poll: Seconds between two readings where the store has no better way to learn of a release.
-            hint: Whether to be woken by the holder's release where the database can. A candidate that would not
-                claim says no, so that it does not stand in the way of one that would.
-        """
-
-    async def claim(self, name: str, holder: str, duration: float, *, seen: Lease | None, force: bool) -> Lease | None:
-        """Takes the lease for `holder` if its row still is in the state `seen`, and returns the row afterwards.
-
-        The caller compares the row's holder with its own. Where none was seen the row is made, above the highest token
-        that the database knows of this lease.
-
-        Args:
-            name: The lease.
-            holder: The identity of this attempt, never used before.
-            duration: How long the lease is to last, in seconds, by the database's clock.
-            seen: The reading that the caller decided upon; its token and beat are compared, and swapped.
-            force: Whether a row that has not run out by the database's clock may be taken too.
-        """
-
-    async def renew(self, name: str, holder: str, token: int, beat: int, duration: float) -> Lease | None:
-        """Extends the term's lease if `beat` is above the row's; returns the row afterwards, ``None`` if there is none.
-
-        The renewal took effect if and only if the row belongs to the term and shows `beat`.
-        """
-
-    async def release(self, name: str, holder: str, token: int) -> bool:
-        """Clears the holder if the row still belongs to the term, then wakes the candidates; says whether it did."""
-
-    async def begin(self) -> Transaction:
-        """Begins a transaction on a connection of the user's pool; may wait for one as long as it is let."""
-
-    async def fence(self, connection: Any, term: Term, final: RunKey | None = None, *, within: float) -> None:
-        """Fences a transaction of the user's own on `connection`, who commits next.
-
-        Args:
-            connection: The user's.
-            term: The term.
-            final: See `Transaction.commit`.
-            within: Seconds after which the server is to end the session of a process that was frozen before its
-                COMMIT, where it can.
-
-        Raises:
-            FenceBroken: The term is over.
-            Refused: The run is not the running one.
-            StoreUnavailable: A conflict, or the connection is lost.
-        """
-
-    def forget(self, name: str) -> None:
-        """The term is over and its row is not to be touched: gives up what wakes the candidates. Never waits."""
-
-    async def resign(self, name: str) -> int | None:
-        """Asks the holder's term to resign at its next renewal; returns its token, ``None`` if the lease is free."""

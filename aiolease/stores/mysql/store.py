@@ -1,14 +1,14 @@
 """The store on MySQL and MariaDB: the statements, and how candidates wait for a release.
 
 Two connections at most, however many leases this process has: one for the leases, one for the ledger (see
-`aiolease.stores._mysql_ledger`) and for what people ask.
+`aiolease.stores.mysql.ledger`) and for what people ask.
 
 Expiry is reckoned in SQL with ``UTC_TIMESTAMP(6)``, in the statement that compares it. A claim compares and swaps
 (token, beat), and writes the lease and the fence in one statement. A leader holds ``GET_LOCK`` during its term, and a
 candidate waits inside it: a hint that is woken within a millisecond of a release, and proves nothing. Where it is
 missing or local to one node (Galera), where this process has several leases, and after a hint that was wrong, the
 candidate polls; all candidates of this process share one statement. What its leases write at one moment shares one
-commit (see `aiolease.stores._writes`), so that a process can lead a thousand of them.
+commit (see `aiolease.stores.mysql.writes`), so that a process can lead a thousand of them.
 
 Written so that both servers take it without a warning. Drivers count changed rows, not matched ones; so no decision
 rests on such a count alone.
@@ -28,15 +28,25 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from aiolease._fence import RunKey, Term
-from aiolease._lease import Lease, check_name, look_limit, readable
-from aiolease._settle import bounded, caller
+from aiolease._names import check_name
+from aiolease._waiting import bounded, caller
 from aiolease.errors import ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
-from aiolease.stores._drivers import NO_SUCH_TABLE, TABLE_EXISTS, Driver, Execute, Rows, Session, denied, error_number
-from aiolease.stores._mysql_ledger import IDLE, MySQLLedger
-from aiolease.stores._settling import SETTLE, SETTLED
-from aiolease.stores._transactions import DriverLender, FenceSQL, Lender, MySQLTransaction, fence_connection
-from aiolease.stores._writes import Kind, Write, Writes, while_wanted
+from aiolease.stores.contract import look_limit
+from aiolease.stores.mysql.drivers import (
+    NO_SUCH_TABLE,
+    TABLE_EXISTS,
+    Driver,
+    Execute,
+    Rows,
+    Session,
+    denied,
+    error_number,
+)
+from aiolease.stores.mysql.ledger import IDLE, MySQLLedger
+from aiolease.stores.mysql.settling import SETTLE, SETTLED
+from aiolease.stores.mysql.transactions import DriverLender, FenceSQL, Lender, MySQLTransaction, fence_connection
+from aiolease.stores.mysql.writes import Kind, Write, Writes, while_wanted
+from aiolease.stores.records import Lease, RunKey, TermKey, readable
 
 SCHEMA_VERSION = 2
 _EXTENDED = 1  # the version that only lacks tables: they are added
@@ -353,7 +363,7 @@ class MySQLStore(MySQLLedger):
         """See `LeaseStore.begin`."""
         return await MySQLTransaction.begin(self.description, self._lender, self._driver.cursor, self._fence)
 
-    async def fence(self, connection: Any, term: Term, final: RunKey | None = None, *, within: float) -> None:
+    async def fence(self, connection: Any, term: TermKey, final: RunKey | None = None, *, within: float) -> None:
         """See `LeaseStore.fence`."""
         await fence_connection(self.description, connection, self._driver.cursor, self._fence, term, final, within)
 

@@ -28,7 +28,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from cronsim import CronSim
 
-from aiolease._cron import no_such_day, parse, plain, split
+from aiolease._jobs.cron import no_such_day, parse, plain, split
 from aiolease.errors import InvalidSchedule
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -16,9 +16,10 @@ from contextlib import suppress
 from datetime import UTC
 from typing import Any, Protocol
 
-from aiolease._fence import FenceBroken, Refused, RunKey, Term
 from aiolease.errors import AioleaseError, CommitUnknown, ConfigurationError, StoreUnavailable, TransactionEnded
-from aiolease.stores._drivers import Rows, error_number, execute, listen, plain_cursor, translate
+from aiolease.stores.contract import FenceBroken, Refused
+from aiolease.stores.mysql.drivers import Rows, error_number, execute, listen, plain_cursor, translate
+from aiolease.stores.records import RunKey, TermKey
 
 _SAVEPOINT = "aiolease_transaction"
 _NO_SUCH_SAVEPOINT = 1305
@@ -87,7 +88,7 @@ class FenceSQL:
         """The database of the fence: the user's session may have gone to another with USE."""
         self._prefix = prefix
 
-    def statements(self, term: Term, final: RunKey | None = None) -> tuple[str, tuple[object, ...]]:
+    def statements(self, term: TermKey, final: RunKey | None = None) -> tuple[str, tuple[object, ...]]:
         """The fence, which fails unless it matched one row; being a write, a cluster certifies it.
 
         With `final`, that run is recorded as succeeded behind it, which fails unless it is the running one.
@@ -151,7 +152,7 @@ class MySQLTransaction:
             raise
         return cls(store, lender, connection, raw, cursor, fence)
 
-    async def commit(self, term: Term, final: RunKey | None = None) -> None:
+    async def commit(self, term: TermKey, final: RunKey | None = None) -> None:
         """See `Transaction.commit`: fence and COMMIT in one packet."""
         if self._lender.ended(self.connection):
             await self.roll_back()
@@ -213,7 +214,7 @@ async def _read_pending(connection: Any, cursor: type) -> None:
 
 
 async def fence_connection(  # noqa: PLR0917
-    store: str, connection: Any, cursor: type, fence: FenceSQL, term: Term, final: RunKey | None, within: float
+    store: str, connection: Any, cursor: type, fence: FenceSQL, term: TermKey, final: RunKey | None, within: float
 ) -> None:
     """Fences a transaction that the user commits: a driver's connection, or SQLAlchemy's connection or session.
 

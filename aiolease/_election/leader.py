@@ -28,14 +28,13 @@ from typing import Any, TypedDict
 import anyio
 import anyio.lowlevel
 
-from aiolease._candidate import TROUBLE, Claim, Contact, Eligible, is_eligible
 from aiolease._clock import boot_clock, current_clock, jitter
-from aiolease._leadership import Leadership, leading
-from aiolease._lease import Lease, LeaseStore
+from aiolease._election.candidate import TROUBLE, Claim, Contact, Eligible, is_eligible
+from aiolease._election.leadership import Leadership, leading
+from aiolease._election.timings import OnStall, Timings
+from aiolease._election.watchdog import end_process, watched
 from aiolease._logging import emit
-from aiolease._settings import OnStall, Timings
-from aiolease._settle import bounded, insisted, settled
-from aiolease._watchdog import end_process, watched
+from aiolease._waiting import bounded, insisted, settled
 from aiolease.errors import LeadershipLost, LossReason, StoreUnavailable
 from aiolease.events import (
     BodyStuck,
@@ -51,6 +50,8 @@ from aiolease.events import (
     Resigned,
     describe,
 )
+from aiolease.stores.contract import LeaseStore
+from aiolease.stores.records import Lease
 
 _FIRST_RETRY = 0.25
 """Seconds before a failed renewal is tried again; doubled up to the retry interval, with jitter."""

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
-from aiolease._fence import RunKey
-from aiolease._records import Change, RunRecord
-from aiolease._schedule import Schedule, ticks_between
+from aiolease._jobs.schedule import Schedule, ticks_between
+from aiolease.stores.records import Change, RunKey, RunRecord
 
 Missed = Literal["once", "all", "skip"]
 

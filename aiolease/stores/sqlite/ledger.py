@@ -9,9 +9,10 @@ from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
-from aiolease._fence import FenceBroken, Refused, Term
-from aiolease._lease import check_name, readable
-from aiolease._records import (
+from aiolease._names import check_name
+from aiolease.errors import InvalidJob
+from aiolease.stores.contract import FenceBroken, Refused
+from aiolease.stores.records import (
     AHEAD,
     SETTLED_BY_HAND,
     Batch,
@@ -21,14 +22,15 @@ from aiolease._records import (
     Place,
     RunRecord,
     Stock,
+    TermKey,
     checked_limit,
     kept,
     read_each,
+    readable,
     step_of,
     there,
-)  # fmt: skip
-from aiolease.errors import InvalidJob
-from aiolease.stores._sqlite_transactions import microseconds, moment, transaction
+)
+from aiolease.stores.sqlite.transactions import microseconds, moment, transaction
 
 T = TypeVar("T")
 
@@ -215,7 +217,7 @@ class SQLiteLedger:
 
         return await self._run(work)
 
-    async def enroll(self, term: Term, jobs: Sequence[Enrolment]) -> None:
+    async def enroll(self, term: TermKey, jobs: Sequence[Enrolment]) -> None:
         """See `LedgerStore.enroll`."""
 
         def work(connection: sqlite3.Connection) -> None:
@@ -235,7 +237,7 @@ class SQLiteLedger:
 
         await self._run(work)
 
-    async def record(self, term: Term, batch: Batch) -> None:
+    async def record(self, term: TermKey, batch: Batch) -> None:
         """See `LedgerStore.record`."""
 
         def work(connection: sqlite3.Connection) -> None:
@@ -303,7 +305,7 @@ class SQLiteLedger:
 
     # -- the thread
 
-    def _count_fence(self, connection: sqlite3.Connection, term: Term) -> None:
+    def _count_fence(self, connection: sqlite3.Connection, term: TermKey) -> None:
         values = {"name": term.name, "holder": term.holder, "token": term.token}
         if connection.execute(self._count_fence_sql, values).rowcount != 1:
             raise FenceBroken
@@ -341,7 +343,7 @@ def _all(connection: sqlite3.Connection, sql: str, rows: list[dict[str, Any]]) -
         raise Refused
 
 
-def _change_values(term: Term, change: Change, now: int) -> dict[str, Any]:
+def _change_values(term: TermKey, change: Change, now: int) -> dict[str, Any]:
     key = change.key
     return {
         "lease": term.name,
@@ -360,7 +362,7 @@ def _change_values(term: Term, change: Change, now: int) -> dict[str, Any]:
     }
 
 
-def _claim_values(term: Term, run: RunRecord, now: int) -> dict[str, Any]:
+def _claim_values(term: TermKey, run: RunRecord, now: int) -> dict[str, Any]:
     return {
         "lease": term.name,
         "job": run.job,

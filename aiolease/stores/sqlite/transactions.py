@@ -16,9 +16,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from aiolease._fence import FenceBroken, Refused, RunKey, Term
 from aiolease.errors import AioleaseError, CommitUnknown, ConfigurationError, StoreUnavailable, TransactionEnded
 from aiolease.events import describe
+from aiolease.stores.contract import FenceBroken, Refused
+from aiolease.stores.records import RunKey, TermKey
 
 if TYPE_CHECKING:
     import aiosqlite
@@ -111,7 +112,7 @@ class SQLiteTransaction:
             raise
         return cls(store, connection, statements)
 
-    async def commit(self, term: Term, final: RunKey | None = None) -> None:
+    async def commit(self, term: TermKey, final: RunKey | None = None) -> None:
         """See `Transaction.commit`. What a deferred constraint says comes out as it is."""
         try:
             try:
@@ -143,7 +144,7 @@ class SQLiteTransaction:
 
 
 async def fence_connection(  # noqa: PLR0917
-    store: str, path: Path, connection: Any, term: Term, final: RunKey | None, statements: FenceStatements
+    store: str, path: Path, connection: Any, term: TermKey, final: RunKey | None, statements: FenceStatements
 ) -> None:
     """Fences a transaction that the user commits: on aiosqlite's connection, or SQLAlchemy's connection or session.
 
@@ -196,7 +197,7 @@ def _is_same(file: Path, path: Path) -> bool:
 
 
 async def _fence(
-    store: str, connection: aiosqlite.Connection, term: Term, final: RunKey | None, statements: FenceStatements
+    store: str, connection: aiosqlite.Connection, term: TermKey, final: RunKey | None, statements: FenceStatements
 ) -> None:
     name = {"name": term.name, "holder": term.holder, "token": term.token}
     try:

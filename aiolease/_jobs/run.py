@@ -1,7 +1,7 @@
 """One run of a job: what a job is, what its function is given, and how it is called and ends.
 
 A coroutine function runs in a task of its own, a plain one in a thread of its own. How a run ended is told as an
-`Outcome`; who schedules runs and writes the ledger is `aiolease._term`.
+`Outcome`; who schedules runs and writes the ledger is `aiolease._jobs.runner`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, final
 
-from aiolease._fence import RunKey
+from aiolease._election.leadership import Leadership
 from aiolease._forks import end_child
 from aiolease._functions import is_async
 from aiolease._interrupts import is_for_the_program
-from aiolease._leadership import Leadership
-from aiolease._ledger import Missed
+from aiolease._jobs.due import Missed
+from aiolease._jobs.schedule import Schedule
 from aiolease._logging import emit, in_run
-from aiolease._schedule import Schedule
 from aiolease._tracebacks import hide_values
 from aiolease.errors import CommitUnknown, LeadershipLost, RunEnded, StoreUnavailable
 from aiolease.events import Notice
+from aiolease.stores.records import RunKey
 
 Overlap = Literal["skip", "allow"]
 Ending = Literal["succeeded", "failed", "lost"]

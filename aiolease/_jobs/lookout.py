@@ -14,15 +14,15 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import cast
 
-from aiolease._candidate import TROUBLE
-from aiolease._lease import LeaseStore
+from aiolease._election.candidate import TROUBLE
+from aiolease._election.timings import Timings
+from aiolease._jobs.run import Job
+from aiolease._jobs.schedule import means_the_same, read_schedule
 from aiolease._logging import emit
-from aiolease._records import JobRecord, LedgerStore
-from aiolease._runs import Job
-from aiolease._schedule import means_the_same, read_schedule
-from aiolease._settings import Timings
-from aiolease._settle import bounded
+from aiolease._waiting import bounded
 from aiolease.events import Observer, UnknownJobs
+from aiolease.stores.contract import LeaseStore, LedgerStore
+from aiolease.stores.records import JobRecord
 
 
 class Lookout:
