@@ -22,7 +22,7 @@ _SWALLOWED = 1.0
 """Seconds after which a cancellation that ended nothing is taken for swallowed."""
 
 
-async def bounded(seconds: float, store: str, call: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
+async def time_limited(seconds: float, store: str, call: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
     """Awaits one exchange with a store for at most `seconds`.
 
     In a task of its own: a driver may swallow the cancellation that ends the wait (``wait_for`` of Python 3.11 does,
@@ -60,10 +60,10 @@ async def _leave(task: asyncio.Future[Any]) -> asyncio.CancelledError | None:
     """Cancels `task`, and does not wait for it if it goes on; returns the first cancellation that arrived meanwhile."""
     task.add_done_callback(lambda task: None if task.cancelled() else task.exception())
     task.cancel()
-    return await settled(task, _SWALLOWED)
+    return await wait_shielded(task, _SWALLOWED)
 
 
-async def insisted(seconds: float, store: str, call: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T, bool]:
+async def retried(seconds: float, store: str, call: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T, bool]:
     """Awaits a last write for at most `seconds`; while there is time, tries again if the store is unavailable.
 
     The server may have ended the connection, restart, or hand over to another. A try that gets no answer has half the
@@ -79,7 +79,7 @@ async def insisted(seconds: float, store: str, call: Callable[[], Coroutine[Any,
     until, limit, pause, again = clock() + seconds, seconds / 2, 0.0, False
     while True:
         try:
-            return await bounded(limit, store, call()), again
+            return await time_limited(limit, store, call()), again
         except StoreUnavailable:
             limit, again = until - clock() - pause, True
             if limit <= 0:
@@ -88,7 +88,7 @@ async def insisted(seconds: float, store: str, call: Callable[[], Coroutine[Any,
         pause = min(max(2 * pause, _PAUSES[0]), _PAUSES[1])
 
 
-async def settled(task: asyncio.Future[T], within: float | None = None) -> asyncio.CancelledError | None:
+async def wait_shielded(task: asyncio.Future[T], within: float | None = None) -> asyncio.CancelledError | None:
     """Waits until `task` has ended, however often the caller is cancelled meanwhile.
 
     The task must be bounded by itself, or the wait by `within`. An anyio scope is kept from cancelling over and over by
@@ -108,7 +108,7 @@ async def settled(task: asyncio.Future[T], within: float | None = None) -> async
     return cancelled
 
 
-async def given_up(task: asyncio.Task[T]) -> asyncio.CancelledError | None:
+async def cancel_and_wait(task: asyncio.Task[T]) -> asyncio.CancelledError | None:
     """Cancels `task` and waits until it has ended; it may have a result all the same.
 
     Returns:
@@ -118,6 +118,6 @@ async def given_up(task: asyncio.Task[T]) -> asyncio.CancelledError | None:
     while not task.done():
         task.cancel()
         # Again after a while: a driver may swallow the one, and wait on.
-        another = await settled(task, _SWALLOWED)
+        another = await wait_shielded(task, _SWALLOWED)
         cancelled = cancelled or another
     return cancelled

@@ -26,10 +26,10 @@ from typing import Any, NoReturn, TypeVar
 
 from aiolease._names import check_name
 from aiolease._settings import LeaseSettings
-from aiolease._waiting import bounded
+from aiolease._waiting import time_limited
 from aiolease.errors import AioleaseError, ConfigurationError, InvalidJob
 from aiolease.stores import Store, open_store
-from aiolease.stores.records import JobRecord, Lease, RunRecord, Stock
+from aiolease.stores.records import JobRecord, Lease, LedgerReading, RunRecord
 
 T = TypeVar("T")
 
@@ -202,7 +202,7 @@ def _described(lease: Lease) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _status_facts(name: str, row: Lease | None, stock: Stock) -> dict[str, object]:
+def _status_facts(name: str, row: Lease | None, stock: LedgerReading) -> dict[str, object]:
     """What `_described` and the table of jobs say, for programs."""
     unfinished = Counter((run.job, run.status) for run in stock.unfinished)
     nothing = dict.fromkeys(field.name for field in fields(Lease)) | {"name": name, "now": stock.now}
@@ -216,7 +216,7 @@ def _status_facts(name: str, row: Lease | None, stock: Stock) -> dict[str, objec
     }
 
 
-def _job_rows(stock: Stock) -> Iterator[tuple[str, ...]]:
+def _job_rows(stock: LedgerReading) -> Iterator[tuple[str, ...]]:
     unfinished = Counter((run.job, run.status) for run in stock.unfinished)
     for record in _sorted(stock):
         busy = [(unfinished[record.job, status], status) for status in ("running", "queued")]
@@ -229,7 +229,7 @@ def _job_rows(stock: Stock) -> Iterator[tuple[str, ...]]:
         yield record.job, f"{record.schedule} {record.timezone}".strip(), last, ", ".join(doing)
 
 
-def _sorted(stock: Stock) -> list[JobRecord]:
+def _sorted(stock: LedgerReading) -> list[JobRecord]:
     return [stock.jobs[name] for name in sorted(stock.jobs)]
 
 
@@ -299,7 +299,7 @@ class _Lease:
 
     async def ask(self, question: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
         """Has one exchange with the store, bounded in time."""
-        return await bounded(_LIMIT, self._store.description, question(self._store))
+        return await time_limited(_LIMIT, self._store.description, question(self._store))
 
 
 def _on_lease(arguments: argparse.Namespace, command: Callable[[_Lease], Awaitable[int]]) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from aiolease import leadership, open_store
 from aiolease._jobs.schedule import Every
-from aiolease.stores.records import Batch, Enrolment, RunRecord, TermKey
+from aiolease.stores.records import Batch, JobDefinition, RunRecord, TermKey
 from benchmarks.databases import Database
 
 LEASE: Final = "bench"
@@ -33,7 +33,7 @@ async def term(target: Any) -> AsyncIterator[tuple[Any, TermKey, datetime]]:
 async def enroll(target: Any, names: Sequence[str], interval: int) -> None:
     """Makes jobs known, as of now: what falls due from now on is missed if nobody leads."""
     async with term(target) as (store, of, _):
-        jobs = [Enrolment(job=name, schedule=Every(interval).expression, timezone="") for name in names]
+        jobs = [JobDefinition(job=name, schedule=Every(interval).expression, timezone="") for name in names]
         await store.enroll(of, jobs)
 
 

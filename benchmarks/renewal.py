@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from aiolease import open_store
 from aiolease._election.candidate import new_holder
-from aiolease._waiting import bounded
+from aiolease._waiting import time_limited
 from benchmarks.databases import Database
 from benchmarks.report import Figure, Table, milliseconds
 from benchmarks.samples import median, percentile
@@ -53,7 +53,7 @@ async def _of(database: Database, times: int) -> dict[str, Figure]:
 
         async def renew() -> None:
             # As the leader does it: with its limit of time, which is not reached here.
-            lease = await bounded(5.0, store.description, store.renew("bench", holder, token, beat, LEASE))
+            lease = await time_limited(5.0, store.description, store.renew("bench", holder, token, beat, LEASE))
             assert lease is not None
             assert lease.beat == beat
 

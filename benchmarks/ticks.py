@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from aiolease import leadership, open_store
-from aiolease.stores.records import Batch, Change, Enrolment, RunKey, RunRecord, TermKey
+from aiolease.stores.records import Batch, Change, JobDefinition, RunKey, RunRecord, TermKey
 from benchmarks import jobs
 from benchmarks.databases import Database
 from benchmarks.report import Figure, Table
@@ -49,7 +49,7 @@ async def _ledger(url: str, size: int, seconds: float) -> float:
     names = [f"job_{number}" for number in range(JOBS)]
     async with open_store(url) as store, leadership(store, f"bench-{size}") as lead:
         term = TermKey(lead.name, lead.holder, lead.token)
-        await store.enroll(term, [Enrolment(job=name, schedule="every 1s", timezone="") for name in names])
+        await store.enroll(term, [JobDefinition(job=name, schedule="every 1s", timezone="") for name in names])
         tick = lead.elected_at - timedelta(days=7)
         ended: list[Change] = []
         finished, started = 0, time.monotonic()

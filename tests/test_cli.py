@@ -19,7 +19,7 @@ import pytest
 from aiolease import JobRegistry, JobRun, Leadership, leadership, open_store
 from aiolease.cli import main
 from aiolease.stores import Store
-from aiolease.stores.records import Batch, Change, Enrolment, RunKey, RunRecord, RunStatus, TermKey
+from aiolease.stores.records import Batch, Change, JobDefinition, RunKey, RunRecord, RunStatus, TermKey
 from tests.servers import Server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -289,7 +289,7 @@ class Books:
         assert row is not None
         term = TermKey("default", "somebody", row.token)
         jobs = [("report", "cron 0 9 * * *", "America/New_York"), ("sweep", "every 30s", "")]
-        await store.enroll(term, [Enrolment(job=job, schedule=text, timezone=zone) for job, text, zone in jobs])
+        await store.enroll(term, [JobDefinition(job=job, schedule=text, timezone=zone) for job, text, zone in jobs])
         return cls(store, term, row.now.replace(microsecond=0))
 
     async def claim(self, minutes: float, status: RunStatus = "running", **facts: Any) -> RunRecord:
@@ -521,7 +521,7 @@ async def test_the_lease_of_a_job_is_an_option_or_a_variable(
             row = await store.claim(name, "somebody", 60, seen=None, force=False)
             assert row is not None
             await store.enroll(
-                TermKey(name, "somebody", row.token), [Enrolment(job="report", schedule="every 30s", timezone="")]
+                TermKey(name, "somebody", row.token), [JobDefinition(job="report", schedule="every 30s", timezone="")]
             )
     for variable, arguments, name in (
         ("", (), "default"),

@@ -27,12 +27,12 @@ from aiolease.stores.records import (
     MAX_ERROR,
     Batch,
     Change,
-    Enrolment,
+    JobDefinition,
     JobRecord,
+    LedgerReading,
     RunKey,
     RunRecord,
     RunStatus,
-    Stock,
     TermKey,
 )
 from aiolease.stores.sqlite import SQLiteStore
@@ -62,8 +62,8 @@ async def enrolled(store: Store, *jobs: str, name: str = "cron") -> TermKey:
     return term
 
 
-def enrolment(job: str, schedule: str = "every 30s", timezone: str = "") -> Enrolment:
-    return Enrolment(job=job, schedule=schedule, timezone=timezone)
+def enrolment(job: str, schedule: str = "every 30s", timezone: str = "") -> JobDefinition:
+    return JobDefinition(job=job, schedule=schedule, timezone=timezone)
 
 
 def run(term: TermKey, job: str, tick: datetime, status: RunStatus = "running", **more: Any) -> RunRecord:
@@ -164,7 +164,7 @@ async def test_a_job_that_is_enrolled_again_is_left_alone(make_store: MakeStore)
 
 
 @pytest.mark.parametrize("given", [enrolment("a", "every 31s"), enrolment("a", "every 30s", "UTC")])
-async def test_a_new_schedule_begins_now(make_store: MakeStore, given: Enrolment) -> None:
+async def test_a_new_schedule_begins_now(make_store: MakeStore, given: JobDefinition) -> None:
     """Another schedule, or another zone, moves `schedule_since`, and leaves all else as it is."""
     store = await make_store()
     term = await enrolled(store, "a", "b")
@@ -1440,7 +1440,7 @@ async def test_sqlite_reads_one_moment_of_the_ledger(tmp_path: Path) -> None:
                 await store.record(term, claiming(run(term, "a", start + number * SECOND)))
             done.set()
 
-        def whole(stock: Stock) -> bool:
+        def whole(stock: LedgerReading) -> bool:
             return not stock.unfinished or stock.jobs["a"].high_tick == stock.unfinished[-1].tick
 
         writing = asyncio.create_task(write())

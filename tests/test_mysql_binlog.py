@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from aiolease import leadership, open_store
-from aiolease.stores.records import Batch, Enrolment, TermKey
+from aiolease.stores.records import Batch, JobDefinition, TermKey
 from tests.servers import MariaDBServer, MySQLServer, Server
 from tests.test_ledger_stores import change, claiming, run
 
@@ -32,7 +32,7 @@ async def test_what_a_leader_writes_again_and_again_is_safe_for_a_log_of_stateme
             before = len(unsafe(server))
             async with leadership(store, "made", timeout=20) as lead:
                 term = TermKey("made", lead.holder, lead.token)
-                await store.enroll(term, [Enrolment(job="job", schedule="every 30s", timezone="")])
+                await store.enroll(term, [JobDefinition(job="job", schedule="every 30s", timezone="")])
                 now = (await store.take_stock("made")).now
                 for number in range(20, 0, -1):
                     row = run(term, "job", now - timedelta(seconds=number))

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from aiolease import Leadership, LeadershipLost, leadership, open_store
 from aiolease._clock import boot_clock
-from aiolease._waiting import bounded
+from aiolease._waiting import time_limited
 from aiolease.errors import StoreUnavailable
 from aiolease.events import Elected, Event, Lost, Released, Renewed, RenewFailed, Waiting
 from tests.campaigns import (
@@ -256,8 +256,8 @@ async def test_a_connection_that_hangs_as_it_is_made_costs_no_other_lease(mysql_
         await until(lambda: proxy.swallowed["to_client"] > lost, "the greeting is lost")
         proxy.heal()
         with pytest.raises(StoreUnavailable):
-            await bounded(0.5, "short", store.renew("short", "me", 1, 5, 60.0))
-        renewed = await bounded(5.0, "both", asyncio.gather(long, store.renew("short", "me", 1, 6, 60.0)))
+            await time_limited(0.5, "short", store.renew("short", "me", 1, 5, 60.0))
+        renewed = await time_limited(5.0, "both", asyncio.gather(long, store.renew("short", "me", 1, 6, 60.0)))
         assert [(lease.name, lease.beat) for lease in renewed if lease] == [("long", 6), ("short", 6)]
 
 
@@ -270,7 +270,7 @@ async def test_a_lease_too_short_for_its_network_costs_no_longer_one(mysql_serve
         async def impatient(seconds: float) -> None:
             while True:
                 with contextlib.suppress(StoreUnavailable):
-                    await bounded(seconds, "short", store.read("short"))
+                    await time_limited(seconds, "short", store.read("short"))
                 await asyncio.sleep(0.05)
 
         neighbours = [asyncio.create_task(impatient(seconds)) for seconds in (0.25, 0.33)]
@@ -278,7 +278,7 @@ async def test_a_lease_too_short_for_its_network_costs_no_longer_one(mysql_serve
             failures = 0
             for beat in range(5, 11):
                 try:
-                    lease = await bounded(4.0, "long", store.renew("long", "me", 1, beat, 60.0))
+                    lease = await time_limited(4.0, "long", store.renew("long", "me", 1, beat, 60.0))
                 except StoreUnavailable:
                     failures += 1
                 else:

@@ -11,7 +11,7 @@ import pytest
 
 from aiolease import leadership, open_store
 from aiolease._election.candidate import new_holder
-from aiolease._waiting import bounded
+from aiolease._waiting import time_limited
 from aiolease.errors import StoreUnavailable
 from aiolease.events import Lost, Renewed, RenewFailed
 from aiolease.stores.mysql.drivers import Rows
@@ -150,7 +150,7 @@ async def test_a_claim_that_meets_a_locked_row_delays_no_heartbeat(
             beat = 5
             while not claim.done():
                 for name in ("one", "two"):
-                    renewed = await bounded(0.7, name, store.renew(name, "me", 1, beat, 30.0))
+                    renewed = await time_limited(0.7, name, store.renew(name, "me", 1, beat, 30.0))
                     assert renewed is not None
                     assert renewed.beat == beat
                 beat += 1
@@ -160,7 +160,7 @@ async def test_a_claim_that_meets_a_locked_row_delays_no_heartbeat(
             claim = asyncio.create_task(store.claim("other", "new", 30.0, seen=seen, force=True))
             await asyncio.sleep(0.05)  # it is at it
             await stranger.rollback()
-            won = await bounded(LIMIT, "other", claim)
+            won = await time_limited(LIMIT, "other", claim)
             assert won is not None
             assert (won.holder, won.token) == ("new", 2)
         finally:

@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 
 from aiolease import StoreUnavailable, leadership
-from aiolease._waiting import bounded
+from aiolease._waiting import time_limited
 from aiolease.stores.records import Lease
 from aiolease.testing import MemoryStore, virtual_time
 
@@ -36,7 +36,7 @@ async def test_an_exchange_that_swallows_its_cancellation_is_left_behind() -> No
     clock, answer = asyncio.get_running_loop().time, asyncio.Event()
     began = clock()
     with pytest.raises(StoreUnavailable, match="no answer within 3 s"):
-        await bounded(3.0, "memory", swallows(answer))
+        await time_limited(3.0, "memory", swallows(answer))
     assert clock() - began < 5
     answer.set()
     await asyncio.sleep(1)
@@ -46,7 +46,7 @@ async def test_an_exchange_that_swallows_its_cancellation_is_left_behind() -> No
 async def test_a_caller_that_is_cancelled_does_not_wait_for_a_driver_that_swallows_it() -> None:
     """Cancelled, the caller ends soon, and as cancelled."""
     clock, answer = asyncio.get_running_loop().time, asyncio.Event()
-    task = asyncio.create_task(bounded(300.0, "memory", swallows(answer)))
+    task = asyncio.create_task(time_limited(300.0, "memory", swallows(answer)))
     await asyncio.sleep(1)
     task.cancel()
     began = clock()
@@ -67,7 +67,7 @@ async def test_a_cancellation_that_a_driver_answers_with_an_error_is_not_lost() 
         except asyncio.CancelledError:
             raise StoreUnavailable("memory", "cannot connect") from None
 
-    task = asyncio.create_task(bounded(300.0, "memory", turns_it_into_an_error()))
+    task = asyncio.create_task(time_limited(300.0, "memory", turns_it_into_an_error()))
     await asyncio.sleep(1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -85,7 +85,7 @@ async def test_an_answer_that_comes_with_the_cancellation_counts() -> None:
             return "answer"
         return "late"
 
-    assert await bounded(3.0, "memory", just_in_time()) == "answer"
+    assert await time_limited(3.0, "memory", just_in_time()) == "answer"
 
 
 @pytest.mark.parametrize("timeout", [0, 5.0])

@@ -29,7 +29,7 @@ from aiolease._election.candidate import new_holder
 from aiolease.stores import Store, open_store
 from aiolease.stores.contract import LeaseStore, LedgerStore
 from aiolease.stores.mysql.settling import SETTLE
-from aiolease.stores.records import Batch, Change, Enrolment, Lease, RunKey, RunRecord, RunStatus, TermKey
+from aiolease.stores.records import Batch, Change, JobDefinition, Lease, RunKey, RunRecord, RunStatus, TermKey
 from aiolease.stores.sqlite import SQLiteStore
 from tests.servers import Server, TCPProxy
 
@@ -485,8 +485,8 @@ async def drive_ledger(store: Store, recorder: Recorder, term: TermKey) -> None:
     await measure("history of one", store.history("big", FAILING, limit=1))
 
     more = [f"more{number:04}" for number in range(1000)]
-    enrolments = [Enrolment(job=job, schedule="every 60s", timezone="") for job in [*JOBS, *more]]
-    enrolments[3] = Enrolment(job=JOBS[3], schedule="cron 0 9 * * *", timezone="Europe/Vienna")
+    enrolments = [JobDefinition(job=job, schedule="every 60s", timezone="") for job in [*JOBS, *more]]
+    enrolments[3] = JobDefinition(job=JOBS[3], schedule="cron 0 9 * * *", timezone="Europe/Vienna")
     await measure("enroll", store.enroll(term, enrolments), limit=8 * AT_ONCE)
     await measure("enroll none", store.enroll(term, []))
 
@@ -642,7 +642,7 @@ async def test_what_a_leader_writes_locks_no_other_leases_rows(mysql_server: Ser
     async with recorded(mysql_server) as (recorder, proxy, store):
         terms = [await lead(store, name) for name in ("big", "other-a")]
         for term in terms:
-            await store.enroll(term, [Enrolment(job=job, schedule="every 60s", timezone="") for job in JOBS])
+            await store.enroll(term, [JobDefinition(job=job, schedule="every 60s", timezone="") for job in JOBS])
         recorder.analyze()
         proxy.on_query = recorder.saw
         now = (await store.take_stock("big", attention=True)).now

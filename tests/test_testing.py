@@ -36,7 +36,7 @@ from aiolease import (
 from aiolease import testing as module
 from aiolease.errors import RunEnded
 from aiolease.events import Event
-from aiolease.stores.records import Batch, Enrolment, TermKey
+from aiolease.stores.records import Batch, JobDefinition, TermKey
 from aiolease.testing import MemoryServer, MemoryStore, Method, VirtualLoop, job_run, run_job, run_virtual, virtual_time
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -426,7 +426,7 @@ async def test_stores_on_one_server_are_processes_of_one_fleet() -> None:
 # -- faults
 
 TERM = TermKey("default", "me", 1)
-ENROLMENT = Enrolment(job="job", schedule="30", timezone="UTC")
+ENROLMENT = JobDefinition(job="job", schedule="30", timezone="UTC")
 
 Call = Callable[[MemoryStore], Awaitable[object]]
 

@@ -17,14 +17,14 @@ from datetime import datetime
 from typing import Literal, Protocol, TypedDict, Unpack, final
 
 from aiolease._clock import current_clock
-from aiolease._election.candidate import Candidate, Contact, Eligible, StayOut
+from aiolease._election.candidate import Candidate, Eligible, Health, StayOut
 from aiolease._election.leader import hold
 from aiolease._election.leadership import Leadership
 from aiolease._election.signals import handled
 from aiolease._election.timings import OnStall, Timings, check_stall, check_wait
 from aiolease._functions import check_eligible
 from aiolease._logging import emit
-from aiolease._waiting import settled
+from aiolease._waiting import wait_shielded
 from aiolease.errors import LeadershipLost
 from aiolease.events import Notice, Observer, describe
 from aiolease.stores import Target, check_target, open_store
@@ -107,7 +107,7 @@ def leadership(
     @asynccontextmanager
     async def term() -> AsyncIterator[Leadership]:
         async with open_store(target) as store:
-            contact = Contact()
+            contact = Health()
             candidate = Candidate(store, name, timings, eligible=eligible, observer=on_event, contact=contact)
             claim = await candidate.elect(timeout)
             async with hold(
@@ -209,7 +209,7 @@ class Campaign:
         self._name = name
         self._body = body
         self._lookout = lookout and lookout(name, self._timings, self._observer)
-        self._contact = Contact()
+        self._contact = Health()
         self._state: State = "starting"
         self._lead: Leadership | None = None
         self._failure: str | None = None
@@ -274,7 +274,7 @@ class Campaign:
                         stay_out = await self._one_term(store, stay_out)
                 finally:
                     looking.cancel()
-                    cancelled = await settled(looking)
+                    cancelled = await wait_shielded(looking)
                     if cancelled is not None:
                         raise cancelled
         except Exception:
@@ -432,7 +432,7 @@ class Campaign:
                 await asyncio.wait([task, attempted])
             except asyncio.CancelledError:  # while it drains, or an anyio scope around the block
                 task.cancel()
-                await settled(task)
+                await wait_shielded(task)
                 raise
             finally:
                 if task.done() and not task.cancelled():

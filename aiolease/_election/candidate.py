@@ -24,7 +24,7 @@ from aiolease._election.timings import Timings
 from aiolease._election.watchdog import watchdog
 from aiolease._interrupts import is_for_the_program
 from aiolease._logging import emit
-from aiolease._waiting import bounded, insisted, settled
+from aiolease._waiting import retried, time_limited, wait_shielded
 from aiolease.errors import LeaseHeld, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.events import Following, Notice, Observer, Waiting, describe
 from aiolease.stores.contract import LeaseStore
@@ -32,7 +32,7 @@ from aiolease.stores.records import Lease
 
 Eligible = Callable[[], Awaitable[bool]]
 
-TROUBLE = (StoreUnavailable, StoreRejected, SchemaMissing)
+STORE_ERRORS = (StoreUnavailable, StoreRejected, SchemaMissing)
 """All that a store raises."""
 
 _JITTER = 0.04
@@ -52,7 +52,7 @@ def new_holder() -> str:
 
 
 @dataclass(slots=True)
-class Contact:
+class Health:
     """What this process last learnt from the database about one lease: for people, and for its next election.
 
     `attempted` is set once the first attempt is over, and was not refused for good. `reading` is the latest answer: by
@@ -144,7 +144,7 @@ class Candidate:
         *,
         eligible: Eligible | None = None,
         observer: Observer | None = None,
-        contact: Contact | None = None,
+        contact: Health | None = None,
         stay_out: StayOut | None = None,
         proven: bool = False,
     ) -> None:
@@ -153,7 +153,7 @@ class Candidate:
         self._timings = timings
         self._eligible = eligible
         self._observer = observer
-        self._contact = contact or Contact()
+        self._contact = contact or Health()
         self._stay_out = stay_out
         self._clock = current_clock()
         self._lease: Lease | None = None
@@ -194,7 +194,7 @@ class Candidate:
             trouble: BaseException | None = None
             try:
                 claim = await self._attempt(until, trusting=timeout == 0)
-            except TROUBLE as error:
+            except STORE_ERRORS as error:
                 trouble = error
                 self._failed(error)
             else:
@@ -224,9 +224,9 @@ class Candidate:
             reading = self._store.watch(
                 self._name, pause, lease=self._lease, poll=self._timings.retry_interval, hint=self._hint
             )
-            lease = await bounded(pause + limit, self._store.description, reading)
+            lease = await time_limited(pause + limit, self._store.description, reading)
         else:
-            lease = await bounded(limit, self._store.description, self._store.read(self._name))
+            lease = await time_limited(limit, self._store.description, self._store.read(self._name))
         received = self._clock()
         took = received - asked - pause
         if took < 0:  # woken before the time was up: as long as the exchange before
@@ -328,8 +328,8 @@ class Candidate:
         sent_at = self._unknown[holder] = self._clock()
         call = self._store.claim(self._name, holder, self._timings.lease_duration, seen=lease, force=force)
         # In a task of its own: a cancellation that tears a claim leaves a lease that nobody knows to hold.
-        task = asyncio.create_task(bounded(self._timings.attempt, self._store.description, call))
-        cancelled = await settled(task)
+        task = asyncio.create_task(time_limited(self._timings.attempt, self._store.description, call))
+        cancelled = await wait_shielded(task)
         if cancelled is not None:
             if task.cancelled() or task.exception() is not None:
                 raise cancelled
@@ -359,8 +359,8 @@ class Candidate:
 
     async def _give_back(self, lease: Lease) -> None:
         task = asyncio.create_task(self._release(lease))
-        cancelled = await settled(task)
-        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, TROUBLE):
+        cancelled = await wait_shielded(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, STORE_ERRORS):
             raise error
         if cancelled is not None:
             raise cancelled
@@ -368,7 +368,7 @@ class Candidate:
     async def _release(self, lease: Lease) -> None:
         holder = lease.holder
         assert holder is not None
-        await insisted(
+        await retried(
             self._timings.attempt,
             self._store.description,
             lambda: self._store.release(self._name, holder, lease.token),

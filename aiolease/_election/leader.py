@@ -29,12 +29,12 @@ import anyio
 import anyio.lowlevel
 
 from aiolease._clock import boot_clock, current_clock, jitter
-from aiolease._election.candidate import TROUBLE, Claim, Contact, Eligible, is_eligible
+from aiolease._election.candidate import STORE_ERRORS, Claim, Eligible, Health, is_eligible
 from aiolease._election.leadership import Leadership, leading
 from aiolease._election.timings import OnStall, Timings
 from aiolease._election.watchdog import end_process, watched
 from aiolease._logging import emit
-from aiolease._waiting import bounded, insisted, settled
+from aiolease._waiting import retried, time_limited, wait_shielded
 from aiolease.errors import LeadershipLost, LossReason, StoreUnavailable
 from aiolease.events import (
     BodyStuck,
@@ -63,7 +63,7 @@ class _Facts(TypedDict):
     token: int
 
 
-class Tenure:
+class Leader:
     """Keeps one term: renews its lease, ends it in time, and sees its body out."""
 
     def __init__(
@@ -75,7 +75,7 @@ class Tenure:
         eligible: Eligible | None,
         on_stall: OnStall,
         observer: Observer | None,
-        contact: Contact,
+        contact: Health,
     ) -> None:
         host = asyncio.current_task()
         assert host is not None
@@ -235,7 +235,7 @@ class Tenure:
                 if lease is not None and lease.held_by(self.lead.holder, self.lead.token) and lease.beat != self._beat:
                     self._beat = max(self._beat, lease.beat)
                     raise StoreUnavailable(self._store.description, "the row shows another renewal")
-            except TROUBLE as error:
+            except STORE_ERRORS as error:
                 self._renewal_failed(error)
                 failures += 1
                 longest = max(min(_FIRST_RETRY * 2.0 ** min(failures - 1, 10), self._timings.retry_interval), 0.01)
@@ -259,7 +259,7 @@ class Tenure:
     async def _send(self, beat: int) -> Lease | None:
         lead, lease_duration = self.lead, self._timings.lease_duration
         call = self._store.renew(lead.name, lead.holder, lead.token, beat, lease_duration)
-        return await bounded(self._timings.attempt, self._store.description, call)
+        return await time_limited(self._timings.attempt, self._store.description, call)
 
     def _renewed(self, lease: Lease, sent_at: float, back: float) -> None:
         received = self._clock()
@@ -309,10 +309,10 @@ class Tenure:
         if self._reason == "expired":  # the database does not answer: this is no time to wait for it
             limit = min(limit, self._timings.unwind / 5)
         try:
-            released, again = await insisted(
+            released, again = await retried(
                 limit, self._store.description, lambda: self._store.release(lead.name, lead.holder, lead.token)
             )
-        except TROUBLE as error:
+        except STORE_ERRORS as error:
             self._store.forget(lead.name)
             text = (
                 f"could not release {lead.name!r} (term {lead.token}) as {lead.holder}, it expires by itself: {error}"
@@ -432,21 +432,21 @@ async def hold(
     eligible: Eligible | None = None,
     on_stall: OnStall = "log",
     observer: Observer | None = None,
-    contact: Contact | None = None,
+    contact: Health | None = None,
 ) -> AsyncIterator[Leadership]:
     """Runs the block as one term, and releases the lease when it has ended.
 
     Raises:
         LeadershipLost: The term ended before the block did.
     """
-    tenure = Tenure(
+    tenure = Leader(
         store,
         claim,
         timings,
         eligible=eligible,
         on_stall=on_stall,
         observer=observer,
-        contact=contact or Contact(),
+        contact=contact or Health(),
     )
     error: BaseException | None = None
     with tenure.watching():
@@ -460,9 +460,9 @@ async def hold(
         except BaseException as raised:  # noqa: BLE001 - it is raised again by `outcome`, or belongs to the loss
             error = raised
         tenure.body_has_ended()
-        cancelled = await settled(keeper)
+        cancelled = await wait_shielded(keeper)
     releasing = asyncio.create_task(tenure.release())
-    another = await settled(releasing)
+    another = await wait_shielded(releasing)
     cancelled = cancelled or another
     if not releasing.cancelled() and (trouble := releasing.exception()) is not None:
         text = f"could not release {tenure.lead.name!r}, it expires by itself: {describe(trouble)}"

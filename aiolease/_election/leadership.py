@@ -16,7 +16,7 @@ from typing import Any, final
 from aiolease._clock import current_clock, jitter
 from aiolease._election.candidate import Claim
 from aiolease._election.timings import Timings
-from aiolease._waiting import given_up, settled
+from aiolease._waiting import cancel_and_wait, wait_shielded
 from aiolease.errors import CommitUnknown, LeadershipLost, LossReason, NotLeader, RunEnded, StoreUnavailable
 from aiolease.events import Observer
 from aiolease.stores.contract import FenceBroken, LeaseStore, Refused, Transaction
@@ -149,7 +149,7 @@ class Leadership:
             await asyncio.wait([opening], timeout=max(self.remaining, self._least))
         except asyncio.CancelledError as error:
             cancelled = error  # not waited out: a pool may have no connection for long
-        another = await given_up(opening)
+        another = await cancel_and_wait(opening)
         cancelled = cancelled or another
         try:
             transaction = opening.result()
@@ -170,8 +170,8 @@ class Leadership:
             # Bounded by itself, but for longer than a short lease leaves time to unwind when nothing answers. Given up,
             # it closes the connection, and the server rolls back.
             rolling_back = asyncio.create_task(transaction.roll_back())
-            cancelled = await settled(rolling_back, self.remaining + self._timings.unwind / 5)
-            another = await given_up(rolling_back)
+            cancelled = await wait_shielded(rolling_back, self.remaining + self._timings.unwind / 5)
+            another = await cancel_and_wait(rolling_back)
             cancelled = cancelled or another
             if cancelled is not None:
                 raise cancelled from None
@@ -230,12 +230,12 @@ class Leadership:
     ) -> None:
         """Sees an exchange with a fence to its end, and what it says of the term."""
         exchange = asyncio.create_task(call)
-        cancelled = await settled(exchange, min(max(self.remaining, self._least), _LONGEST_COMMIT))
+        cancelled = await wait_shielded(exchange, min(max(self.remaining, self._least), _LONGEST_COMMIT))
         if not exchange.done():
             # A process that was frozen finds the answer and the end of its time at once: the answer counts.
-            another = await settled(exchange, min(_ANSWERED, self._timings.unwind / 5))
+            another = await wait_shielded(exchange, min(_ANSWERED, self._timings.unwind / 5))
             cancelled = cancelled or another
-            another = await given_up(exchange)
+            another = await cancel_and_wait(exchange)
             cancelled = cancelled or another
         trouble: Exception | None
         try:

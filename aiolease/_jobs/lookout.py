@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import cast
 
-from aiolease._election.candidate import TROUBLE
+from aiolease._election.candidate import STORE_ERRORS
 from aiolease._election.timings import Timings
 from aiolease._jobs.run import Job
 from aiolease._jobs.schedule import means_the_same, read_schedule
 from aiolease._logging import emit
-from aiolease._waiting import bounded
+from aiolease._waiting import time_limited
 from aiolease.events import Observer, UnknownJobs
 from aiolease.stores.contract import LeaseStore, LedgerStore
 from aiolease.stores.records import JobRecord
@@ -53,8 +53,8 @@ class Lookout:
             return
         try:
             reading = cast(LedgerStore, store).take_stock(self._lease, runs=False)
-            stock = await bounded(self._timings.attempt, store.description, reading)
-        except TROUBLE:
+            stock = await time_limited(self._timings.attempt, store.description, reading)
+        except STORE_ERRORS:
             return  # the candidate tells of it
         began = stock.now - timedelta(seconds=age)
         late = stock.now - timedelta(seconds=2 * self._timings.lease_duration)

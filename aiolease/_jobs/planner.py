@@ -24,13 +24,13 @@ from aiolease.events import describe
 from aiolease.stores.records import (
     Batch,
     Change,
-    Enrolment,
+    JobDefinition,
     JobRecord,
+    LedgerReading,
     Place,
     RunKey,
     RunRecord,
     RunStatus,
-    Stock,
     TermKey,
 )
 
@@ -99,7 +99,7 @@ class Plan:
 
 
 @dataclass(slots=True, eq=False)
-class _Standing:
+class _JobState:
     """How a job stands.
 
     Attributes:
@@ -139,7 +139,7 @@ class _Standing:
     busy_until: datetime | None = None
 
 
-class Agenda:
+class Planner:
     """What is due, and what waits, of the jobs of one registry in one term.
 
     Args:
@@ -165,7 +165,7 @@ class Agenda:
         in_thread: Callable[[Job], bool],
         left_behind: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._jobs = {job.name: _Standing(job) for job in jobs}
+        self._jobs = {job.name: _JobState(job) for job in jobs}
         self._term = term
         self._young = young
         self._max_running = max_running
@@ -211,17 +211,19 @@ class Agenda:
 
     # -- what the ledger says
 
-    def unknown_to(self, stock: Stock) -> list[Enrolment]:
+    def unknown_to(self, stock: LedgerReading) -> list[JobDefinition]:
         """The jobs that the ledger does not know, or not with their schedules."""
         found = []
         for name, each in self._jobs.items():
             schedule, known = each.job.schedule, stock.jobs.get(name)
             if name not in stock.unreadable and (known is None or _is_changed(known, schedule, stock.now)):
                 since = stock.now if known else None
-                found.append(Enrolment(job=name, schedule=schedule.expression, timezone=schedule.timezone, since=since))
+                found.append(
+                    JobDefinition(job=name, schedule=schedule.expression, timezone=schedule.timezone, since=since)
+                )
         return found
 
-    def plan_changed(self, stock: Stock, name: str) -> Plan | None:
+    def plan_changed(self, stock: LedgerReading, name: str) -> Plan | None:
         """What is to be written before a job gets another schedule: the ticks of its own one, up to the reading.
 
         They are queued, or skipped, as the job's `missed` and `max_age` say (DESIGN rule 50).
@@ -255,7 +257,7 @@ class Agenda:
         for run in rows:
             self._there.setdefault(run.job, set()).add(run.tick)
 
-    def unknown_here(self, stock: Stock) -> set[str]:
+    def unknown_here(self, stock: LedgerReading) -> set[str]:
         """The jobs that the ledger knows, and this registry does not."""
         return stock.jobs.keys() - self._jobs.keys()
 
@@ -265,7 +267,7 @@ class Agenda:
 
     def take(
         self,
-        stock: Stock,
+        stock: LedgerReading,
         *,
         running: Collection[Place],
         pending: Sequence[Change],
@@ -369,7 +371,7 @@ class Agenda:
                 each.unread = 0
                 self._gone(name)
 
-    def look(self, stock: Stock) -> bool:
+    def look(self, stock: LedgerReading) -> bool:
         """Sees who was paused, resumed or triggered since the last reading.
 
         Returns:
@@ -385,13 +387,13 @@ class Agenda:
         known = self.known_here(stock.jobs) - self.aside
         return any(stock.jobs[name].high_tick != self._jobs[name].high_tick for name in known)
 
-    def silent(self, stock: Stock) -> dict[str, datetime]:
+    def silent(self, stock: LedgerReading) -> dict[str, datetime]:
         """The jobs of which no tick is due for a while since a clock was ahead, and until when."""
         ahead = stock.now + timedelta(seconds=_AHEAD)
         settled = {name: stock.jobs[name].settled_until for name in self.known_here(stock.jobs)}
         return {name: until for name, until in settled.items() if until > ahead}
 
-    def _see_requests(self, stock: Stock) -> None:
+    def _see_requests(self, stock: LedgerReading) -> None:
         for name, each in self._jobs.items():
             record = stock.jobs.get(name)  # none, if there is nothing to see
             each.paused = record is not None and record.paused_at is not None
@@ -415,7 +417,7 @@ class Agenda:
                     each.lined_up = True
                     heapq.heappush(self._heap, (tick, name))
 
-    def _line_up(self, standing: _Standing, run: RunRecord) -> None:
+    def _line_up(self, standing: _JobState, run: RunRecord) -> None:
         standing.backlog = True
         waiting = Waiting(standing.job, run.tick, run.attempt, run.token, run.status)
         queue = self._waiting.setdefault(standing.job.name, deque())
@@ -425,7 +427,7 @@ class Agenda:
         queue.insert(place, waiting)
         self._put_in_line(standing)
 
-    def _put_in_line(self, standing: _Standing) -> None:
+    def _put_in_line(self, standing: _JobState) -> None:
         """Puts a job in line for a place, if its oldest waiting run may start."""
         name = standing.job.name
         waits = name in self._waiting and not standing.in_line and name not in self._behind_threads
@@ -434,7 +436,7 @@ class Agenda:
             line = self._thread_line if standing.job.threaded else self._line
             heapq.heappush(line, (standing.served, self._waiting[name][0].tick, name))
 
-    def _serve(self, plan: Plan, standing: _Standing) -> None:
+    def _serve(self, plan: Plan, standing: _JobState) -> None:
         plan.served.setdefault(standing.job.name, standing.served)
         self._served += 1
         standing.served = self._served
@@ -574,7 +576,7 @@ class Agenda:
             plan.batch.high_ticks[name] = last
             plan.batch.seen[name] = each.high_tick
 
-    def _due(self, each: _Standing, now: datetime) -> Due:
+    def _due(self, each: _JobState, now: datetime) -> Due:
         """What becomes of the ticks of a job that are due, considering what else of it goes on."""
         job, after = each.job, each.settled_until
         while_busy = self._due_while_busy(each, now)
@@ -594,7 +596,7 @@ class Agenda:
             found.skipped.insert(0, while_busy)
         return found
 
-    def _may_wait(self, each: _Standing, found: Due) -> bool:
+    def _may_wait(self, each: _JobState, found: Due) -> bool:
         """Whether ticks only lengthen a row of skipped ones, since a run goes on, and more are to come soon."""
         if found.run or len(found.skipped) != 1 or not each.going_on:
             return False
@@ -603,7 +605,7 @@ class Agenda:
         soon = following is not None and (following - skip.last).total_seconds() < self._patience
         return soon and skip.reason == _NOT_ENDED and self._continues(each, skip)
 
-    def _plan_series(self, plan: Plan, each: _Standing, found: Due) -> None:
+    def _plan_series(self, plan: Plan, each: _JobState, found: Due) -> None:
         """Has skipped ticks that go on from those before them lengthen their row."""
         series: list[_Series | None] = []
         for number, skip in enumerate(found.skipped):
@@ -643,7 +645,7 @@ class Agenda:
             plan.batch.seen[name] = each.high_tick
 
     @staticmethod
-    def _due_while_busy(each: _Standing, now: datetime) -> Skip | None:
+    def _due_while_busy(each: _JobState, now: datetime) -> Skip | None:
         """The ticks of a job that were put off, and fell due before its last run ended."""
         after, schedule = each.settled_until, each.job.schedule
         if each.busy_until is None:
@@ -657,7 +659,7 @@ class Agenda:
         return Skip(first, last, schedule.count_between(after, until), _NOT_ENDED)
 
     @staticmethod
-    def _continues(each: _Standing, skip: Skip) -> bool:
+    def _continues(each: _JobState, skip: Skip) -> bool:
         """Whether skipped ticks go on from those before them."""
         return each.series is not None and each.series.last == each.settled_until and each.series.reason == skip.reason
 
@@ -673,12 +675,12 @@ class Agenda:
         for name in self._put_off:
             self._jobs[name].busy_until = self._now
 
-    def _keep_series(self, each: _Standing) -> None:
+    def _keep_series(self, each: _JobState) -> None:
         """After a reading it goes on if its last tick is the newest that is settled: its row may have been lost."""
         if each.series is not None and (each.job.name in self.aside or each.settled_until != each.series.last):
             self._end_series(each)
 
-    def _end_series(self, each: _Standing) -> None:
+    def _end_series(self, each: _JobState) -> None:
         series, each.series = each.series, None
         if series is not None and series.grown:
             self.over.append((each.job.name, Skip(series.first, series.last, series.count, series.reason)))
@@ -741,7 +743,7 @@ class Agenda:
         plan.batch.claims.append(record)
         plan.skips.append((job, skip))
 
-    def _goes_on(self, standing: _Standing) -> bool:
+    def _goes_on(self, standing: _JobState) -> bool:
         return standing.going_on > 0 or self._in_thread(standing.job)
 
     # -- what became of it
@@ -779,7 +781,7 @@ class Agenda:
         self._line_up_ticks(plan.batch.high_ticks)
         return starting
 
-    def _claimed(self, standing: _Standing, run: RunRecord) -> None:
+    def _claimed(self, standing: _JobState, run: RunRecord) -> None:
         standing.going_on += 1
         if run.status == "running":
             standing.running += 1

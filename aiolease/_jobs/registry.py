@@ -16,7 +16,7 @@ from aiolease._functions import argument, is_async
 from aiolease._jobs.due import Missed
 from aiolease._jobs.lookout import Lookout
 from aiolease._jobs.run import Job, JobRun, Overlap, Threads
-from aiolease._jobs.runner import TermOfJobs
+from aiolease._jobs.runner import Runner
 from aiolease._jobs.schedule import Cron, Every, Schedule
 from aiolease._logging import emit
 from aiolease._names import check_name
@@ -91,7 +91,7 @@ class JobRegistry:
         self._history = history
         self._max_threads = max_threads
         self._jobs: dict[str, Job] = {}
-        self._terms: list[TermOfJobs] = []
+        self._terms: list[Runner] = []
         self._threads: Threads = {}
         self._told: dict[str, set[str]] = {}  # by lease, the jobs of the database that are not here
 
@@ -202,7 +202,7 @@ class JobRegistry:
         """Whether a term of this registry runs in this process."""
         return any(term.lead.is_leader for term in self._terms)
 
-    def _term(self) -> TermOfJobs | None:
+    def _term(self) -> Runner | None:
         return next((term for term in reversed(self._terms) if term.lets_in), None)
 
     def leader_only(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R | None]]:
@@ -249,7 +249,7 @@ class JobRegistry:
         lead.check()
         if twice := sorted(lead._jobs & self._jobs.keys()):
             raise ConfigurationError("lead", lead.token, f"jobs of these names run in this term already: {twice}")
-        term = TermOfJobs(
+        term = Runner(
             lead,
             self._jobs.values(),
             self._threads,

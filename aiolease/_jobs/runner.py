@@ -22,18 +22,18 @@ from typing import Any, TypeVar, cast
 import anyio
 
 from aiolease._clock import jitter
-from aiolease._election.candidate import TROUBLE
+from aiolease._election.candidate import STORE_ERRORS
 from aiolease._election.leadership import Leadership, is_within, leading
 from aiolease._interrupts import is_for_the_program
 from aiolease._jobs.due import Skip, lost, overdue
-from aiolease._jobs.planner import Agenda, Plan, Waiting
+from aiolease._jobs.planner import Plan, Planner, Waiting
 from aiolease._jobs.run import Execution, Job, JobRun, Outcome, Threads
 from aiolease._logging import emit
-from aiolease._waiting import bounded, given_up, insisted, settled
+from aiolease._waiting import cancel_and_wait, retried, time_limited, wait_shielded
 from aiolease.errors import LeadershipLost
 from aiolease.events import Event, Notice, RunFinished, RunStarted, TickSkipped, TicksMissed, describe
 from aiolease.stores.contract import FenceBroken, LedgerStore, Refused
-from aiolease.stores.records import Batch, Change, Enrolment, Place, RunKey, RunRecord, Stock, TermKey
+from aiolease.stores.records import Batch, Change, JobDefinition, LedgerReading, Place, RunKey, RunRecord, TermKey
 
 R = TypeVar("R")
 
@@ -87,7 +87,7 @@ class _Exit:
     error: BaseException
 
 
-class TermOfJobs:
+class Runner:
     """The jobs of one registry during one term."""
 
     def __init__(
@@ -111,7 +111,7 @@ class TermOfJobs:
         self._store = cast(LedgerStore, lead._store)  # every store that `open_store` makes is one
         self._term = TermKey(lead.name, lead.holder, lead.token)
         self._wake = asyncio.Event()
-        self._agenda = Agenda(
+        self._planner = Planner(
             jobs,
             self._term,
             young=2 * lead._timings.lease_duration,
@@ -209,7 +209,7 @@ class TermOfJobs:
         self._wake.clear()
         self.lead.check()
         pause = _SLICE
-        if not self._agenda:
+        if not self._planner:
             pass
         elif (reading := self._reading(claim=claim)) is not None:
             pause = min(pause, await self._attempt(reading))
@@ -225,7 +225,7 @@ class TermOfJobs:
             pause = min(pause, await self._prune())
             if claim:
                 pause = min(pause, self._look_at - self._loop.time())
-                if (left := self._agenda.until_next(self.lead.database_now())) is not None:
+                if (left := self._planner.until_next(self.lead.database_now())) is not None:
                     pause = min(pause, left)
         if pause > 0:
             try:
@@ -244,7 +244,7 @@ class TermOfJobs:
             # Of a job that is silent somebody may set the row right by hand, which only a whole reading shows.
             whole = now < self._late_until or now >= self._gone_at or self._silent
             return self._take_stock() if whole else self._look()
-        if claim and not self._fed and (hungry := self._agenda.hungry(_JOBS_AT_ONCE)):
+        if claim and not self._fed and (hungry := self._planner.hungry(_JOBS_AT_ONCE)):
             self._fed = True  # and now what is due
             return self._feed(hungry)
         return None
@@ -261,7 +261,7 @@ class TermOfJobs:
             self._stock_wanted = True
             pause = self._failed(f"its rows are not as they should be: {error.__cause__ or 'read again'}")
             return 0.0 if _SUSPICIOUS <= self._refusals < _NARROWED else pause
-        except TROUBLE as error:
+        except STORE_ERRORS as error:
             self._stock_wanted = True
             return self._failed(str(error))
         return 0.0
@@ -285,7 +285,7 @@ class TermOfJobs:
         self.lead._trouble = "; ".join(troubles) or None
 
     async def _bounded(self, call: Coroutine[Any, Any, R]) -> R:
-        return await bounded(self.lead._timings.attempt, self.lead._store.description, call)
+        return await time_limited(self.lead._timings.attempt, self.lead._store.description, call)
 
     # -- what the ledger says
 
@@ -302,14 +302,14 @@ class TermOfJobs:
     async def _read_stock(self, committed: set[RunKey]) -> None:
         stock = await self._bounded(self._store.take_stock(self.lead.name, counted=True))
         self._saw(stock)
-        new = self._agenda.unknown_to(stock)
+        new = self._planner.unknown_to(stock)
         if new:
             await self._close_former(stock, [each for each in new if each.job in stock.jobs])
             if unknown := [each for each in new if each.job not in stock.jobs]:
                 await self._bounded(self._store.enroll(self._term, unknown))
             stock = await self._bounded(self._store.take_stock(self.lead.name, counted=True))
             self._saw(stock)
-        if any(job.job not in stock.jobs for job in self._agenda.unknown_to(stock)):
+        if any(job.job not in stock.jobs for job in self._planner.unknown_to(stock)):
             raise Refused  # another node has not heard of them yet
         self._set_aside(stock.unreadable)
         await asyncio.sleep(0)  # with 20,000 jobs each step takes a while: others of the loop have their turn between
@@ -324,15 +324,15 @@ class TermOfJobs:
         if self._loop.time() >= self._gone_at:
             await self._close_gone(stock)
 
-    async def _close_former(self, stock: Stock, changed: list[Enrolment]) -> None:
+    async def _close_former(self, stock: LedgerReading, changed: list[JobDefinition]) -> None:
         """Sees to the ticks of schedules that are changed, up to the reading, and changes them: some jobs at a time.
 
         What is due is queued, or skipped. A job that is set aside keeps the schedule whose ticks are to be seen to.
         """
         plans: list[Plan] = []
-        ready: list[Enrolment] = []
+        ready: list[JobDefinition] = []
         for number, enrolment in enumerate(changed, 1):
-            plan = None if enrolment.job in self._aside else self._agenda.plan_changed(stock, enrolment.job)
+            plan = None if enrolment.job in self._aside else self._planner.plan_changed(stock, enrolment.job)
             if plan is not None:
                 plans.append(plan)
             ready.append(enrolment)
@@ -342,9 +342,9 @@ class TermOfJobs:
             elif number % _JOBS_AT_ONCE == 0:
                 await asyncio.sleep(0)
 
-    async def _change(self, plans: list[Plan], changed: list[Enrolment]) -> None:
-        self._set_aside(self._agenda.at_fault)
-        self._agenda.at_fault = {}
+    async def _change(self, plans: list[Plan], changed: list[JobDefinition]) -> None:
+        self._set_aside(self._planner.at_fault)
+        self._planner.at_fault = {}
         if plans:
             await self._write_former(plans)
         if ready := [enrolment for enrolment in changed if enrolment.job not in self._aside]:
@@ -358,7 +358,7 @@ class TermOfJobs:
             batch.seen |= plan.batch.seen
         places = [(run.job, run.tick) for run in batch.claims]
         if there := await self._bounded(self._store.look_up(self.lead.name, places)):
-            self._agenda.are_there(there)
+            self._planner.are_there(there)
             raise Refused  # and reckoned anew
         try:
             await self._bounded(self._store.record(self._term, batch))
@@ -378,12 +378,12 @@ class TermOfJobs:
             for job, skip in plan.skips:
                 self._skipped(job.name, skip)
 
-    async def _close_gone(self, stock: Stock) -> None:
+    async def _close_gone(self, stock: LedgerReading) -> None:
         """Closes what waits, or seems to run, of jobs that no leader has had for a day: some of it, and more soon."""
         long_ago = stock.now - _GONE
         gone = {
             name
-            for name in self._agenda.unknown_here(stock) - self.lead._jobs - self._left_alone
+            for name in self._planner.unknown_here(stock) - self.lead._jobs - self._left_alone
             if max(stock.jobs[name].settled_until, stock.jobs[name].schedule_since) < long_ago
         }
         waiting = sorted(gone & stock.queued.keys())[:_JOBS_AT_ONCE]
@@ -410,7 +410,7 @@ class TermOfJobs:
         """Reads the next queued runs of some jobs: a backlog is read as it is worked off (DESIGN rule 46)."""
         limit = _RUNS_AT_ONCE // len(jobs)
         found, unreadable = await self._bounded(self._store.queued(self.lead.name, jobs, limit))
-        self._agenda.feed([job for job in jobs if job not in unreadable], found, limit)
+        self._planner.feed([job for job in jobs if job not in unreadable], found, limit)
         self._set_aside(unreadable)
 
     async def _look(self) -> None:
@@ -419,24 +419,24 @@ class TermOfJobs:
         self._saw(stock)
         self._tell_of_requests(stock)
         self._set_aside(stock.unreadable)
-        if self._agenda.look(stock):
+        if self._planner.look(stock):
             self._stock_wanted = True
         self._look_at = self._loop.time() + self.lead._timings.heartbeat_interval
 
-    def _saw(self, stock: Stock) -> None:
+    def _saw(self, stock: LedgerReading) -> None:
         # Only if the clock has stepped: a renewal is a shorter exchange, and measures better.
         if abs((stock.now - self.lead.database_now()).total_seconds()) > 1:
             self.lead._saw_database_time(stock.now)
 
-    def _tell_of_unknown(self, stock: Stock) -> None:
-        unknown = sorted(self._agenda.unknown_here(stock) - self._told)
+    def _tell_of_unknown(self, stock: LedgerReading) -> None:
+        unknown = sorted(self._planner.unknown_here(stock) - self._told)
         if unknown:
             self._told.update(unknown)
             text = f"the database knows jobs of {self.lead.name!r} that this process has not: {', '.join(unknown[:20])}"
             self._emit(Notice(**self._facts(), severity="WARNING", text=text))
 
-    def _tell_of_silent(self, stock: Stock) -> None:
-        self._silent = self._agenda.silent(stock)
+    def _tell_of_silent(self, stock: LedgerReading) -> None:
+        self._silent = self._planner.silent(stock)
         for name, until in sorted(self._silent.items()):
             if (told := f"{name} until {until}") not in self._told:
                 self._told.add(told)
@@ -446,17 +446,17 @@ class TermOfJobs:
                 )
                 self._emit(Notice(**self._facts(), severity="WARNING", text=text))
 
-    def _tell_of_requests(self, stock: Stock) -> None:
-        for name in sorted(self._agenda.unknown_here(stock) - self.lead._jobs):
+    def _tell_of_requests(self, stock: LedgerReading) -> None:
+        for name in sorted(self._planner.unknown_here(stock) - self.lead._jobs):
             requested_at = stock.jobs[name].requested_at
             if requested_at is not None and (told := f"{name} {requested_at}") not in self._told:
                 self._told.add(told)
                 text = f"{name!r} was triggered, and this leader has no such job: it runs when a leader has it"
                 self._emit(Notice(**self._facts(), severity="WARNING", text=text))
 
-    def _sort_out(self, stock: Stock, committed: set[RunKey]) -> None:
+    def _sort_out(self, stock: LedgerReading, committed: set[RunKey]) -> None:
         """Takes over the runs of earlier terms, and finds those of this term whose answer was lost."""
-        left_behind = self._agenda.take(
+        left_behind = self._planner.take(
             stock,
             running=[(execution.job.name, execution.run.tick) for execution in self._running.values()],
             pending=self._changes,
@@ -483,7 +483,7 @@ class TermOfJobs:
 
     def _set_aside(self, jobs: Mapping[str, str]) -> None:
         """Has nothing planned of some jobs for a minute, each for a reason that is told once."""
-        for job in sorted(self._agenda.known_here(jobs)):
+        for job in sorted(self._planner.known_here(jobs)):
             self._aside[job] = self._loop.time() + _ASIDE
             if (told := f"{job} set aside") not in self._told:
                 self._told.add(told)
@@ -495,7 +495,7 @@ class TermOfJobs:
         self._exclude()
 
     def _exclude(self) -> None:
-        self._agenda.aside = {*self._aside, *self._held_back}
+        self._planner.aside = {*self._aside, *self._held_back}
 
     def _comes_back(self) -> bool:
         """Whether a job that was set aside is to be tried again."""
@@ -519,10 +519,10 @@ class TermOfJobs:
         name, places = self.lead.name, [(run.job, run.tick) for run in plan.batch.claims]
         there = await self._bounded(self._store.look_up(name, places))
         if there:
-            others = self._agenda.conflicts(plan, there, self.lead.database_now())
+            others = self._planner.conflicts(plan, there, self.lead.database_now())
             for start in range(0, len(others), _RUNS_AT_ONCE):
                 more = await self._bounded(self._store.look_up(name, others[start : start + _RUNS_AT_ONCE]))
-                self._agenda.conflicts(plan, more, self.lead.database_now())
+                self._planner.conflicts(plan, more, self.lead.database_now())
             return
         if self._refusals < _SUSPICIOUS or self._loop.time() < self._late_until:
             return  # what the server delayed may have come in between
@@ -535,7 +535,7 @@ class TermOfJobs:
             self._held_back.clear()
             self._cleared.clear()
             [job] = suspects
-            if self._agenda.known_here([job]):
+            if self._planner.known_here([job]):
                 self._unwritable.add(job)
                 self._set_aside({job: f"its rows cannot be written: {self._why}"})
             else:  # what a job that is gone has left
@@ -552,7 +552,7 @@ class TermOfJobs:
         """The next plan: of all jobs, or of one that could not be written a while ago."""
         while self._probation:
             self._alone = self._probation.pop()
-            self._agenda.aside |= self._agenda.known_here(self._agenda) - {self._alone}
+            self._planner.aside |= self._planner.known_here(self._planner) - {self._alone}
             plan = self._plan_of_all(claim=claim)
             self._exclude()
             self._stock_wanted = True  # what is due of the others was passed over
@@ -562,17 +562,17 @@ class TermOfJobs:
         return self._plan_of_all(claim=claim)
 
     def _plan_of_all(self, *, claim: bool) -> Plan | None:
-        pending = [change for change in self._changes if change.key.job not in self._agenda.aside][: self._most]
+        pending = [change for change in self._changes if change.key.job not in self._planner.aside][: self._most]
         written = pending
         if self._failures > 3:  # perhaps it is the text of an error that cannot be written
             pending = [replace(change, error=change.error and ascii(change.error)) for change in pending]
         now, running = self.lead.database_now(), len(self._running)
-        plan = self._agenda.plan(now, pending, running, claim=claim, most=self._most)
+        plan = self._planner.plan(now, pending, running, claim=claim, most=self._most)
         if plan is not None:
             plan.pending = written
-        if self._agenda.at_fault:
-            self._set_aside(self._agenda.at_fault)
-            self._agenda.at_fault = {}
+        if self._planner.at_fault:
+            self._set_aside(self._planner.at_fault)
+            self._planner.at_fault = {}
         return plan
 
     def _in_thread(self, job: Job) -> bool:
@@ -591,7 +591,7 @@ class TermOfJobs:
             try:
                 task.result()
             except BaseException as error:
-                self._agenda.not_written(plan, refused=isinstance(error, Refused))
+                self._planner.not_written(plan, refused=isinstance(error, Refused))
                 self._refusals = self._refusals + 1 if isinstance(error, Refused) else 0
                 if self._alone is not None and self._refusals:
                     self._refusals = 0
@@ -625,11 +625,11 @@ class TermOfJobs:
             self._stock_wanted = True  # to see whether they had an effect: if so, the runs wait their turn
         done = set(map(id, plan.pending))
         self._changes = [change for change in self._changes if id(change) not in done]
-        starting = [self._execution(run) for run in self._agenda.written(plan)]
+        starting = [self._execution(run) for run in self._planner.written(plan)]
         for job, skip in plan.skips:
             self._skipped(job.name, skip, grows=(job.name, skip.last) in plan.batch.extends)
         self._tell_of_series()
-        left = self._agenda.until_next(self.lead.elected_at)
+        left = self._planner.until_next(self.lead.elected_at)
         if left is None or left > 0:  # no tick from before this term is still to be seen to
             self._tell_of_missed()
         return starting
@@ -648,7 +648,7 @@ class TermOfJobs:
 
     def _tell_of_series(self) -> None:
         """Tells of ticks that were skipped one after another, and are not any more: how many they were in the end."""
-        told, self._agenda.over = self._agenda.over, []
+        told, self._planner.over = self._planner.over, []
         for job, skip in told:
             first, last = f"{skip.first:%Y-%m-%d %H:%M:%S}", f"{skip.last:%Y-%m-%d %H:%M:%S}"
             text = f"skipped {job!r}, {skip.count} ticks since {first}: {skip.reason} (until {last}, and now no more)"
@@ -677,7 +677,7 @@ class TermOfJobs:
         why = overdue(run.tick, execution.job.max_age, now) if run.attempt == 1 else None
         if why is not None:  # the answer to its claim was late, or lost and then found
             self._changes.append(Change(key=run._key, was="running", status="skipped", attempt=1, error=why))
-            self._agenda.ended(run.job, now)
+            self._planner.ended(run.job, now)
             self._skipped(run.job, Skip(run.tick, run.tick, 1, why))
             self._wake.set()
             return
@@ -691,13 +691,13 @@ class TermOfJobs:
         execution = self._running.pop(task)
         self._wake.set()
         self._ended_as(task, execution)
-        self._agenda.ended(execution.job.name, self.lead.database_now())
+        self._planner.ended(execution.job.name, self.lead.database_now())
 
     def _ended_as(self, task: asyncio.Task[Outcome], execution: Execution) -> None:
         """Notes what is to be written of a run that has ended, and tells of it."""
         job, run, place = execution.job, execution.run, (execution.job.name, execution.run.tick)
         if not execution.begun:  # the term was over before, and another leader is to run it; or there is no thread
-            self._agenda.postponed(job.name)
+            self._planner.postponed(job.name)
             self._changes.append(_handed_back(run._key))
             if execution.no_thread is not None:
                 self._wait_for_threads(execution.no_thread)
@@ -723,7 +723,7 @@ class TermOfJobs:
             change = lost(run._key, rerun=job.rerun_lost, uncounted=uncounted, why=why)
             if change.status == "queued":
                 self._uncounted[place] = uncounted
-                self._agenda.postponed(job.name)
+                self._planner.postponed(job.name)
                 if harmless and not self.ended:
                     self._postpone(place, change, uncounted, f"its final transaction was not committed: {why}")
                     return
@@ -740,17 +740,17 @@ class TermOfJobs:
 
     def _wait_for_threads(self, error: BaseException) -> None:
         """Has no ``def`` job begun for a while: there is no thread for one."""
-        if self._agenda.threadless or self.ended:
+        if self._planner.threadless or self.ended:
             return
         pause = self._pause(self._threadless)
         self._threadless += 1
-        self._agenda.threadless = True
+        self._planner.threadless = True
         self._loop.call_later(pause, self._try_threads)
         text = f"there is no thread, jobs that are no coroutines wait for {pause:.1f} s: {describe(error)}"
         self._emit(Notice(**self._facts(), severity="WARNING", text=text))
 
     def _try_threads(self) -> None:
-        self._agenda.threadless = False
+        self._planner.threadless = False
         self._wake.set()
 
     @staticmethod
@@ -797,7 +797,7 @@ class TermOfJobs:
         if now >= self._pruned_at:
             try:
                 left = await self._bounded(self._store.prune(self.lead.name, full, self._history))
-            except TROUBLE:  # another time: it is only tidying up; and perhaps it is one of them
+            except STORE_ERRORS:  # another time: it is only tidying up; and perhaps it is one of them
                 for job in full:
                     self._full[job] = self._full.pop(job)
                 self._pruned_at = now + (_QUIETEST if self._pruned_at_once == 1 else _FIRST_PAUSE)
@@ -840,7 +840,7 @@ class TermOfJobs:
         except asyncio.CancelledError:
             if not self.ended:  # else the term has cancelled it already, once
                 task.cancel()
-            await settled(task)
+            await wait_shielded(task)
             if not task.cancelled():
                 task.exception()  # the caller's cancellation goes before it
             raise
@@ -877,7 +877,7 @@ class TermOfJobs:
                         task.cancel()
                     # From now on it is counted how long they take, told, and not renewed for ever.
                     self.lead.resign()
-        another = await settled(asyncio.create_task(self._close()))
+        another = await wait_shielded(asyncio.create_task(self._close()))
         return cancelled or another
 
     async def _close(self) -> None:
@@ -888,12 +888,12 @@ class TermOfJobs:
             task, plan = self._under_way
             if not lost:
                 await asyncio.wait([task], timeout=limit / 2)  # what is left is for the last writes
-            await given_up(task)
+            await cancel_and_wait(task)
             if not task.cancelled() and task.exception() is None:
                 self._written(plan)
             self._unanswered.update(plan.starting(self.lead.token))
         self._tell_of_missed()
-        self._agenda.end_all_series()
+        self._planner.end_all_series()
         self._tell_of_series()
         self._changes += self._postponed.values()
         self._postponed.clear()
@@ -913,16 +913,16 @@ class TermOfJobs:
                 some = self._changes[written : written + self._most]
                 try:
                     await self._write_last(some)
-                except TROUBLE:
+                except STORE_ERRORS:
                     self._most = max(self._most // 2, 10)  # as above
                     raise
                 written += len(some)
 
         try:
-            await insisted(limit, self.lead._store.description, write)
+            await retried(limit, self.lead._store.description, write)
         except FenceBroken:
             pass
-        except TROUBLE as error:
+        except STORE_ERRORS as error:
             self._not_closed(str(error))
         if self._not_last:
             self._not_closed(f"the rows of {', '.join(sorted(self._not_last))} cannot be written")

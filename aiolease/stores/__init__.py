@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from urllib.parse import unquote
 
 from aiolease._names import check_name
-from aiolease._waiting import settled
+from aiolease._waiting import wait_shielded
 from aiolease.errors import ConfigurationError
 from aiolease.stores.contract import LeaseStore, LedgerStore
 from aiolease.stores.records import Lease
@@ -89,7 +89,7 @@ async def open_store(
         if shared.users == 0:
             del _open[key]
             closing = asyncio.create_task(shared.store.aclose())
-            cancelled = await settled(closing)
+            cancelled = await wait_shielded(closing)
             closing.result()
             if cancelled is not None:
                 raise cancelled

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
-from aiolease.stores.records import Batch, Enrolment, Lease, Place, RunKey, RunRecord, Stock, TermKey
+from aiolease.stores.records import Batch, JobDefinition, Lease, LedgerReading, Place, RunKey, RunRecord, TermKey
 
 
 class FenceBroken(Exception):
@@ -134,7 +134,7 @@ class LedgerStore(Protocol):
 
     async def take_stock(
         self, name: str, *, attention: bool = False, runs: bool = True, counted: bool = False
-    ) -> Stock:
+    ) -> LedgerReading:
         """Reads the ledger of a lease.
 
         Args:
@@ -147,16 +147,16 @@ class LedgerStore(Protocol):
     async def queued(self, name: str, jobs: Sequence[str], limit: int) -> tuple[list[RunRecord], dict[str, str]]:
         """The queued runs of some jobs with the oldest ticks, at most `limit` of each, in the order of their ticks.
 
-        Beside them the jobs that have one which cannot be read, and why: see `Stock.unreadable`.
+        Beside them the jobs that have one which cannot be read, and why: see `LedgerReading.unreadable`.
         """
 
     async def look_up(self, name: str, places: Sequence[Place]) -> list[RunRecord]:
         """The rows of some ticks, of those that have one; one that cannot be read is there, and finished."""
 
-    async def enroll(self, term: TermKey, jobs: Sequence[Enrolment]) -> None:
+    async def enroll(self, term: TermKey, jobs: Sequence[JobDefinition]) -> None:
         """Makes the rows of jobs, known and with their schedule as of now; gives those that are there the new schedule.
 
-        It counts from `Enrolment.since` on.
+        It counts from `JobDefinition.since` on.
 
         Raises:
             FenceBroken: The term is over.

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from aiolease._names import check_name
-from aiolease._waiting import bounded
+from aiolease._waiting import time_limited
 from aiolease.errors import ConfigurationError, InvalidJob
 from aiolease.stores.contract import FenceBroken, Refused, look_limit
 from aiolease.stores.records import (
@@ -21,13 +21,13 @@ from aiolease.stores.records import (
     SETTLED_BY_HAND,
     Batch,
     Change,
-    Enrolment,
+    JobDefinition,
     JobRecord,
     Lease,
+    LedgerReading,
     Place,
     RunKey,
     RunRecord,
-    Stock,
     TermKey,
     checked_limit,
     kept,
@@ -59,16 +59,16 @@ class Ledger:
         self.jobs: dict[str, JobRecord] = {}
         self.runs: dict[tuple[str, datetime], RunRecord] = {}
 
-    def stock(self, now: datetime, *, attention: bool, runs: bool = True, counted: bool = False) -> Stock:
+    def stock(self, now: datetime, *, attention: bool, runs: bool = True, counted: bool = False) -> LedgerReading:
         """See `LedgerStore.take_stock`."""
         if attention:
             jobs = [job for job in self.jobs.values() if job.requested_at or job.paused_at or job.resumed_at]
-            return Stock(jobs={job.job: job for job in jobs}, unfinished=[], now=now)
+            return LedgerReading(jobs={job.job: job for job in jobs}, unfinished=[], now=now)
         read = {"running"} if counted else {"queued", "running"}
         unfinished = [run for run in self.runs.values() if runs and run.status in read]
         unfinished.sort(key=lambda run: (run.tick, run.job))
         queued = Counter(run.job for run in self.runs.values() if run.status == "queued") if counted else {}
-        return Stock(jobs=dict(self.jobs), unfinished=unfinished, now=now, queued=dict(queued))
+        return LedgerReading(jobs=dict(self.jobs), unfinished=unfinished, now=now, queued=dict(queued))
 
     def queued(self, jobs: Sequence[str], limit: int) -> tuple[list[RunRecord], dict[str, str]]:
         """See `LedgerStore.queued`."""
@@ -79,7 +79,7 @@ class Ledger:
                 found[run.job].append(run)
         return sorted((run for runs in found.values() for run in runs), key=lambda run: (run.tick, run.job)), {}
 
-    def enroll(self, jobs: Sequence[Enrolment], now: datetime) -> None:
+    def enroll(self, jobs: Sequence[JobDefinition], now: datetime) -> None:
         """See `LedgerStore.enroll`."""
         for job in jobs:
             known = self.jobs.get(job.job)
@@ -320,7 +320,7 @@ class MemoryServer:
             batch.changes.append(change)
         self.record(term, batch)
 
-    def enroll(self, term: TermKey, jobs: Sequence[Enrolment]) -> None:
+    def enroll(self, term: TermKey, jobs: Sequence[JobDefinition]) -> None:
         """See `LedgerStore.enroll`."""
         self.fence(term)
         self.ledgers[term.name].enroll(jobs, self.now())
@@ -421,7 +421,7 @@ class MemoryStore:
     async def watch(self, name: str, seconds: float, *, lease: Lease | None, poll: float, hint: bool) -> Lease | None:
         """See `LeaseStore.watch`."""
         await (self.server.released(seconds) if hint else asyncio.sleep(min(seconds, poll)))
-        return await bounded(look_limit(lease), self.description, self.read(name))
+        return await time_limited(look_limit(lease), self.description, self.read(name))
 
     async def claim(self, name: str, holder: str, duration: float, *, seen: Lease | None, force: bool) -> Lease | None:
         """See `LeaseStore.claim`."""
@@ -445,7 +445,7 @@ class MemoryStore:
 
     async def take_stock(
         self, name: str, *, attention: bool = False, runs: bool = True, counted: bool = False
-    ) -> Stock:
+    ) -> LedgerReading:
         """See `LedgerStore.take_stock`."""
         ledger, now = self.server.ledgers[name], self.server.now
         return await self.exchange(
@@ -461,7 +461,7 @@ class MemoryStore:
         runs = self.server.ledgers[name].runs
         return await self.exchange("take_stock", lambda: [runs[place] for place in places if place in runs])
 
-    async def enroll(self, term: TermKey, jobs: Sequence[Enrolment]) -> None:
+    async def enroll(self, term: TermKey, jobs: Sequence[JobDefinition]) -> None:
         """See `LedgerStore.enroll`."""
         await self.exchange("enroll", lambda: self.server.enroll(term, jobs))
 

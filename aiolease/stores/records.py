@@ -1,8 +1,8 @@
 """The ledger's rows: which ticks of a job were claimed, by which term, and how they ended. No I/O here.
 
 A store keeps them and decides nothing: what is due, what is run again, what is skipped is reckoned by
-`aiolease._jobs.due`, from one reading of the rows (`Stock`), and written as one fenced transaction (`Batch`). All of a
-batch takes effect or nothing of it, and nothing once a newer term has begun.
+`aiolease._jobs.due`, from one reading of the rows (`LedgerReading`), and written as one fenced transaction (`Batch`).
+All of a batch takes effect or nothing of it, and nothing once a newer term has begun.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stock:
+class LedgerReading:
     """One reading of the ledger of a lease.
 
     Attributes:
@@ -258,7 +258,7 @@ class Stock:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Enrolment:
+class JobDefinition:
     """A job as it is registered, for the database to know.
 
     Attributes:

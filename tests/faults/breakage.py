@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
-from aiolease._election.leader import Tenure
+from aiolease._election.leader import Leader
 from aiolease._election.leadership import Leadership
-from aiolease._jobs.planner import Agenda
+from aiolease._jobs.planner import Planner
 from aiolease.errors import AioleaseError
 from aiolease.stores.contract import Refused
-from aiolease.stores.records import Batch, RunKey, Stock, TermKey
+from aiolease.stores.records import Batch, LedgerReading, RunKey, TermKey
 
 Breakage = Literal[
     "",
@@ -43,7 +43,7 @@ def break_it(breakage: Breakage) -> None:
         case "unfenced claims":
             MySQLLedger._fenced = _without_fence  # type: ignore[assignment, method-assign]
         case "forgets":
-            Agenda.take = _forgetting(Agenda.take)  # type: ignore[method-assign]
+            Planner.take = _forgetting(Planner.take)  # type: ignore[method-assign]
         case "unfinished":
 
             def without(fence: FenceSQL, term: TermKey, final: RunKey | None = None) -> Any:
@@ -53,13 +53,13 @@ def break_it(breakage: Breakage) -> None:
 
 
 def _release_first() -> None:
-    end, tasks = Tenure.end, set()
+    end, tasks = Leader.end, set()
 
-    def end_and_release(self: Tenure, *args: Any, **options: Any) -> None:
+    def end_and_release(self: Leader, *args: Any, **options: Any) -> None:
         end(self, *args, **options)
         tasks.add(asyncio.ensure_future(self.release()))
 
-    Tenure.end = end_and_release  # type: ignore[method-assign]
+    Leader.end = end_and_release  # type: ignore[method-assign]
 
 
 def _without_claims(record: Callable[..., Awaitable[None]]) -> Any:
@@ -84,7 +84,7 @@ _sending: set[asyncio.Future[Any]] = set()
 
 
 def _forgetting(take: Callable[..., Any]) -> Any:
-    def forgetting(agenda: Agenda, stock: Stock, **known: Any) -> Any:
+    def forgetting(agenda: Planner, stock: LedgerReading, **known: Any) -> Any:
         jobs = {name: replace(record, known_since=stock.now) for name, record in stock.jobs.items()}
         return take(agenda, replace(stock, jobs=jobs), **known)
 

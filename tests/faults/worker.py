@@ -24,7 +24,7 @@ from loguru import logger
 
 from aiolease import CommitUnknown, Leadership, LeadershipLost, run_as_leader
 from aiolease._jobs.run import Execution
-from aiolease._jobs.runner import TermOfJobs
+from aiolease._jobs.runner import Runner
 from aiolease.stores.records import Batch, TermKey
 from tests.faults.breakage import Breakage, break_it
 from tests.faults.database import Driver, execute, target
@@ -192,9 +192,9 @@ class Worker:
     def watch(self) -> None:
         """Has every term of jobs, every run and every batch of the ledger written down."""
         journal, worker = self.journal, self
-        run, call = TermOfJobs.run, Execution._call
+        run, call = Runner.run, Execution._call
 
-        async def term(jobs: TermOfJobs, *how: Any) -> None:
+        async def term(jobs: Runner, *how: Any) -> None:
             worker.lead = jobs.lead
             journal.write("began", jobs.lead.token)
             try:
@@ -216,7 +216,7 @@ class Worker:
                 journal.write("over", token, how=how, **facts)
 
         if self.settings.program != "both":  # there the body is more than its jobs
-            TermOfJobs.run = term  # type: ignore[assignment, method-assign]
+            Runner.run = term  # type: ignore[assignment, method-assign]
         Execution._call = called  # type: ignore[assignment, method-assign]
         from aiolease.stores.mysql import MySQLStore
         from aiolease.stores.sqlite import SQLiteStore

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 from aiolease import JobRegistry, JobRun, StoreUnavailable
 from aiolease._jobs.run import Overlap
-from aiolease._jobs.runner import TermOfJobs
+from aiolease._jobs.runner import Runner
 from aiolease._jobs.schedule import Cron, Every
 from tests.simulation.audit import Books, Rules, audit, said
 from tests.simulation.checker import Checker, Run, Violation
@@ -273,9 +273,9 @@ class Application:
 @contextmanager
 def journaled() -> Iterator[None]:
     """Has the bodies of registries write into the journal when they begin and end."""
-    run = TermOfJobs.run
+    run = Runner.run
 
-    async def body(term: TermOfJobs, *args: Any) -> None:
+    async def body(term: Runner, *args: Any) -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, SimLoop)
         process = loop.process
@@ -285,7 +285,7 @@ def journaled() -> Iterator[None]:
         finally:
             process.ended(term.lead)
 
-    with patch.object(TermOfJobs, "run", body):
+    with patch.object(Runner, "run", body):
         yield
 
 

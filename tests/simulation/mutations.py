@@ -13,46 +13,46 @@ from unittest.mock import patch
 from aiolease import BodyStuck, StoreUnavailable
 from aiolease._election import candidate, leader, sighting
 from aiolease._election.candidate import Candidate, Claim
-from aiolease._election.leader import Tenure
+from aiolease._election.leader import Leader
 from aiolease._election.leadership import Leadership
 from aiolease._election.sighting import HIDDEN, ClockHistory, Reading, Sighting
 from aiolease._election.timings import Timings
 from aiolease._jobs import due as reckoning
 from aiolease._jobs import planner, runner
-from aiolease._jobs.planner import Agenda, Plan
+from aiolease._jobs.planner import Plan, Planner
 from aiolease._jobs.run import Outcome
-from aiolease._jobs.runner import TermOfJobs
-from aiolease._waiting import settled
+from aiolease._jobs.runner import Runner
+from aiolease._waiting import wait_shielded
 from aiolease.stores import memory
-from aiolease.stores.records import Batch, Change, Lease, RunKey, RunRecord, RunStatus, Stock, TermKey
+from aiolease.stores.records import Batch, Change, Lease, LedgerReading, RunKey, RunRecord, RunStatus, TermKey
 from tests.simulation.network import ArchivedLedger, Server
 from tests.simulation.process import SimLoop
 
 
 def _release_before_the_body_ended() -> AbstractContextManager[Any]:
-    end = Tenure.end
+    end = Leader.end
 
-    def mutated(tenure: Tenure, reason: Any, **how: bool) -> None:
+    def mutated(tenure: Leader, reason: Any, **how: bool) -> None:
         first = tenure._reason is None and not tenure._body_ended
         end(tenure, reason, **how)
         if first:
             tenure._early = asyncio.get_running_loop().create_task(tenure.release())  # type: ignore[attr-defined]
 
-    return patch.object(Tenure, "end", mutated)
+    return patch.object(Leader, "end", mutated)
 
 
 def _deadline_from_the_reply() -> AbstractContextManager[Any]:
-    init, renewed = Leadership.__init__, Tenure._renewed
+    init, renewed = Leadership.__init__, Leader._renewed
 
     def started(lead: Leadership, store: Any, claim: Claim, timings: Timings, *more: Any) -> None:
         init(lead, store, replace(claim, sent_at=claim.received_at), timings, *more)
 
-    def mutated(tenure: Tenure, lease: Lease, _: float, back: float) -> None:
+    def mutated(tenure: Leader, lease: Lease, _: float, back: float) -> None:
         renewed(tenure, lease, tenure._clock(), back)
 
     patches = ExitStack()
     patches.enter_context(patch.object(Leadership, "__init__", started))
-    patches.enter_context(patch.object(Tenure, "_renewed", mutated))
+    patches.enter_context(patch.object(Leader, "_renewed", mutated))
     return patches
 
 
@@ -106,16 +106,16 @@ def _own_duration() -> AbstractContextManager[Any]:
 
 def _a_cancellation_is_swallowed() -> AbstractContextManager[Any]:
     async def mutated(task: asyncio.Task[Any], within: float | None = None) -> None:
-        await settled(task, within)
+        await wait_shielded(task, within)
 
     return patch.object(candidate, "settled", mutated)
 
 
 def _not_released() -> AbstractContextManager[Any]:
-    async def mutated(tenure: Tenure) -> None:
+    async def mutated(tenure: Leader) -> None:
         tenure._store.forget(tenure.lead.name)
 
-    return patch.object(Tenure, "release", mutated)
+    return patch.object(Leader, "release", mutated)
 
 
 def _no_sighting() -> AbstractContextManager[Any]:
@@ -193,26 +193,26 @@ def _unfenced_claims() -> AbstractContextManager[Any]:
 
 
 def _runs_before_the_claim_is_answered() -> AbstractContextManager[Any]:
-    carry_out = TermOfJobs._carry_out
+    carry_out = Runner._carry_out
 
-    async def mutated(jobs: TermOfJobs, plan: Any) -> None:
+    async def mutated(jobs: Runner, plan: Any) -> None:
         try:
             await carry_out(jobs, plan)
         except StoreUnavailable:
             for execution in jobs._written(plan):
                 jobs._start(execution)
 
-    return patch.object(TermOfJobs, "_carry_out", mutated)
+    return patch.object(Runner, "_carry_out", mutated)
 
 
 def _a_new_leader_starts_from_now() -> AbstractContextManager[Any]:
-    take = Agenda.take
+    take = Planner.take
 
-    def mutated(agenda: Agenda, stock: Stock, **known: Any) -> Any:
+    def mutated(agenda: Planner, stock: LedgerReading, **known: Any) -> Any:
         jobs = {name: replace(record, known_since=stock.now) for name, record in stock.jobs.items()}
         return take(agenda, replace(stock, jobs=jobs), **known)
 
-    return patch.object(Agenda, "take", mutated)
+    return patch.object(Planner, "take", mutated)
 
 
 def _claims_over_claims() -> AbstractContextManager[Any]:
@@ -249,13 +249,13 @@ def _final_without_a_condition() -> AbstractContextManager[Any]:
 
 
 def _lost_runs_are_forgotten() -> AbstractContextManager[Any]:
-    take = Agenda.take
+    take = Planner.take
 
-    def mutated(agenda: Agenda, stock: Stock, **known: Any) -> Any:
+    def mutated(agenda: Planner, stock: LedgerReading, **known: Any) -> Any:
         mine = [run for run in stock.unfinished if run.token == agenda._term.token]
         return take(agenda, replace(stock, unfinished=mine), **known)
 
-    return patch.object(Agenda, "take", mutated)
+    return patch.object(Planner, "take", mutated)
 
 
 def _rerun_as_the_same_attempt() -> AbstractContextManager[Any]:
@@ -267,15 +267,15 @@ def _rerun_as_the_same_attempt() -> AbstractContextManager[Any]:
 
 
 def _released_before_the_runs_ended() -> AbstractContextManager[Any]:
-    end = TermOfJobs._end
+    end = Runner._end
 
-    async def mutated(jobs: TermOfJobs) -> asyncio.CancelledError | None:
+    async def mutated(jobs: Runner) -> asyncio.CancelledError | None:
         ending = asyncio.get_running_loop().create_task(end(jobs))
         jobs._ending = ending  # type: ignore[attr-defined]
         await asyncio.sleep(0)
         return None
 
-    return patch.object(TermOfJobs, "_end", mutated)
+    return patch.object(Runner, "_end", mutated)
 
 
 def _ticks_by_the_client_clock() -> AbstractContextManager[Any]:
@@ -299,7 +299,7 @@ def _everybody_is_fit() -> AbstractContextManager[Any]:
 
 
 def _renews_for_ever() -> AbstractContextManager[Any]:
-    async def mutated(tenure: Tenure) -> None:
+    async def mutated(tenure: Leader) -> None:
         while tenure._reason is None:
             if (left := tenure.lead._deadline - tenure._clock()) <= 0:
                 tenure.end("expired")
@@ -308,34 +308,34 @@ def _renews_for_ever() -> AbstractContextManager[Any]:
         tenure._emit(BodyStuck(**tenure.facts(), since_lost=0.0, renewing=True))
         await asyncio.Event().wait()
 
-    return patch.object(Tenure, "_guard", mutated)
+    return patch.object(Leader, "_guard", mutated)
 
 
 def _no_heartbeat_while_unwinding() -> AbstractContextManager[Any]:
-    end = Tenure.end
+    end = Leader.end
 
-    def mutated(tenure: Tenure, reason: Any, **how: bool) -> None:
+    def mutated(tenure: Leader, reason: Any, **how: bool) -> None:
         end(tenure, reason, **how)
         tenure._renewing = False
 
-    return patch.object(Tenure, "end", mutated)
+    return patch.object(Leader, "end", mutated)
 
 
 def _unlimited_running() -> AbstractContextManager[Any]:
-    init = Agenda.__init__
+    init = Planner.__init__
 
-    def mutated(agenda: Agenda, *args: Any, **options: Any) -> None:
+    def mutated(agenda: Planner, *args: Any, **options: Any) -> None:
         init(agenda, *args, **options | {"max_running": 1000})
 
-    return patch.object(Agenda, "__init__", mutated)
+    return patch.object(Planner, "__init__", mutated)
 
 
 def _triggers_are_cleared() -> AbstractContextManager[Any]:
-    def mutated(agenda: Agenda, plan: Plan, *_: Any) -> int:
+    def mutated(agenda: Planner, plan: Plan, *_: Any) -> int:
         plan.batch.requests |= agenda._requests
         return 0
 
-    return patch.object(Agenda, "_plan_requests", mutated)
+    return patch.object(Planner, "_plan_requests", mutated)
 
 
 def _no_run_is_too_old() -> AbstractContextManager[Any]:
@@ -348,16 +348,16 @@ def _no_run_is_too_old() -> AbstractContextManager[Any]:
 
 
 def _all_ends_are_losses() -> AbstractContextManager[Any]:
-    finished = TermOfJobs._finished
+    finished = Runner._finished
 
-    def mutated(jobs: TermOfJobs, task: asyncio.Task[Outcome]) -> None:
+    def mutated(jobs: Runner, task: asyncio.Task[Outcome]) -> None:
         before = len(jobs._changes)
         finished(jobs, task)
         for number in range(before, len(jobs._changes)):
             if jobs._changes[number].status == "succeeded":
                 jobs._changes[number] = replace(jobs._changes[number], status="lost")
 
-    return patch.object(TermOfJobs, "_finished", mutated)
+    return patch.object(Runner, "_finished", mutated)
 
 
 def _late_reruns_are_skipped() -> AbstractContextManager[Any]:
@@ -379,7 +379,7 @@ def _high_ticks_are_not_compared() -> AbstractContextManager[Any]:
 
 
 def _a_former_schedule_is_forgotten() -> AbstractContextManager[Any]:
-    return patch.object(Agenda, "plan_changed", lambda *_: None)
+    return patch.object(Planner, "plan_changed", lambda *_: None)
 
 
 def _skipped_ticks_are_not_added_up() -> AbstractContextManager[Any]:
@@ -395,24 +395,24 @@ def _skipped_ticks_are_not_added_up() -> AbstractContextManager[Any]:
 
 
 def _places_do_not_go_round() -> AbstractContextManager[Any]:
-    return patch.object(Agenda, "_serve", lambda *_: None)
+    return patch.object(Planner, "_serve", lambda *_: None)
 
 
 def _newer_ticks_go_first() -> AbstractContextManager[Any]:
-    line_up = Agenda._line_up
+    line_up = Planner._line_up
 
-    def mutated(agenda: Agenda, standing: Any, run: RunRecord) -> None:
+    def mutated(agenda: Planner, standing: Any, run: RunRecord) -> None:
         line_up(agenda, standing, run)
         agenda._waiting[standing.job.name].reverse()
 
-    return patch.object(Agenda, "_line_up", mutated)
+    return patch.object(Planner, "_line_up", mutated)
 
 
 def _a_row_that_is_there_stops_its_job() -> AbstractContextManager[Any]:
-    async def mutated(jobs: TermOfJobs, _: Plan) -> None:
+    async def mutated(jobs: Runner, _: Plan) -> None:
         jobs._unwritten = None
 
-    return patch.object(TermOfJobs, "_narrow_down", mutated)
+    return patch.object(Runner, "_narrow_down", mutated)
 
 
 MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {

@@ -18,7 +18,7 @@ from aiolease._jobs.schedule import Schedule, read_schedule
 from aiolease.errors import StoreUnavailable
 from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.memory import Ledger, MemoryServer, MemoryStore
-from aiolease.stores.records import Batch, Enrolment, Lease, RunRecord, TermKey
+from aiolease.stores.records import Batch, JobDefinition, Lease, RunRecord, TermKey
 from tests.simulation.audit import Span
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class ArchivedLedger(Ledger):
         self.pruned += [before[key] for key in before.keys() - self.runs.keys()]
         return more
 
-    def enroll(self, jobs: Sequence[Enrolment], now: datetime) -> None:
+    def enroll(self, jobs: Sequence[JobDefinition], now: datetime) -> None:
         before = dict(self.jobs)
         super().enroll(jobs, now)
         for name, job in self.jobs.items():

@@ -105,7 +105,7 @@ class World:
             patches.callback(random.setstate, state)
             random.seed(self.seed)
             patches.enter_context(patch.object(_logging, "_log", None))
-            patches.enter_context(patch.object(leader.Tenure, "watching", _watching))
+            patches.enter_context(patch.object(leader.Leader, "watching", _watching))
             patches.enter_context(journaled())
             try:
                 self._run(until)
@@ -145,7 +145,7 @@ def _due(process: Process) -> float:
 
 
 @contextmanager
-def _watching(tenure: leader.Tenure) -> Iterator[None]:
+def _watching(tenure: leader.Leader) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, SimLoop)
     with loop.process.watched(tenure._next_deadline, tenure._wake.set):

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aiolease._names import check_name
-from aiolease._waiting import bounded
+from aiolease._waiting import time_limited
 from aiolease.errors import AioleaseError, InvalidJob
 from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.mysql.drivers import Rows, Session, error_number
@@ -28,11 +28,11 @@ from aiolease.stores.records import (
     SETTLED_BY_HAND,
     Batch,
     Change,
-    Enrolment,
+    JobDefinition,
     JobRecord,
+    LedgerReading,
     Place,
     RunRecord,
-    Stock,
     TermKey,
     checked_limit,
     kept,
@@ -81,7 +81,7 @@ class MySQLLedger:
 
     async def take_stock(
         self, name: str, *, attention: bool = False, runs: bool = True, counted: bool = False
-    ) -> Stock:
+    ) -> LedgerReading:
         """See `LedgerStore.take_stock`."""
         sql = (
             "SELECT UTC_TIMESTAMP(6); SELECT job, schedule, timezone, known_since, schedule_since, resumed_at, "
@@ -100,7 +100,7 @@ class MySQLLedger:
             values.append(name)
         now, jobs, *rest = await self._other_session.run(sql, values)
         unreadable: dict[str, str] = {}
-        return Stock(
+        return LedgerReading(
             jobs={job.job: job for job in read_each(jobs, _job, unreadable)},
             unfinished=read_each(rest[0], _run, unreadable) if rest else [],
             now=_utc(now[0][0]),
@@ -129,12 +129,12 @@ class MySQLLedger:
         results = await self._other_session.run("; ".join([one] * len(places)), values)
         return [there(place, row, _run) for place, rows in zip(places, results, strict=True) for row in rows]
 
-    async def enroll(self, term: TermKey, jobs: Sequence[Enrolment]) -> None:
+    async def enroll(self, term: TermKey, jobs: Sequence[JobDefinition]) -> None:
         """See `LedgerStore.enroll`."""
         for start in range(0, max(len(jobs), 1), _AT_ONCE):
             await self._fenced(term, self._enrolling(term.name, jobs[start : start + _AT_ONCE]))
 
-    def _enrolling(self, lease: str, jobs: Sequence[Enrolment]) -> Iterator[Statement]:
+    def _enrolling(self, lease: str, jobs: Sequence[JobDefinition]) -> Iterator[Statement]:
         if not jobs:
             return
         # A table of our own making, since neither VALUES() nor a row alias is taken by both servers without a warning.
@@ -371,7 +371,7 @@ class MySQLLedger:
         return rows[0][0]
 
     async def _ask(self, sql: str, values: Sequence[object]) -> list[Rows]:
-        return await bounded(_ASK_LIMIT, self.description, self._asking_session.run(sql, values))
+        return await time_limited(_ASK_LIMIT, self.description, self._asking_session.run(sql, values))
 
     @property
     def _runs_sql(self) -> str:

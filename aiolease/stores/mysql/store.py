@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from aiolease._names import check_name
-from aiolease._waiting import bounded, caller
+from aiolease._waiting import caller, time_limited
 from aiolease.errors import ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.stores.contract import look_limit
 from aiolease.stores.mysql.drivers import (
@@ -378,7 +378,7 @@ class MySQLStore(MySQLLedger):
         """See `LeaseStore.resign`."""
         check_name(name)
         call = self._asking_session.run(f"{self._resign_sql}; {self._read_sql}(%s)", (name, name))
-        results = await bounded(_ASK_LIMIT, self.description, call)
+        results = await time_limited(_ASK_LIMIT, self.description, call)
         lease = self._lease(results[1][0]) if results[1] else None
         return lease.resign_token if lease is not None and lease.holder is not None else None
 
@@ -386,7 +386,7 @@ class MySQLStore(MySQLLedger):
         """Reads the row of a lease over a connection of its own, for people: see `LeaseStore.read`."""
         check_name(name)
         call = self._asking_session.run(f"{self._read_sql}(%s)", (name,))
-        rows = (await bounded(_ASK_LIMIT, self.description, call))[0]
+        rows = (await time_limited(_ASK_LIMIT, self.description, call))[0]
         return self._lease(rows[0]) if rows else None
 
     async def aclose(self) -> None:

@@ -17,11 +17,11 @@ from aiolease.stores.records import (
     SETTLED_BY_HAND,
     Batch,
     Change,
-    Enrolment,
+    JobDefinition,
     JobRecord,
+    LedgerReading,
     Place,
     RunRecord,
-    Stock,
     TermKey,
     checked_limit,
     kept,
@@ -166,10 +166,10 @@ class SQLiteLedger:
 
     async def take_stock(
         self, name: str, *, attention: bool = False, runs: bool = True, counted: bool = False
-    ) -> Stock:
+    ) -> LedgerReading:
         """See `LedgerStore.take_stock`."""
 
-        def work(connection: sqlite3.Connection) -> Stock:
+        def work(connection: sqlite3.Connection) -> LedgerReading:
             values = {"lease": name}
             with transaction(connection, "DEFERRED"):  # both readings are of one moment
                 jobs = connection.execute(self._attention_sql if attention else self._jobs_sql, values).fetchall()
@@ -179,7 +179,7 @@ class SQLiteLedger:
                 queued = connection.execute(self._count_queued_sql, values).fetchall() if counted else []
                 now = moment(self._now())
             unreadable: dict[str, str] = {}
-            return Stock(
+            return LedgerReading(
                 jobs={job.job: job for job in read_each(jobs, _job_record, unreadable)},
                 unfinished=read_each(unfinished, _run_record, unreadable),
                 now=now,
@@ -217,7 +217,7 @@ class SQLiteLedger:
 
         return await self._run(work)
 
-    async def enroll(self, term: TermKey, jobs: Sequence[Enrolment]) -> None:
+    async def enroll(self, term: TermKey, jobs: Sequence[JobDefinition]) -> None:
         """See `LedgerStore.enroll`."""
 
         def work(connection: sqlite3.Connection) -> None:

@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 
 from aiolease._clock import current_clock
 from aiolease._names import check_name
-from aiolease._waiting import bounded, settled
+from aiolease._waiting import time_limited, wait_shielded
 from aiolease.errors import AioleaseError, ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.stores.contract import look_limit
 from aiolease.stores.records import Lease, RunKey, TermKey, readable
@@ -172,7 +172,7 @@ class SQLiteStore(SQLiteLedger):
         while True:
             left = until - clock()
             await asyncio.sleep(max(min(step, left), 0.0))
-            found = await bounded(look_limit(lease), self.description, self.read(name))
+            found = await time_limited(look_limit(lease), self.description, self.read(name))
             if not hint or left <= step or _moved_on(lease, found):
                 return found
 
@@ -253,7 +253,7 @@ class SQLiteStore(SQLiteLedger):
         async def ended() -> None:
             await asyncio.wrap_future(last)
 
-        cancelled = await settled(asyncio.create_task(ended()))
+        cancelled = await wait_shielded(asyncio.create_task(ended()))
         self._thread.shutdown()  # nothing is left to do in there: it ends at once
         if cancelled is not None:
             raise cancelled
