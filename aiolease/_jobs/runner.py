@@ -25,8 +25,12 @@ from aiolease._clock import jitter
 from aiolease._election.candidate import STORE_ERRORS
 from aiolease._election.leadership import Leadership, is_within, leading
 from aiolease._interrupts import is_for_the_program
+from aiolease._jobs.changed import unknown_to
 from aiolease._jobs.due import Skip, lost, overdue
-from aiolease._jobs.planner import Plan, Planner, Waiting
+from aiolease._jobs.job_state import JobStates
+from aiolease._jobs.places import Places
+from aiolease._jobs.plan import Plan, Waiting
+from aiolease._jobs.planner import Planner
 from aiolease._jobs.run import Execution, Job, JobRun, Outcome, Threads
 from aiolease._logging import emit
 from aiolease._waiting import cancel_and_wait, retried, time_limited, wait_shielded
@@ -90,7 +94,7 @@ class _Exit:
 class Runner:
     """The jobs of one registry during one term."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0915
         self,
         lead: Leadership,
         jobs: Iterable[Job],
@@ -111,15 +115,19 @@ class Runner:
         self._store = cast(LedgerStore, lead._store)  # every store that `open_store` makes is one
         self._term = TermKey(lead.name, lead.holder, lead.token)
         self._wake = asyncio.Event()
-        self._planner = Planner(
-            jobs,
-            self._term,
-            young=2 * lead._timings.lease_duration,
+        self._jobs = JobStates(jobs)
+        self._places = Places(
             max_running=max_running or math.inf,
             max_threads=max_threads or math.inf,
-            patience=lead._timings.heartbeat_interval,
             in_thread=self._in_thread,
             left_behind=self._left_behind,
+        )
+        self._planner = Planner(
+            self._jobs,
+            self._term,
+            self._places,
+            young=2 * lead._timings.lease_duration,
+            patience=lead._timings.heartbeat_interval,
         )
         # What runs
         self._running: dict[asyncio.Task[Outcome], Execution] = {}
@@ -209,7 +217,7 @@ class Runner:
         self._wake.clear()
         self.lead.check()
         pause = _SLICE
-        if not self._planner:
+        if not self._jobs:
             pass
         elif (reading := self._reading(claim=claim)) is not None:
             pause = min(pause, await self._attempt(reading))
@@ -302,14 +310,14 @@ class Runner:
     async def _read_stock(self, committed: set[RunKey]) -> None:
         stock = await self._bounded(self._store.take_stock(self.lead.name, counted=True))
         self._saw(stock)
-        new = self._planner.unknown_to(stock)
+        new = unknown_to(stock, self._jobs)
         if new:
             await self._close_former(stock, [each for each in new if each.job in stock.jobs])
             if unknown := [each for each in new if each.job not in stock.jobs]:
                 await self._bounded(self._store.enroll(self._term, unknown))
             stock = await self._bounded(self._store.take_stock(self.lead.name, counted=True))
             self._saw(stock)
-        if any(job.job not in stock.jobs for job in self._planner.unknown_to(stock)):
+        if any(job.job not in stock.jobs for job in unknown_to(stock, self._jobs)):
             raise Refused  # another node has not heard of them yet
         self._set_aside(stock.unreadable)
         await asyncio.sleep(0)  # with 20,000 jobs each step takes a while: others of the loop have their turn between
@@ -343,8 +351,7 @@ class Runner:
                 await asyncio.sleep(0)
 
     async def _change(self, plans: list[Plan], changed: list[JobDefinition]) -> None:
-        self._set_aside(self._planner.at_fault)
-        self._planner.at_fault = {}
+        self._set_aside(self._jobs.take_faults())
         if plans:
             await self._write_former(plans)
         if ready := [enrolment for enrolment in changed if enrolment.job not in self._aside]:
@@ -383,7 +390,7 @@ class Runner:
         long_ago = stock.now - _GONE
         gone = {
             name
-            for name in self._planner.unknown_here(stock) - self.lead._jobs - self._left_alone
+            for name in self._jobs.unknown(stock) - self.lead._jobs - self._left_alone
             if max(stock.jobs[name].settled_until, stock.jobs[name].schedule_since) < long_ago
         }
         waiting = sorted(gone & stock.queued.keys())[:_JOBS_AT_ONCE]
@@ -429,7 +436,7 @@ class Runner:
             self.lead._saw_database_time(stock.now)
 
     def _tell_of_unknown(self, stock: LedgerReading) -> None:
-        unknown = sorted(self._planner.unknown_here(stock) - self._told)
+        unknown = sorted(self._jobs.unknown(stock) - self._told)
         if unknown:
             self._told.update(unknown)
             text = f"the database knows jobs of {self.lead.name!r} that this process has not: {', '.join(unknown[:20])}"
@@ -447,7 +454,7 @@ class Runner:
                 self._emit(Notice(**self._facts(), severity="WARNING", text=text))
 
     def _tell_of_requests(self, stock: LedgerReading) -> None:
-        for name in sorted(self._planner.unknown_here(stock) - self.lead._jobs):
+        for name in sorted(self._jobs.unknown(stock) - self.lead._jobs):
             requested_at = stock.jobs[name].requested_at
             if requested_at is not None and (told := f"{name} {requested_at}") not in self._told:
                 self._told.add(told)
@@ -483,7 +490,7 @@ class Runner:
 
     def _set_aside(self, jobs: Mapping[str, str]) -> None:
         """Has nothing planned of some jobs for a minute, each for a reason that is told once."""
-        for job in sorted(self._planner.known_here(jobs)):
+        for job in sorted(self._jobs.known(jobs)):
             self._aside[job] = self._loop.time() + _ASIDE
             if (told := f"{job} set aside") not in self._told:
                 self._told.add(told)
@@ -495,7 +502,7 @@ class Runner:
         self._exclude()
 
     def _exclude(self) -> None:
-        self._planner.aside = {*self._aside, *self._held_back}
+        self._jobs.aside = {*self._aside, *self._held_back}
 
     def _comes_back(self) -> bool:
         """Whether a job that was set aside is to be tried again."""
@@ -535,7 +542,7 @@ class Runner:
             self._held_back.clear()
             self._cleared.clear()
             [job] = suspects
-            if self._planner.known_here([job]):
+            if self._jobs.known([job]):
                 self._unwritable.add(job)
                 self._set_aside({job: f"its rows cannot be written: {self._why}"})
             else:  # what a job that is gone has left
@@ -552,7 +559,7 @@ class Runner:
         """The next plan: of all jobs, or of one that could not be written a while ago."""
         while self._probation:
             self._alone = self._probation.pop()
-            self._planner.aside |= self._planner.known_here(self._planner) - {self._alone}
+            self._jobs.aside |= self._jobs.keys() - {self._alone}
             plan = self._plan_of_all(claim=claim)
             self._exclude()
             self._stock_wanted = True  # what is due of the others was passed over
@@ -562,7 +569,7 @@ class Runner:
         return self._plan_of_all(claim=claim)
 
     def _plan_of_all(self, *, claim: bool) -> Plan | None:
-        pending = [change for change in self._changes if change.key.job not in self._planner.aside][: self._most]
+        pending = [change for change in self._changes if change.key.job not in self._jobs.aside][: self._most]
         written = pending
         if self._failures > 3:  # perhaps it is the text of an error that cannot be written
             pending = [replace(change, error=change.error and ascii(change.error)) for change in pending]
@@ -570,9 +577,8 @@ class Runner:
         plan = self._planner.plan(now, pending, running, claim=claim, most=self._most)
         if plan is not None:
             plan.pending = written
-        if self._planner.at_fault:
-            self._set_aside(self._planner.at_fault)
-            self._planner.at_fault = {}
+        if faults := self._jobs.take_faults():
+            self._set_aside(faults)
         return plan
 
     def _in_thread(self, job: Job) -> bool:
@@ -598,7 +604,7 @@ class Runner:
                     self._unwritable.add(self._alone)
                     self._set_aside({self._alone: f"its rows cannot be written: {error.__cause__ or 'refused'}"})
                 self._unwritten = plan if self._refusals > 1 else None
-                self._unanswered.update(plan.starting(self.lead.token))
+                self._unanswered.update(plan.starting())
                 if not isinstance(error, Refused):
                     self._late_until = self._loop.time() + 2 * self.lead._timings.lease_duration
                 self._most = max(self._most // 2, 10)  # it may have been too much for the server, or for the time
@@ -608,7 +614,7 @@ class Runner:
             for execution in starting:
                 self._start(execution)
         else:  # the answer was read too late: the process stood still
-            self._unanswered.update(plan.starting(self.lead.token))
+            self._unanswered.update(plan.starting())
 
     def _written(self, plan: Plan) -> list[Execution]:
         """Notes that a plan was written; returns what is to be started."""
@@ -648,8 +654,7 @@ class Runner:
 
     def _tell_of_series(self) -> None:
         """Tells of ticks that were skipped one after another, and are not any more: how many they were in the end."""
-        told, self._planner.over = self._planner.over, []
-        for job, skip in told:
+        for job, skip in self._planner.series.take_over():
             first, last = f"{skip.first:%Y-%m-%d %H:%M:%S}", f"{skip.last:%Y-%m-%d %H:%M:%S}"
             text = f"skipped {job!r}, {skip.count} ticks since {first}: {skip.reason} (until {last}, and now no more)"
             self._emit(Notice(**self._facts(), severity="WARNING", text=text))
@@ -740,17 +745,17 @@ class Runner:
 
     def _wait_for_threads(self, error: BaseException) -> None:
         """Has no ``def`` job begun for a while: there is no thread for one."""
-        if self._planner.threadless or self.ended:
+        if self._places.threadless or self.ended:
             return
         pause = self._pause(self._threadless)
         self._threadless += 1
-        self._planner.threadless = True
+        self._places.threadless = True
         self._loop.call_later(pause, self._try_threads)
         text = f"there is no thread, jobs that are no coroutines wait for {pause:.1f} s: {describe(error)}"
         self._emit(Notice(**self._facts(), severity="WARNING", text=text))
 
     def _try_threads(self) -> None:
-        self._planner.threadless = False
+        self._places.threadless = False
         self._wake.set()
 
     @staticmethod
@@ -891,9 +896,9 @@ class Runner:
             await cancel_and_wait(task)
             if not task.cancelled() and task.exception() is None:
                 self._written(plan)
-            self._unanswered.update(plan.starting(self.lead.token))
+            self._unanswered.update(plan.starting())
         self._tell_of_missed()
-        self._planner.end_all_series()
+        self._planner.series.end_all()
         self._tell_of_series()
         self._changes += self._postponed.values()
         self._postponed.clear()

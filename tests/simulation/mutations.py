@@ -17,11 +17,16 @@ from aiolease._election.leader import Leader
 from aiolease._election.leadership import Leadership
 from aiolease._election.sighting import HIDDEN, ClockHistory, Reading, Sighting
 from aiolease._election.timings import Timings
+from aiolease._jobs import changed, claims, runner, waiting_line
 from aiolease._jobs import due as reckoning
-from aiolease._jobs import planner, runner
-from aiolease._jobs.planner import Plan, Planner
+from aiolease._jobs.job_state import JobState
+from aiolease._jobs.places import Places
+from aiolease._jobs.plan import Plan
+from aiolease._jobs.planner import Planner
+from aiolease._jobs.requests import Requests
 from aiolease._jobs.run import Outcome
 from aiolease._jobs.runner import Runner
+from aiolease._jobs.waiting_line import WaitingLine
 from aiolease._waiting import wait_shielded
 from aiolease.stores import memory
 from aiolease.stores.records import Batch, Change, Lease, LedgerReading, RunKey, RunRecord, RunStatus, TermKey
@@ -322,27 +327,28 @@ def _no_heartbeat_while_unwinding() -> AbstractContextManager[Any]:
 
 
 def _unlimited_running() -> AbstractContextManager[Any]:
-    init = Planner.__init__
+    init = Places.__init__
 
-    def mutated(agenda: Planner, *args: Any, **options: Any) -> None:
-        init(agenda, *args, **options | {"max_running": 1000})
+    def mutated(places: Places, **options: Any) -> None:
+        init(places, **options | {"max_running": 1000})
 
-    return patch.object(Planner, "__init__", mutated)
+    return patch.object(Places, "__init__", mutated)
 
 
 def _triggers_are_cleared() -> AbstractContextManager[Any]:
-    def mutated(agenda: Planner, plan: Plan, *_: Any) -> int:
-        plan.batch.requests |= agenda._requests
+    def mutated(requests: Requests, plan: Plan, *_: Any) -> int:
+        plan.batch.requests |= requests._triggered
         return 0
 
-    return patch.object(Planner, "_plan_requests", mutated)
+    return patch.object(Requests, "plan", mutated)
 
 
 def _no_run_is_too_old() -> AbstractContextManager[Any]:
     patches = ExitStack()
     due = reckoning.due
-    patches.enter_context(patch.object(planner, "due", lambda *args, **how: due(*args, **how | {"max_age": None})))
-    patches.enter_context(patch.object(planner, "overdue", lambda *_: None))
+    for module in (changed, claims):
+        patches.enter_context(patch.object(module, "due", lambda *args, **how: due(*args, **how | {"max_age": None})))
+    patches.enter_context(patch.object(waiting_line, "overdue", lambda *_: None))
     patches.enter_context(patch.object(runner, "overdue", lambda *_: None))
     return patches
 
@@ -366,7 +372,7 @@ def _late_reruns_are_skipped() -> AbstractContextManager[Any]:
     def mutated(key: RunKey, why: str) -> Change:
         return replace(too_late(key, why), status="skipped", attempt=key.attempt)
 
-    return patch.object(planner, "too_late", mutated)
+    return patch.object(waiting_line, "too_late", mutated)
 
 
 def _high_ticks_are_not_compared() -> AbstractContextManager[Any]:
@@ -395,17 +401,20 @@ def _skipped_ticks_are_not_added_up() -> AbstractContextManager[Any]:
 
 
 def _places_do_not_go_round() -> AbstractContextManager[Any]:
-    return patch.object(Planner, "_serve", lambda *_: None)
+    def mutated(_: WaitingLine, plan: Plan, state: JobState) -> None:
+        plan.threads += state.job.threaded
+
+    return patch.object(WaitingLine, "serve", mutated)
 
 
 def _newer_ticks_go_first() -> AbstractContextManager[Any]:
-    line_up = Planner._line_up
+    add = WaitingLine.add
 
-    def mutated(agenda: Planner, standing: Any, run: RunRecord) -> None:
-        line_up(agenda, standing, run)
-        agenda._waiting[standing.job.name].reverse()
+    def mutated(line: WaitingLine, state: JobState, run: RunRecord) -> None:
+        add(line, state, run)
+        line._runs[state.job.name].reverse()
 
-    return patch.object(Planner, "_line_up", mutated)
+    return patch.object(WaitingLine, "add", mutated)
 
 
 def _a_row_that_is_there_stops_its_job() -> AbstractContextManager[Any]:
