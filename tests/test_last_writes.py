@@ -232,7 +232,7 @@ async def test_a_lease_that_another_took_meanwhile_was_not_released() -> None:
             if method == "release" and self.times["release"]:
                 self.times["release"] -= 1
                 server.take("default")
-                lead._deadline = 0.0
+                lead.term.deadline = 0.0
                 raise StoreUnavailable(self.description, "it did not arrive")
             return await super().exchange(method, statement)
 
