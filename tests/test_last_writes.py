@@ -16,8 +16,8 @@ import pytest
 from aiolease import JobRegistry, JobRun, leadership, open_store
 from aiolease.errors import InvalidJob, SchemaMissing, StoreUnavailable
 from aiolease.events import Lost, Notice, Released, Renewed, RenewFailed, RunFinished, Waiting
-from aiolease.stores import sqlite as sqlite_module
 from aiolease.stores.sqlite import SQLiteStore
+from aiolease.stores.sqlite import store as sqlite_module
 from aiolease.testing import MemoryServer, MemoryStore, virtual_time
 from tests.campaigns import LIMIT, Recorder, apart, campaign, row, sessions, until
 from tests.servers import Action, Server, TCPProxy
