@@ -27,7 +27,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aiolease._election.campaign import Campaign, CampaignStatus, leadership, run_as_leader
+from aiolease._election.campaign import Campaign, CampaignStatus, run_as_leader
+from aiolease._election.elect import leadership
 from aiolease._election.leadership import Leadership, current_leadership
 from aiolease._jobs.registry import JobRegistry
 from aiolease._jobs.run import JobRun
@@ -57,6 +58,7 @@ from aiolease.events import (
     Lost,
     Notice,
     Released,
+    ReleaseFailed,
     Renewed,
     RenewFailed,
     Resigned,
@@ -100,6 +102,7 @@ __all__ = [
     "Lost",
     "NotLeader",
     "Notice",
+    "ReleaseFailed",
     "Released",
     "RenewFailed",
     "Renewed",

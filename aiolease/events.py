@@ -241,6 +241,27 @@ class Released(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseFailed(Event):
+    """The body has ended, and the lease could not be released: it is free for others once it has expired.
+
+    After each `Elected` there is one of `Lost`, `Resigned`, `Released` and this: this process does not lead any more.
+
+    Attributes:
+        error: Why.
+    """
+
+    level: ClassVar[Level] = "WARNING"
+
+    error: str
+
+    @property
+    def phrase(self) -> str:
+        return (
+            f"could not release {self.lease!r} (term {self.token}) as {self.holder}, it expires by itself: {self.error}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Notice(Event):
     """Something that a person should know and a program need not: its text is its only fact.
 

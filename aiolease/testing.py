@@ -38,8 +38,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, ParamSpec, TypeVar, TypeVarTuple, Unpack, get_args
 
 from aiolease._clock import boot_clock, current_clock, replaced
-from aiolease._election.candidate import Claim
 from aiolease._election.leadership import Leadership, leading
+from aiolease._election.term import Term
 from aiolease._election.timings import Timings
 from aiolease._jobs.registry import JobRegistry
 from aiolease._jobs.run import Execution, JobRun
@@ -49,7 +49,7 @@ from aiolease.events import Notice, describe
 from aiolease.stores.contract import FenceBroken
 from aiolease.stores.memory import Fence, MemoryServer
 from aiolease.stores.memory import MemoryStore as _PlainStore
-from aiolease.stores.records import Batch, Change, Lease, RunRecord, RunStatus, TermKey
+from aiolease.stores.records import Batch, Change, Lease, RunRecord, RunStatus
 
 __all__ = ["MemoryServer", "MemoryStore", "VirtualLoop", "job_run", "run_job", "run_virtual", "virtual_time"]
 
@@ -333,16 +333,17 @@ def job_run(
     record = RunRecord(job=job, tick=tick, attempt=attempt, token=1, holder="test", status="running", started_at=now)
     store.server.ledgers[lease.name].runs[job, tick] = record
 
-    def end(reason: LossReason, **_: bool) -> None:
-        lead._ended = lead._ended or reason
+    def end(reason: LossReason, *, requested: bool = False, raised: bool = False) -> None:
+        term.lost = term.lost or reason
+        term.over.set()
 
     undo = replaced.set(clock)
     try:
         timings = Timings.make(lease_duration=day.total_seconds())
-        lead = Leadership(store, Claim(lease, clock(), clock()), timings, end)
+        term = Term(store, lease, timings, end, None, sent_at=clock(), received_at=clock())
     finally:
         replaced.reset(undo)
-    return JobRun(job=job, tick=tick, attempt=attempt, leadership=lead, context=context)
+    return JobRun(job=job, tick=tick, attempt=attempt, leadership=Leadership(term), context=context)
 
 
 async def run_job(
@@ -381,7 +382,7 @@ async def run_job(
     def end(status: RunStatus, error: str | None = None) -> None:
         change = Change(key=run._key, was="running", status=status, attempt=attempt, error=error)
         with suppress(FenceBroken):  # the test had another holder take the lease
-            store.server.record(TermKey(lead.name, lead.holder, lead.token), Batch(changes=[change]))
+            store.server.record(lead.term.key, Batch(changes=[change]))
 
     try:
         async with limit:

@@ -16,8 +16,8 @@ import pytest
 from aiolease import JobRegistry, JobRun, leadership, open_store
 from aiolease.errors import InvalidJob, SchemaMissing, StoreUnavailable
 from aiolease.events import Lost, Notice, Released, Renewed, RenewFailed, RunFinished, Waiting
-from aiolease.stores import sqlite as sqlite_module
 from aiolease.stores.sqlite import SQLiteStore
+from aiolease.stores.sqlite import store as sqlite_module
 from aiolease.testing import MemoryServer, MemoryStore, virtual_time
 from tests.campaigns import LIMIT, Recorder, apart, campaign, row, sessions, until
 from tests.servers import Action, Server, TCPProxy
@@ -232,7 +232,7 @@ async def test_a_lease_that_another_took_meanwhile_was_not_released() -> None:
             if method == "release" and self.times["release"]:
                 self.times["release"] -= 1
                 server.take("default")
-                lead._deadline = 0.0
+                lead.term.deadline = 0.0
                 raise StoreUnavailable(self.description, "it did not arrive")
             return await super().exchange(method, statement)
 

@@ -1638,7 +1638,7 @@ async def test_the_wall_clock_of_a_machine_is_nobodys_business(days: int, monkey
     start = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(days=days)
     for wing in (aiolease._election, aiolease._jobs):
         for module in pkgutil.iter_modules(wing.__path__, f"{wing.__name__}."):
-            if not module.name.endswith(".candidate"):  # it notes, for people, when the database last answered
+            if not module.name.endswith(".health"):  # it notes, for people, when the database last answered
                 monkeypatch.setattr(f"{module.name}.datetime", NoClock, raising=False)
     async with world(start) as here:
         work = Work()

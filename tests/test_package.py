@@ -56,6 +56,7 @@ PUBLIC = {
     "LoopBlocked",
     "Lost",
     "Notice",
+    "ReleaseFailed",
     "Released",
     "RenewFailed",
     "Renewed",

@@ -32,10 +32,10 @@ import pytest
 from aiolease._election.candidate import new_holder
 from aiolease.errors import ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.stores import Store, open_store
-from aiolease.stores import sqlite as sqlite_module
 from aiolease.stores.memory import MemoryServer, MemoryStore
 from aiolease.stores.records import Lease
 from aiolease.stores.sqlite import SQLiteStore
+from aiolease.stores.sqlite import store as sqlite_module
 from tests import awkward
 from tests.servers import Server
 
@@ -1270,7 +1270,7 @@ def finished(process: subprocess.Popen[str]) -> str:
 
 WORKER = """
 import asyncio, os, sys, time
-from aiolease._lease import new_holder
+from aiolease._election.candidate import new_holder
 from aiolease.errors import StoreUnavailable
 from aiolease.stores.sqlite import SQLiteStore
 

@@ -24,7 +24,8 @@ LEADER = """
 import asyncio, sys
 import aiosqlite
 from aiolease import LeadershipLost, leadership
-from aiolease._fence import FenceBroken, Term
+from aiolease.stores.contract import FenceBroken
+from aiolease.stores.records import TermKey
 from aiolease.stores.sqlite import SQLiteStore
 
 path, point, lease_duration = sys.argv[1], sys.argv[2], float(sys.argv[3])
@@ -69,7 +70,7 @@ async def lead_without_a_clock():
     transaction = await store.begin()
     await insert(transaction.connection)
     try:
-        await transaction.commit(Term("default", "frozen", lease.token))
+        await transaction.commit(TermKey("default", "frozen", lease.token))
         tell("committed")
     finally:
         await store.aclose()

@@ -1,4 +1,4 @@
-"""Campaigns: one term with `leadership`, or for ever, elected, lost, and elected again.
+"""Campaigns: elected, lost, and elected again, for ever.
 
 ::
 
@@ -11,24 +11,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol, TypedDict, Unpack, final
 
 from aiolease._clock import current_clock
-from aiolease._election.candidate import Candidate, Eligible, Health, StayOut
-from aiolease._election.leader import hold
+from aiolease._election.candidate import Candidate, StayOut
+from aiolease._election.health import Eligible, Health
+from aiolease._election.leader import lead
 from aiolease._election.leadership import Leadership
 from aiolease._election.signals import handled
-from aiolease._election.timings import OnStall, Timings, check_stall, check_wait
+from aiolease._election.timings import OnStall, Timings, check_stall
 from aiolease._functions import check_eligible
 from aiolease._logging import emit
 from aiolease._waiting import wait_shielded
 from aiolease.errors import LeadershipLost
 from aiolease.events import Notice, Observer, describe
-from aiolease.stores import Target, check_target, open_store
-from aiolease.stores.contract import LeaseStore
+from aiolease.stores import Store, Target, check_target, open_store
 
 State = Literal["starting", "following", "leading", "draining", "failed", "stopped"]
 
@@ -49,73 +49,6 @@ class Options(TypedDict, total=False):
     eligible: Eligible | None
     on_stall: OnStall
     on_event: Observer | None
-
-
-def leadership(
-    target: Target,
-    name: str = "default",
-    *,
-    timeout: float | None = None,
-    lease_duration: float = 30.0,
-    heartbeat_interval: float | None = None,
-    renew_deadline: float | None = None,
-    retry_interval: float | None = None,
-    eligible: Eligible | None = None,
-    on_stall: OnStall = "log",
-    on_event: Observer | None = None,
-) -> AbstractAsyncContextManager[Leadership]:
-    """Waits until this process is elected, and runs the block as its term. All durations are seconds.
-
-    When the term ends before the block does, the block is cancelled once, as by ``Task.cancel()``, and leaves with
-    `LeadershipLost`; the lease is released only after it has ended. Cancellation from outside goes before loss, loss
-    before the block's own exception, which otherwise comes out as itself. After `Leadership.resign` there is no error.
-
-    Args:
-        target: An asyncmy or aiomysql pool, a SQLAlchemy `AsyncEngine` on either, a URL, or a store.
-        name: The lease: 1 to 100 printable ASCII characters, no spaces. Applications that share a schema need two.
-        timeout: The longest wait for the election; ``None`` waits without limit, 0 tries once. A single try has no time
-            to check the database's clock against its own: if that was stepped forward, it may take a living lease.
-        lease_duration: How long a crashed leader keeps others out.
-        heartbeat_interval: Between two renewals; a third of the lease by default, at most half of `renew_deadline`.
-        renew_deadline: How long after the sending of its last successful renewal the leader may act; five sixths of the
-            lease by default, at most 0.9 of it. The rest is what the block has to unwind.
-        retry_interval: The longest pause between attempts; min(2 s, lease/15) by default.
-        eligible: An ``async def`` function that says whether this process is fit to lead. Asked before each claim and
-            at each heartbeat; an exception or no answer within half a heartbeat means no.
-        on_stall: What a blocked event loop leads to at the deadline: ``"log"``, or ``"exit"`` with status 70.
-        on_event: Called with every event; must be quick. See `aiolease.events`.
-
-    Raises:
-        ConfigurationError: A setting cannot work; raised by the call itself.
-        LeaseHeld: The time-out is over.
-        StoreUnavailable: The time-out is over, and the database was never reached.
-        StoreRejected: The database refused the first attempt: access denied, unknown database.
-        SchemaMissing: The tables are missing and cannot be created.
-        LeadershipLost: The term ended before the block.
-    """
-    check_target(target, name)
-    check_stall(on_stall)
-    check_wait(timeout)
-    check_eligible(eligible)
-    timings = Timings.make(
-        lease_duration=lease_duration,
-        heartbeat_interval=heartbeat_interval,
-        renew_deadline=renew_deadline,
-        retry_interval=retry_interval,
-    )
-
-    @asynccontextmanager
-    async def term() -> AsyncIterator[Leadership]:
-        async with open_store(target) as store:
-            contact = Health()
-            candidate = Candidate(store, name, timings, eligible=eligible, observer=on_event, contact=contact)
-            claim = await candidate.elect(timeout)
-            async with hold(
-                store, claim, timings, eligible=eligible, on_stall=on_stall, observer=on_event, contact=contact
-            ) as lead:
-                yield lead
-
-    return term()
 
 
 async def run_as_leader(
@@ -177,7 +110,7 @@ class Lookout(Protocol):
 
     trouble: str | None
 
-    async def look(self, store: LeaseStore, holder: str, token: int, age: float) -> None:
+    async def look(self, store: Store, holder: str, token: int, age: float) -> None:
         """Looks once; raises nothing."""
 
     def forget(self) -> None:
@@ -209,7 +142,7 @@ class Campaign:
         self._name = name
         self._body = body
         self._lookout = lookout and lookout(name, self._timings, self._observer)
-        self._contact = Health()
+        self._health = Health()
         self._state: State = "starting"
         self._lead: Leadership | None = None
         self._failure: str | None = None
@@ -234,7 +167,7 @@ class Campaign:
 
     def status(self) -> CampaignStatus:
         """How the campaign stands, from memory: no I/O."""
-        contact = self._contact
+        contact = self._health
         starting = self._state == "following" and contact.last_contact is None
         return CampaignStatus(
             state="starting" if starting else self._state,
@@ -242,7 +175,7 @@ class Campaign:
             token=contact.token,
             last_contact=contact.last_contact,
             error=contact.error
-            or (self._lead and self._lead._trouble)
+            or (self._lead and self._lead.term.trouble)
             or (self._lookout.trouble if self._lookout and self._state == "following" else None)
             or (self._failure if self._state == "failed" else None),
         )
@@ -285,8 +218,8 @@ class Campaign:
             raise
         self._state = "stopped"
 
-    async def _look_out(self, store: LeaseStore) -> None:
-        clock, contact = current_clock(), self._contact
+    async def _look_out(self, store: Store) -> None:
+        clock, contact = current_clock(), self._health
         while self._lookout is not None:
             await asyncio.sleep(self._timings.lease_duration)
             if self._state != "following":
@@ -334,7 +267,7 @@ class Campaign:
             if not (at_once.expired() or again.expired()):
                 raise
 
-    async def _one_term(self, store: LeaseStore, stay_out: StayOut | None) -> StayOut | None:
+    async def _one_term(self, store: Store, stay_out: StayOut | None) -> StayOut | None:
         """Waits for the election and runs one term; returns whether to keep out of the next election."""
         candidate = Candidate(
             store,
@@ -342,7 +275,7 @@ class Campaign:
             self._timings,
             eligible=self._eligible,
             observer=self._observer,
-            contact=self._contact,
+            health=self._health,
             stay_out=stay_out,
             proven=self._proven,
         )
@@ -356,17 +289,17 @@ class Campaign:
             self._election = None
         self._proven, self._failure = True, None
         try:
-            async with hold(
+            async with lead(
                 store,
                 claim,
                 self._timings,
                 eligible=self._eligible,
                 on_stall=self._on_stall,
                 observer=self._observer,
-                contact=self._contact,
-            ) as lead:
-                self._lead, self._state = lead, "draining" if self._stopping.is_set() else "leading"
-                await self._body(lead, self._stopping)
+                health=self._health,
+            ) as running:
+                self._lead, self._state = running, "draining" if self._stopping.is_set() else "leading"
+                await self._body(running, self._stopping)
         except LeadershipLost as lost:
             if lost.holder != claim.lease.holder:
                 raise
@@ -378,8 +311,8 @@ class Campaign:
             return None
         finally:
             self._lead = None
-            if self._contact.leader == claim.lease.holder:
-                self._contact.leader = None  # whoever leads now, it is not this term any more
+            if self._health.leader == claim.lease.holder:
+                self._health.leader = None  # whoever leads now, it is not this term any more
         return StayOut(claim.lease.token, current_clock()() + 2 * self._timings.retry_interval)
 
     async def _for_ever(self, entered: asyncio.Event) -> None:
@@ -413,7 +346,7 @@ class Campaign:
         """
         entered = asyncio.Event()
         task = asyncio.create_task(self._for_ever(entered), name=f"aiolease {self._name}")
-        attempted = asyncio.create_task(self._contact.attempted.wait())
+        attempted = asyncio.create_task(self._health.attempted.wait())
         try:
             await asyncio.wait([task, attempted], timeout=_ENTER_LIMIT, return_when=asyncio.FIRST_COMPLETED)
             attempted.cancel()

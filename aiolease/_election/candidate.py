@@ -11,29 +11,22 @@ import asyncio
 import os
 import socket
 import uuid
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
 
 from aiolease._clock import boot_clock, current_clock, jitter
-from aiolease._election.sighting import HIDDEN, ClockHistory, Reading, Sighting
+from aiolease._election.health import STORE_ERRORS, Eligible, Health, is_eligible
+from aiolease._election.sighting import HIDDEN, Reading, Sighting
 from aiolease._election.timings import Timings
 from aiolease._election.watchdog import watchdog
-from aiolease._interrupts import is_for_the_program
 from aiolease._logging import emit
 from aiolease._waiting import retried, time_limited, wait_shielded
 from aiolease.errors import LeaseHeld, SchemaMissing, StoreRejected, StoreUnavailable
-from aiolease.events import Following, Notice, Observer, Waiting, describe
+from aiolease.events import Following, Notice, Observer, Waiting
 from aiolease.stores.contract import LeaseStore
 from aiolease.stores.records import Lease
-
-Eligible = Callable[[], Awaitable[bool]]
-
-STORE_ERRORS = (StoreUnavailable, StoreRejected, SchemaMissing)
-"""All that a store raises."""
 
 _JITTER = 0.04
 """Seconds over which the candidates that wait for one expiry are spread; with what a reading takes, at most 50 ms."""
@@ -49,45 +42,6 @@ def new_holder() -> str:
     """A unique identity for one attempt to claim: ``host-pid-uuid4hex``."""
     host = "".join(char if "!" <= char <= "~" else "?" for char in socket.gethostname())[:100] or "localhost"
     return f"{host}-{os.getpid()}-{uuid.uuid4().hex}"
-
-
-@dataclass(slots=True)
-class Health:
-    """What this process last learnt from the database about one lease: for people, and for its next election.
-
-    `attempted` is set once the first attempt is over, and was not refused for good. `reading` is the latest answer: by
-    it and the next it is seen that the database's clock was stepped. `since` is the local clock when the term was first
-    seen.
-    """
-
-    leader: str | None = None
-    token: int | None = None
-    last_contact: datetime | None = None
-    error: str | None = None
-    reading: Reading | None = None
-    since: float = 0.0
-    clocks: ClockHistory = field(default_factory=ClockHistory)
-    stepped_at: float | None = None
-    attempted: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def saw(self, lease: Lease | None, received: float, took: float) -> Reading | None:
-        """Notes an answer of the database, which had come by that moment of the local clock; returns the one before."""
-        before = self.reading
-        if lease is not None:
-            self.reading = Reading(now=lease.now, received=received, took=took)
-            self.clocks.note(self.reading, lease.duration)
-            if before is not None and self.reading.stepped_since(before):
-                self.stepped_at = received
-        self.leader = lease.holder if lease else None
-        if (token := lease.token if lease else None) != self.token:
-            self.token, self.since = token, received
-        self.last_contact = datetime.now(UTC)
-        self.error = None
-        return before
-
-    def failed(self, error: BaseException) -> None:
-        """Notes that there was none."""
-        self.error = describe(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,25 +68,6 @@ class StayOut:
     until: float
 
 
-async def is_eligible(eligible: Eligible | None, limit: float) -> tuple[bool, str]:
-    """Asks the application whether this process is fit to lead; an error or a late answer means no."""
-    if eligible is None:
-        return True, ""
-    task = asyncio.current_task()
-    cancelling = task.cancelling() if task else 0
-    try:
-        async with asyncio.timeout(limit):
-            return bool(await eligible()), "it says so"
-    except asyncio.CancelledError as error:
-        if task is None or task.cancelling() > cancelling:
-            raise
-        return False, f"its check failed: {describe(error)}"  # by something it awaited that was cancelled elsewhere
-    except BaseException as error:  # the user's check may raise anything, and all of it means no
-        if is_for_the_program(error):
-            raise
-        return False, f"its check failed: {describe(error)}"
-
-
 class Candidate:
     """One process that wants one lease, from its first reading to its election."""
 
@@ -144,7 +79,7 @@ class Candidate:
         *,
         eligible: Eligible | None = None,
         observer: Observer | None = None,
-        contact: Health | None = None,
+        health: Health | None = None,
         stay_out: StayOut | None = None,
         proven: bool = False,
     ) -> None:
@@ -153,7 +88,7 @@ class Candidate:
         self._timings = timings
         self._eligible = eligible
         self._observer = observer
-        self._contact = contact or Health()
+        self._health = health or Health()
         self._stay_out = stay_out
         self._clock = current_clock()
         self._lease: Lease | None = None
@@ -199,7 +134,7 @@ class Candidate:
                 self._failed(error)
             else:
                 self._proven, self._failures, self._quiet_for = True, 0, 0.5
-                self._contact.attempted.set()
+                self._health.attempted.set()
                 if claim is not None:
                     return claim
             now = self._clock()
@@ -230,7 +165,7 @@ class Candidate:
         received = self._clock()
         took = received - asked - pause
         if took < 0:  # woken before the time was up: as long as the exchange before
-            took = self._contact.reading.took if self._contact.reading is not None else 0.0
+            took = self._health.reading.took if self._health.reading is not None else 0.0
         self._saw(lease, received, took)
         if lease is not None and lease.holder in self._unknown:
             return await self._adopt(lease, received)
@@ -257,12 +192,12 @@ class Candidate:
 
     def _saw(self, lease: Lease | None, received: float, took: float) -> None:
         self._reached = True
-        known = self._contact.token
-        before = self._contact.saw(lease, received, took)
+        known = self._health.token
+        before = self._health.saw(lease, received, took)
         if lease is not None:
             # A released row is free as it stands; only of a held one is it told how long it has not changed.
             reading = Reading(now=lease.now, received=received, took=took)
-            stepped_at = self._contact.stepped_at
+            stepped_at = self._health.stepped_at
             new_term = before is not None and lease.token != known
             sighting = Sighting.of(lease, reading, self._sighting, before, stepped_at=stepped_at, new_term=new_term)
             self._sighting = None if lease.holder is None else sighting
@@ -342,7 +277,7 @@ class Candidate:
         received = self._clock()
         if result is not None and result.holder == holder:
             claim = self._won(result, sent_at, received)
-            self._contact.saw(result, received, received - sent_at)
+            self._health.saw(result, received, received - sent_at)
             if received < claim.sent_at + self._timings.renew_deadline:
                 return claim
             # The process stood still between the two. Nobody led by this claim, so nobody has to wait for its expiry.
@@ -354,7 +289,7 @@ class Candidate:
         return None
 
     def _won(self, lease: Lease, sent_at: float, received: float) -> Claim:
-        back = self._contact.clocks.setback(lease.renewed_at, sent_at, self._timings.lease_duration)
+        back = self._health.clocks.setback(lease.renewed_at, sent_at, self._timings.lease_duration)
         return Claim(lease, sent_at - back, received)
 
     async def _give_back(self, lease: Lease) -> None:
@@ -376,12 +311,12 @@ class Candidate:
 
     def _failed(self, error: StoreUnavailable | StoreRejected | SchemaMissing) -> None:
         """Notes a failed attempt; raises what waiting cannot mend, if it was the first."""
-        self._contact.failed(error)
+        self._health.failed(error)
         first = self._failures == 0 and not self._proven
         self._failures += 1
         if first and not isinstance(error, StoreUnavailable):
             raise error
-        self._contact.attempted.set()
+        self._health.attempted.set()
         now = self._clock()
         if now >= self._quiet_until:
             emit(Waiting(lease=self._name, error=str(error), attempts=self._failures), self._observer)

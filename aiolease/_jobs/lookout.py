@@ -12,16 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import cast
 
-from aiolease._election.candidate import STORE_ERRORS
+from aiolease._election.health import STORE_ERRORS
 from aiolease._election.timings import Timings
 from aiolease._jobs.run import Job
 from aiolease._jobs.schedule import means_the_same, read_schedule
 from aiolease._logging import emit
 from aiolease._waiting import time_limited
 from aiolease.events import Observer, UnknownJobs
-from aiolease.stores.contract import LeaseStore, LedgerStore
+from aiolease.stores import Store
 from aiolease.stores.records import JobRecord
 
 
@@ -40,7 +39,7 @@ class Lookout:
         self._observer = observer
         self._told: tuple[str, ...] = ()
 
-    async def look(self, store: LeaseStore, holder: str, token: int, age: float) -> None:
+    async def look(self, store: Store, holder: str, token: int, age: float) -> None:
         """Looks once, in one statement, and tells what has changed; raises nothing.
 
         Args:
@@ -52,7 +51,7 @@ class Lookout:
         if not self._jobs or age < self._timings.lease_duration / 2:  # it may still be making the rows
             return
         try:
-            reading = cast(LedgerStore, store).take_stock(self._lease, runs=False)
+            reading = store.take_stock(self._lease, runs=False)
             stock = await time_limited(self._timings.attempt, store.description, reading)
         except STORE_ERRORS:
             return  # the candidate tells of it

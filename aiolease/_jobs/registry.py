@@ -247,7 +247,7 @@ class JobRegistry:
 
     async def _run(self, lead: Leadership, stopping: asyncio.Event, *, context: Any, drain_timeout: float) -> None:
         lead.check()
-        if twice := sorted(lead._jobs & self._jobs.keys()):
+        if twice := sorted(lead.term.jobs & self._jobs.keys()):
             raise ConfigurationError("lead", lead.token, f"jobs of these names run in this term already: {twice}")
         term = Runner(
             lead,
@@ -261,12 +261,12 @@ class JobRegistry:
         )
         self._terms.append(term)
         names = set(self._jobs)
-        lead._jobs |= names
+        lead.term.jobs |= names
         try:
             await term.run(stopping, drain_timeout)
         finally:
             self._terms.remove(term)
-            lead._jobs -= names
+            lead.term.jobs -= names
 
     @contextmanager
     def _alone_on(self, target: Target, name: str) -> Iterator[None]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, final
 
+from aiolease._election import fencing
 from aiolease._election.leadership import Leadership
 from aiolease._forks import end_child
 from aiolease._functions import is_async
@@ -124,7 +125,7 @@ class JobRun:
                 yield connection
             return
         try:
-            async with self.leadership._transaction(self._key, self._was_committed) as connection:
+            async with fencing.transaction(self.leadership.term, self._key, self._was_committed) as connection:
                 yield connection
         except (CommitUnknown, StoreUnavailable) as error:
             self._doubt, self._unknown = error, self._unknown or isinstance(error, CommitUnknown)
@@ -148,7 +149,7 @@ class JobRun:
             RunEnded: This attempt is not the running one any more; roll back.
             LeadershipLost: And the other errors of `Leadership.fence`.
         """
-        await self.leadership._fence(connection, self._key if final else None)
+        await fencing.fence(self.leadership.term, connection, self._key if final else None)
 
     def __repr__(self) -> str:
         return f"<JobRun {self.job!r} {self.tick:%Y-%m-%dT%H:%M:%SZ} attempt {self.attempt}>"
@@ -310,9 +311,8 @@ class Execution:
         try:
             await asyncio.wait([ended])
         except asyncio.CancelledError:
-            lead = run.leadership
             run._stopped = (
-                LeadershipLost(lead.name, lead.holder, lead.token, lead._ended or "resigned")
+                run.leadership.term.loss
                 if self.given_up
                 else TimeoutError(f"it took longer than {job.timeout or 0:g} s")
             )
@@ -330,7 +330,7 @@ class Execution:
 
     def _has_completed(self, ended: asyncio.Future[object]) -> bool:
         """Whether a thread has ended well while the lease was kept, and did not give back what is still to be run."""
-        if not ended.done() or ended.exception() is not None or self.run.leadership._ended in _UNKEPT:
+        if not ended.done() or ended.exception() is not None or self.run.leadership.term.ended in _UNKEPT:
             return False
         result = ended.result()
         if inspect.iscoroutine(result):
@@ -340,7 +340,7 @@ class Execution:
     async def _outwait(self, thread: threading.Thread, ended: asyncio.Future[object]) -> None:
         """A thread cannot be cancelled: waits for it as long as the lease is kept for it, then leaves it behind."""
         loop, lead, name = asyncio.get_running_loop(), self.run.leadership, self.job.name
-        until = loop.time() + lead._timings.lease_duration
+        until = loop.time() + lead.term.timings.lease_duration
         while not ended.done() and (left := until - loop.time()) > 0:
             try:
                 await asyncio.wait([ended], timeout=left)
@@ -353,7 +353,7 @@ class Execution:
         ended.add_done_callback(lambda future: None if future.cancelled() else future.exception())
         text = f"the thread of {name!r} does not end, and is left behind; the job does not start again beside it"
         facts: Any = {"lease": lead.name, "holder": lead.holder, "token": lead.token}
-        emit(Notice(**facts, severity="CRITICAL", text=text), lead._observer)
+        emit(Notice(**facts, severity="CRITICAL", text=text), lead.term.observer)
 
 
 def _is_loss(error: BaseException, lead: Leadership) -> bool:

@@ -17,12 +17,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import anyio
 
 from aiolease._clock import jitter
-from aiolease._election.candidate import STORE_ERRORS
+from aiolease._election.health import STORE_ERRORS
 from aiolease._election.leadership import Leadership, is_within, leading
 from aiolease._interrupts import is_for_the_program
 from aiolease._jobs.changed import unknown_to
@@ -34,10 +34,9 @@ from aiolease._jobs.planner import Planner
 from aiolease._jobs.run import Execution, Job, JobRun, Outcome, Threads
 from aiolease._logging import emit
 from aiolease._waiting import cancel_and_wait, retried, time_limited, wait_shielded
-from aiolease.errors import LeadershipLost
 from aiolease.events import Event, Notice, RunFinished, RunStarted, TickSkipped, TicksMissed, describe
-from aiolease.stores.contract import FenceBroken, LedgerStore, Refused
-from aiolease.stores.records import Batch, Change, JobDefinition, LedgerReading, Place, RunKey, RunRecord, TermKey
+from aiolease.stores.contract import FenceBroken, Refused
+from aiolease.stores.records import Batch, Change, JobDefinition, LedgerReading, Place, RunKey, RunRecord
 
 R = TypeVar("R")
 
@@ -107,13 +106,13 @@ class Runner:
         told: set[str],
     ) -> None:
         self.lead = lead
+        self.term = lead.term
         self._threads = threads
         self._history = history
         self._context = context
         self._told = told
         self._loop = asyncio.get_running_loop()
-        self._store = cast(LedgerStore, lead._store)  # every store that `open_store` makes is one
-        self._term = TermKey(lead.name, lead.holder, lead.token)
+        self._store = lead.term.store
         self._wake = asyncio.Event()
         self._jobs = JobStates(jobs)
         self._places = Places(
@@ -124,10 +123,10 @@ class Runner:
         )
         self._planner = Planner(
             self._jobs,
-            self._term,
+            self.term.key,
             self._places,
-            young=2 * lead._timings.lease_duration,
-            patience=lead._timings.heartbeat_interval,
+            young=2 * lead.term.timings.lease_duration,
+            patience=lead.term.timings.heartbeat_interval,
         )
         # What runs
         self._running: dict[asyncio.Task[Outcome], Execution] = {}
@@ -182,7 +181,7 @@ class Runner:
 
     async def run(self, stopping: asyncio.Event, drain_timeout: float) -> None:
         """Runs what falls due until told to stop, then drains; cancels what is left, and awaits it, however it ends."""
-        loop, wakers = self._loop, [asyncio.create_task(self._wake_at(self.lead._over))]
+        loop, wakers = self._loop, [asyncio.create_task(self._wake_at(self.term.over))]
         try:
             async with asyncio.timeout(None) as drained:
 
@@ -262,7 +261,7 @@ class Runner:
         try:
             await call
         except FenceBroken:
-            self.lead._end("taken", raised=True)
+            self.term.end("taken", raised=True)
             self.lead.check()
             raise
         except Refused as error:
@@ -275,11 +274,11 @@ class Runner:
         return 0.0
 
     def _failed(self, why: str) -> float:
-        timings, now = self.lead._timings, self._loop.time()
+        timings, now = self.term.timings, self._loop.time()
         self._failures += 1
         self._why = why
         text = f"could not write the ledger of {self.lead.name!r}, nothing new is started: {why}"
-        self.lead._trouble = text
+        self.term.trouble = text
         if self._failures > 1 and now - self._warned_at >= min(timings.retry_interval * self._failures, _QUIETEST):
             self._warned_at = now
             self._emit(Notice(**self._facts(), severity="WARNING", text=text))
@@ -290,10 +289,10 @@ class Runner:
         aside, silent = (", ".join(map(repr, sorted(names))) for names in (self._aside, self._silent))
         troubles = [f"set aside, since their rows are in the way: {aside}"] if aside else []
         troubles += [f"silent, since their ticks are settled ahead of the clock: {silent}"] if silent else []
-        self.lead._trouble = "; ".join(troubles) or None
+        self.term.trouble = "; ".join(troubles) or None
 
     async def _bounded(self, call: Coroutine[Any, Any, R]) -> R:
-        return await time_limited(self.lead._timings.attempt, self.lead._store.description, call)
+        return await time_limited(self.term.timings.attempt, self._store.description, call)
 
     # -- what the ledger says
 
@@ -305,7 +304,7 @@ class Runner:
         finally:
             self._committed = None
         self._stock_wanted = False
-        self._look_at = self._loop.time() + self.lead._timings.heartbeat_interval
+        self._look_at = self._loop.time() + self.term.timings.heartbeat_interval
 
     async def _read_stock(self, committed: set[RunKey]) -> None:
         stock = await self._bounded(self._store.take_stock(self.lead.name, counted=True))
@@ -314,7 +313,7 @@ class Runner:
         if new:
             await self._close_former(stock, [each for each in new if each.job in stock.jobs])
             if unknown := [each for each in new if each.job not in stock.jobs]:
-                await self._bounded(self._store.enroll(self._term, unknown))
+                await self._bounded(self._store.enroll(self.term.key, unknown))
             stock = await self._bounded(self._store.take_stock(self.lead.name, counted=True))
             self._saw(stock)
         if any(job.job not in stock.jobs for job in unknown_to(stock, self._jobs)):
@@ -355,7 +354,7 @@ class Runner:
         if plans:
             await self._write_former(plans)
         if ready := [enrolment for enrolment in changed if enrolment.job not in self._aside]:
-            await self._bounded(self._store.enroll(self._term, ready))
+            await self._bounded(self._store.enroll(self.term.key, ready))
 
     async def _write_former(self, plans: list[Plan]) -> None:
         batch = Batch()
@@ -368,7 +367,7 @@ class Runner:
             self._planner.are_there(there)
             raise Refused  # and reckoned anew
         try:
-            await self._bounded(self._store.record(self._term, batch))
+            await self._bounded(self._store.record(self.term.key, batch))
         except Refused as error:
             if len(plans) > 1:
                 for plan in plans:
@@ -390,7 +389,7 @@ class Runner:
         long_ago = stock.now - _GONE
         gone = {
             name
-            for name in self._jobs.unknown(stock) - self.lead._jobs - self._left_alone
+            for name in self._jobs.unknown(stock) - self.term.jobs - self._left_alone
             if max(stock.jobs[name].settled_until, stock.jobs[name].schedule_since) < long_ago
         }
         waiting = sorted(gone & stock.queued.keys())[:_JOBS_AT_ONCE]
@@ -428,12 +427,12 @@ class Runner:
         self._set_aside(stock.unreadable)
         if self._planner.look(stock):
             self._stock_wanted = True
-        self._look_at = self._loop.time() + self.lead._timings.heartbeat_interval
+        self._look_at = self._loop.time() + self.term.timings.heartbeat_interval
 
     def _saw(self, stock: LedgerReading) -> None:
         # Only if the clock has stepped: a renewal is a shorter exchange, and measures better.
         if abs((stock.now - self.lead.database_now()).total_seconds()) > 1:
-            self.lead._saw_database_time(stock.now)
+            self.term.saw_database_time(stock.now)
 
     def _tell_of_unknown(self, stock: LedgerReading) -> None:
         unknown = sorted(self._jobs.unknown(stock) - self._told)
@@ -454,7 +453,7 @@ class Runner:
                 self._emit(Notice(**self._facts(), severity="WARNING", text=text))
 
     def _tell_of_requests(self, stock: LedgerReading) -> None:
-        for name in sorted(self._jobs.unknown(stock) - self.lead._jobs):
+        for name in sorted(self._jobs.unknown(stock) - self.term.jobs):
             requested_at = stock.jobs[name].requested_at
             if requested_at is not None and (told := f"{name} {requested_at}") not in self._told:
                 self._told.add(told)
@@ -533,7 +532,7 @@ class Runner:
             return
         if self._refusals < _SUSPICIOUS or self._loop.time() < self._late_until:
             return  # what the server delayed may have come in between
-        await self._bounded(self._store.record(self._term, Batch()))
+        await self._bounded(self._store.record(self.term.key, Batch()))
         suspects = sorted(plan.jobs() - self._cleared) or sorted(plan.jobs())
         if len(suspects) > 1:
             self._held_back |= set(suspects[len(suspects) // 2 :])
@@ -590,7 +589,7 @@ class Runner:
     async def _carry_out(self, plan: Plan) -> None:
         """Writes a plan, in a task of its own: cancelled here, it is seen to by `_end`."""
         if plan.batch:
-            task = asyncio.create_task(self._bounded(self._store.record(self._term, plan.batch)))
+            task = asyncio.create_task(self._bounded(self._store.record(self.term.key, plan.batch)))
             self._under_way = (task, plan)
             await asyncio.wait([task])
             self._under_way = None
@@ -606,7 +605,7 @@ class Runner:
                 self._unwritten = plan if self._refusals > 1 else None
                 self._unanswered.update(plan.starting())
                 if not isinstance(error, Refused):
-                    self._late_until = self._loop.time() + 2 * self.lead._timings.lease_duration
+                    self._late_until = self._loop.time() + 2 * self.term.timings.lease_duration
                 self._most = max(self._most // 2, 10)  # it may have been too much for the server, or for the time
                 raise
         starting = self._written(plan)
@@ -722,7 +721,7 @@ class Runner:
         if outcome.status == "lost":
             harmless = run._doubt is not None and not run._unknown
             uncounted += harmless
-            why = self._reason or self.lead._ended or "its term seemed to be over"
+            why = self._reason or self.term.ended or "its term seemed to be over"
             if run._doubt is not None:
                 why = describe(run._doubt)
             change = lost(run._key, rerun=job.rerun_lost, uncounted=uncounted, why=why)
@@ -850,7 +849,7 @@ class Runner:
                 task.exception()  # the caller's cancellation goes before it
             raise
         if task.cancelled() and self.ended:
-            raise LeadershipLost(self.lead.name, self.lead.holder, self.lead.token, self.lead._ended or "resigned")
+            raise self.term.loss
         return task.result()
 
     def _call_ended(self, task: asyncio.Task[Any]) -> None:
@@ -862,8 +861,8 @@ class Runner:
     async def _end(self) -> asyncio.CancelledError | None:
         """Cancels what still runs, once, and again after half the time to unwind; returns when all has ended."""
         self.ended, self.open = True, False
-        self._reason = self.lead._ended or ("the term was ended" if self.lead.is_leader else "expired")
-        again: float | None = self._loop.time() + self.lead._timings.unwind / 2
+        self._reason = self.term.ended or ("the term was ended" if self.lead.is_leader else "expired")
+        again: float | None = self._loop.time() + self.term.timings.unwind / 2
         cancelled = None
         for execution in self._running.values():
             execution.given_up = True
@@ -887,7 +886,7 @@ class Runner:
 
     async def _close(self) -> None:
         """Writes how the last runs have ended, so that the next leader need not guess. Bounded; raises nothing."""
-        lost, limit = self.lead._ended in {"expired", "taken"}, self.lead._timings.attempt
+        lost, limit = self.term.ended in {"expired", "taken"}, self.term.timings.attempt
         until = self._loop.time() + limit
         if self._under_way is not None:
             task, plan = self._under_way
@@ -904,10 +903,10 @@ class Runner:
         self._postponed.clear()
         # Claimed, or perhaps claimed, and not begun: another leader is to run them.
         self._changes += map(_handed_back, self._unanswered)
-        if self.lead._ended == "taken" or not self._changes:
+        if self.term.ended == "taken" or not self._changes:
             return
         if lost:  # the database does not answer: this is no time to wait for it
-            limit = min(limit, self.lead._timings.unwind / 5)
+            limit = min(limit, self.term.timings.unwind / 5)
         limit = min(limit, until - self._loop.time())
         written = 0
 
@@ -924,7 +923,7 @@ class Runner:
                 written += len(some)
 
         try:
-            await retried(limit, self.lead._store.description, write)
+            await retried(limit, self._store.description, write)
         except FenceBroken:
             pass
         except STORE_ERRORS as error:
@@ -935,7 +934,7 @@ class Runner:
     async def _write_last(self, changes: Sequence[Change]) -> None:
         """Writes changes; where the rows of one job are in the way, all others."""
         try:
-            await self._store.record(self._term, Batch(changes=[*changes]))
+            await self._store.record(self.term.key, Batch(changes=[*changes]))
         except Refused:
             if len({change.key.job for change in changes}) == 1:
                 self._not_last.add(changes[0].key.job)
@@ -950,10 +949,10 @@ class Runner:
         self._emit(Notice(**self._facts(), severity="WARNING", text=text))
 
     def _facts(self) -> dict[str, Any]:
-        return {"lease": self.lead.name, "holder": self.lead.holder, "token": self.lead.token}
+        return self.term.facts()
 
     def _emit(self, event: Event) -> None:
-        emit(event, self.lead._observer)
+        emit(event, self.term.observer)
 
 
 def _handed_back(key: RunKey) -> Change:

@@ -12,11 +12,11 @@ from unittest.mock import patch
 
 from aiolease import BodyStuck, StoreUnavailable
 from aiolease._election import candidate, leader, sighting
-from aiolease._election.candidate import Candidate, Claim
+from aiolease._election.candidate import Candidate
 from aiolease._election.leader import Leader
 from aiolease._election.leadership import Leadership
 from aiolease._election.sighting import HIDDEN, ClockHistory, Reading, Sighting
-from aiolease._election.timings import Timings
+from aiolease._election.term import Term
 from aiolease._jobs import changed, claims, runner, waiting_line
 from aiolease._jobs import due as reckoning
 from aiolease._jobs.job_state import JobState
@@ -38,7 +38,7 @@ def _release_before_the_body_ended() -> AbstractContextManager[Any]:
     end = Leader.end
 
     def mutated(tenure: Leader, reason: Any, **how: bool) -> None:
-        first = tenure._reason is None and not tenure._body_ended
+        first = tenure.term.lost is None and not tenure.body.ended
         end(tenure, reason, **how)
         if first:
             tenure._early = asyncio.get_running_loop().create_task(tenure.release())  # type: ignore[attr-defined]
@@ -47,16 +47,19 @@ def _release_before_the_body_ended() -> AbstractContextManager[Any]:
 
 
 def _deadline_from_the_reply() -> AbstractContextManager[Any]:
-    init, renewed = Leadership.__init__, Leader._renewed
+    init, renewed = Term.__init__, Leader._renewed
 
-    def started(lead: Leadership, store: Any, claim: Claim, timings: Timings, *more: Any) -> None:
-        init(lead, store, replace(claim, sent_at=claim.received_at), timings, *more)
+    def started(term: Term, *args: Any, received_at: float, **_: float) -> None:
+        init(term, *args, sent_at=received_at, received_at=received_at)
 
-    def mutated(tenure: Leader, lease: Lease, _: float, back: float) -> None:
-        renewed(tenure, lease, tenure._clock(), back)
+    def mutated(tenure: Leader, lease: Lease, sent_at: float, received: float) -> float:
+        due = renewed(tenure, lease, sent_at, received)
+        if tenure.term.lost is None:
+            tenure.term.deadline += received - sent_at
+        return due
 
     patches = ExitStack()
-    patches.enter_context(patch.object(Leadership, "__init__", started))
+    patches.enter_context(patch.object(Term, "__init__", started))
     patches.enter_context(patch.object(Leader, "_renewed", mutated))
     return patches
 
@@ -113,12 +116,12 @@ def _a_cancellation_is_swallowed() -> AbstractContextManager[Any]:
     async def mutated(task: asyncio.Task[Any], within: float | None = None) -> None:
         await wait_shielded(task, within)
 
-    return patch.object(candidate, "settled", mutated)
+    return patch.object(candidate, "wait_shielded", mutated)
 
 
 def _not_released() -> AbstractContextManager[Any]:
     async def mutated(tenure: Leader) -> None:
-        tenure._store.forget(tenure.lead.name)
+        tenure._store.forget(tenure.term.key.name)
 
     return patch.object(Leader, "release", mutated)
 
@@ -305,12 +308,12 @@ def _everybody_is_fit() -> AbstractContextManager[Any]:
 
 def _renews_for_ever() -> AbstractContextManager[Any]:
     async def mutated(tenure: Leader) -> None:
-        while tenure._reason is None:
-            if (left := tenure.lead._deadline - tenure._clock()) <= 0:
+        while tenure.term.lost is None:
+            if (left := tenure.term.deadline - tenure._clock()) <= 0:
                 tenure.end("expired")
             else:
                 await tenure._woken(left)
-        tenure._emit(BodyStuck(**tenure.facts(), since_lost=0.0, renewing=True))
+        tenure._emit(BodyStuck(**tenure.term.facts(), since_lost=0.0, renewing=True))
         await asyncio.Event().wait()
 
     return patch.object(Leader, "_guard", mutated)

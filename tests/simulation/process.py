@@ -300,7 +300,7 @@ class Process:
             if row.held_by(lead.holder, lead.token) and self._troubles == troubles:
                 self.world.fail(Violation(f"term {lead.token} of {self.name} ended in order, and was not released"))
 
-        if lead._ended not in {"expired", "taken"} and self.state == "running" and self.link.clean:
+        if lead.term.ended not in {"expired", "taken"} and self.state == "running" and self.link.clean:
             self.world.after(self.timings.attempt + 40 * self.world.latency + 0.5, released)
 
     # -- what it tells

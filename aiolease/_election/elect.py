@@ -1,0 +1,82 @@
+"""`leadership`: one election, and one term."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from aiolease._election.candidate import Candidate
+from aiolease._election.health import Eligible, Health
+from aiolease._election.leader import lead
+from aiolease._election.leadership import Leadership
+from aiolease._election.timings import OnStall, Timings, check_stall, check_wait
+from aiolease._functions import check_eligible
+from aiolease.events import Observer
+from aiolease.stores import Target, check_target, open_store
+
+
+def leadership(
+    target: Target,
+    name: str = "default",
+    *,
+    timeout: float | None = None,
+    lease_duration: float = 30.0,
+    heartbeat_interval: float | None = None,
+    renew_deadline: float | None = None,
+    retry_interval: float | None = None,
+    eligible: Eligible | None = None,
+    on_stall: OnStall = "log",
+    on_event: Observer | None = None,
+) -> AbstractAsyncContextManager[Leadership]:
+    """Waits until this process is elected, and runs the block as its term. All durations are seconds.
+
+    When the term ends before the block does, the block is cancelled once, as by ``Task.cancel()``, and leaves with
+    `LeadershipLost`; the lease is released only after it has ended. Cancellation from outside goes before loss, loss
+    before the block's own exception, which otherwise comes out as itself. After `Leadership.resign` there is no error.
+
+    Args:
+        target: An asyncmy or aiomysql pool, a SQLAlchemy `AsyncEngine` on either, a URL, or a store.
+        name: The lease: 1 to 100 printable ASCII characters, no spaces. Applications that share a schema need two.
+        timeout: The longest wait for the election; ``None`` waits without limit, 0 tries once. A single try has no time
+            to check the database's clock against its own: if that was stepped forward, it may take a living lease.
+        lease_duration: How long a crashed leader keeps others out.
+        heartbeat_interval: Between two renewals; a third of the lease by default, at most half of `renew_deadline`.
+        renew_deadline: How long after the sending of its last successful renewal the leader may act; five sixths of the
+            lease by default, at most 0.9 of it. The rest is what the block has to unwind.
+        retry_interval: The longest pause between attempts; min(2 s, lease/15) by default.
+        eligible: An ``async def`` function that says whether this process is fit to lead. Asked before each claim and
+            at each heartbeat; an exception or no answer within half a heartbeat means no.
+        on_stall: What a blocked event loop leads to at the deadline: ``"log"``, or ``"exit"`` with status 70.
+        on_event: Called with every event; must be quick. See `aiolease.events`.
+
+    Raises:
+        ConfigurationError: A setting cannot work; raised by the call itself.
+        LeaseHeld: The time-out is over.
+        StoreUnavailable: The time-out is over, and the database was never reached.
+        StoreRejected: The database refused the first attempt: access denied, unknown database.
+        SchemaMissing: The tables are missing and cannot be created.
+        LeadershipLost: The term ended before the block.
+    """
+    check_target(target, name)
+    check_stall(on_stall)
+    check_wait(timeout)
+    check_eligible(eligible)
+    timings = Timings.make(
+        lease_duration=lease_duration,
+        heartbeat_interval=heartbeat_interval,
+        renew_deadline=renew_deadline,
+        retry_interval=retry_interval,
+    )
+
+    @asynccontextmanager
+    async def term() -> AsyncIterator[Leadership]:
+        async with open_store(target) as store:
+            health = Health()
+            candidate = Candidate(store, name, timings, eligible=eligible, observer=on_event, health=health)
+            claim = await candidate.elect(timeout)
+            async with lead(
+                store, claim, timings, eligible=eligible, on_stall=on_stall, observer=on_event, health=health
+            ) as leadership:
+                yield leadership
+
+    return term()
