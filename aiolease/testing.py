@@ -41,8 +41,10 @@ from aiolease._clock import boot_clock, current_clock, replaced
 from aiolease._election.leadership import Leadership, leading
 from aiolease._election.term import Term
 from aiolease._election.timings import Timings
+from aiolease._jobs.execution import Execution
 from aiolease._jobs.registry import JobRegistry
-from aiolease._jobs.run import Execution, JobRun
+from aiolease._jobs.run import JobRun
+from aiolease._jobs.threads import LeftThreads
 from aiolease._logging import emit, in_run
 from aiolease.errors import ConfigurationError, InvalidJob, LossReason, StoreUnavailable
 from aiolease.events import Notice, describe
@@ -372,22 +374,22 @@ async def run_job(
         InvalidJob: The registry has no such job.
         TimeoutError: It took longer than its ``timeout``, or raised one itself.
     """
-    registered = jobs._jobs.get(job)
+    registered = jobs.registered.get(job)
     if registered is None:
-        raise InvalidJob(job, f"this registry has no such job, but: {', '.join(sorted(jobs._jobs)) or 'none'}")
+        raise InvalidJob(job, f"this registry has no such job, but: {', '.join(sorted(jobs.registered)) or 'none'}")
     store = store or MemoryStore(MemoryServer(start=datetime.now(UTC)))
     run = job_run(job, tick=tick, attempt=attempt, context=context, store=store)
     lead, limit = run.leadership, asyncio.timeout(registered.timeout)
 
     def end(status: RunStatus, error: str | None = None) -> None:
-        change = Change(key=run._key, was="running", status=status, attempt=attempt, error=error)
+        change = Change(key=run.fate.key, was="running", status=status, attempt=attempt, error=error)
         with suppress(FenceBroken):  # the test had another holder take the lease
             store.server.record(lead.term.key, Batch(changes=[change]))
 
     try:
         async with limit:
             with leading(lead), in_run(lease=lead.name, job=job, tick=run.tick, attempt=attempt):
-                await Execution(registered, run, {})._call_here()
+                await Execution(registered, run, LeftThreads()).call()
         if limit.expired():
             raise TimeoutError(f"it took longer than {registered.timeout:g} s, and swallowed its cancellation")
     except asyncio.CancelledError:

@@ -24,8 +24,8 @@ import pytest
 import aiolease._election
 import aiolease._jobs
 from aiolease import CommitUnknown, ConfigurationError, JobRegistry, JobRun, StoreUnavailable, leadership
-from aiolease._jobs.runner import Runner
 from aiolease._jobs.schedule import Every, ticks_between
+from aiolease._jobs.writing import Writing
 from aiolease.errors import RunEnded
 from aiolease.events import BodyStuck, Event, Lost, Notice, RunStarted
 from aiolease.stores import open_store
@@ -825,16 +825,16 @@ async def test_a_run_is_not_begun_by_a_process_that_was_frozen_before_its_first_
 @virtual
 async def test_what_was_claimed_by_an_answer_that_is_read_too_late_is_handed_back() -> None:
     """The process stands still between the answer to a claim and the start of its run: not begun, it is not lost."""
-    written = Runner._written
+    written = Writing._written
     loop = asyncio.get_running_loop()
 
-    def frozen(term: Runner, plan: Any) -> Any:
-        starting = written(term, plan)
-        if starting and term.lead.token == 1:
+    def frozen(writing: Writing, plan: Any) -> Any:
+        starting = written(writing, plan)
+        if starting and writing._term.key.token == 1:
             loop.advance(40)  # type: ignore[attr-defined]
         return starting
 
-    with patch.object(Runner, "_written", frozen):
+    with patch.object(Writing, "_written", frozen):
         async with world() as here:
             work = Work()
             here.start(registry(work, 100))

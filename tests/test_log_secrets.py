@@ -145,7 +145,7 @@ async def see_all_fail(jobs: JobRegistry, lead: Leadership, heard: Recorder, men
     running = asyncio.create_task(jobs.run(lead))
     try:
         async with asyncio.timeout(LIMIT):
-            while {each.job for each in heard.of(RunFinished) if each.status == "failed"} != set(jobs._jobs):
+            while {each.job for each in heard.of(RunFinished) if each.status == "failed"} != set(jobs.registered):
                 await heard.next(RunFinished)
             mend()
             while heard.last(RunFinished)[1].status != "succeeded":

@@ -190,7 +190,7 @@ async def test_a_planned_stop_of_the_fleet_is_one_line(
     records: list[Record], monkeypatch: pytest.MonkeyPatch, missed: str, at_once: int
 ) -> None:
     """After a stop of hours the next leader tells of all missed ticks in one line; the ledger has each job's."""
-    monkeypatch.setattr("aiolease._jobs.runner._MOST", at_once)
+    monkeypatch.setattr("aiolease._jobs.ledger._MOST", at_once)
     store = MemoryStore(MemoryServer(NOON))
     heard: list[Event] = []
     async with many_jobs(12, missed=missed).background(store, "cron"):
@@ -242,7 +242,7 @@ async def test_a_term_that_ends_at_once_tells_of_missed_ticks(
     records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was written is told, even if the term is cancelled before it has written all that was missed."""
-    monkeypatch.setattr("aiolease._jobs.runner._MOST", 3)
+    monkeypatch.setattr("aiolease._jobs.ledger._MOST", 3)
     store = MemoryStore(MemoryServer(NOON))
     async with many_jobs(12).background(store, "cron"):
         await asyncio.sleep(700)

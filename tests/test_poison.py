@@ -17,7 +17,7 @@ import pytest
 from loguru import logger
 
 from aiolease import ConfigurationError, InvalidJob, JobRegistry, JobRun, StoreUnavailable
-from aiolease._jobs import runner
+from aiolease._jobs import quarantine
 from aiolease.stores import open_store
 from aiolease.stores.contract import Refused
 from aiolease.stores.records import Batch, TermKey
@@ -152,7 +152,7 @@ async def test_whatever_a_person_writes_into_one_jobs_rows_the_others_go_on(
     mysql_server: Server, mysql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On MariaDB and MySQL, each column, all at once."""
-    monkeypatch.setattr(runner, "_ASIDE", 2.0)
+    monkeypatch.setattr(quarantine, "_ASIDE", 2.0)
 
     def write(statement: str) -> None:
         with (
@@ -176,7 +176,7 @@ async def test_whatever_a_person_writes_into_one_jobs_rows_the_others_go_on_on_s
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On SQLite a column takes any type."""
-    monkeypatch.setattr(runner, "_ASIDE", 2.0)
+    monkeypatch.setattr(quarantine, "_ASIDE", 2.0)
     file = tmp_path / "jobs.db"
 
     def write(statement: str) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import final
 
+from aiolease._jobs.job import Job
 from aiolease._jobs.plan import Series
-from aiolease._jobs.run import Job
 from aiolease.events import describe
 from aiolease.stores.records import LedgerReading
 

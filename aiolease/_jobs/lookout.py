@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 
 from aiolease._election.health import STORE_ERRORS
 from aiolease._election.timings import Timings
-from aiolease._jobs.run import Job
+from aiolease._jobs.job import Job
 from aiolease._jobs.schedule import means_the_same, read_schedule
 from aiolease._logging import emit
 from aiolease._waiting import time_limited

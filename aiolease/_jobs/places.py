@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import final
 
+from aiolease._jobs.job import Job
 from aiolease._jobs.job_state import JobState
 from aiolease._jobs.plan import Plan
-from aiolease._jobs.run import Job
+from aiolease._jobs.threads import LeftThreads
 
 
 @final
@@ -17,25 +18,18 @@ class Places:
     Args:
         max_running: How many runs may go on at once.
         max_threads: How many of them may be in threads.
-        in_thread: Says whether a run of a job still goes on in a thread that an earlier term left behind.
-        left_behind: Says how many such threads there are.
+        left: The threads that earlier terms have left behind.
 
     Attributes:
+        max_running: See above.
+        left: See above.
         threadless: True while the process has no thread to give.
     """
 
-    def __init__(
-        self,
-        *,
-        max_running: float,
-        max_threads: float,
-        in_thread: Callable[[Job], bool],
-        left_behind: Callable[[], int],
-    ) -> None:
+    def __init__(self, *, max_running: float, max_threads: float, left: LeftThreads) -> None:
         self.max_running = max_running
-        self.in_thread = in_thread
         self.threadless = False
-        self._left_behind = left_behind
+        self.left = left
         self._most_threads = max_threads
         self._threads = max_threads  # how many more may be had
 
@@ -57,8 +51,12 @@ class Places:
 
     def thread_to_be_had(self, plan: Plan) -> bool:
         """True if one more run that needs a thread could start beside those of a plan."""
-        return not self.threadless and self._threads - self._left_behind() > plan.threads
+        return not self.threadless and self._threads - self.left.count() > plan.threads
 
     def goes_on(self, state: JobState) -> bool:
         """True if a run of a job goes on or waits, or goes on in a thread that an earlier term left behind."""
         return state.going_on > 0 or self.in_thread(state.job)
+
+    def in_thread(self, job: Job) -> bool:
+        """True if a run of a job goes on in a thread that an earlier term left behind."""
+        return self.left.has(job.name)

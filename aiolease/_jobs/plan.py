@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Literal
 
 from aiolease._jobs.due import Skip
-from aiolease._jobs.run import Job
+from aiolease._jobs.job import Job
 from aiolease.stores.records import Batch, Change, RunKey, RunRecord, RunStatus, TermKey
 
 

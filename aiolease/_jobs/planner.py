@@ -40,13 +40,15 @@ class Planner:
         patience: Seconds for which skipped ticks that follow on others sooner than that wait for other writing.
 
     Attributes:
+        jobs: How the jobs stand.
+        places: The places and threads.
         series: The series of skipped ticks.
     """
 
     def __init__(self, jobs: JobStates, term: TermKey, places: Places, *, young: float, patience: float = 0.0) -> None:
-        self._jobs = jobs
+        self.jobs = jobs
         self._term = term
-        self._places = places
+        self.places = places
         self._young = young
         self.series = SkippedSeries(jobs)
         self._ticks = NextTicks(jobs, patience)
@@ -70,7 +72,7 @@ class Planner:
         self._now = now
         plan = Plan(self._term, Batch(changes=pending.copy()), pending)
         if claim and len(pending) < most:
-            free = self._places.max_running - running
+            free = self.places.max_running - running
             free -= self._line.plan(plan, now, free, most)
             free -= self._requests.plan(plan, free, most)
             self._claims.plan(plan, now, free, most)
@@ -110,26 +112,26 @@ class Planner:
         known = {*running, *self._backlog.start_anew(pending), *postponed}
         self._ticks.start_anew(self._now)
         self._line.start_anew()
-        self._places.start_anew(self._jobs[name].job for name, _ in running)
+        self.places.start_anew(self.jobs[name].job for name, _ in running)
         self._take_jobs(stock)
         self._requests.see(stock)
-        self._ticks.line_up(self._jobs)
+        self._ticks.line_up(self.jobs)
         for name, _ in running:
-            self._jobs[name].going_on += 1
-            self._jobs[name].running += 1
+            self.jobs[name].going_on += 1
+            self.jobs[name].running += 1
         for change in pending:
             if change.status == "queued":  # it counts at once; the reading that follows the writing lines it up
-                state = self._jobs[change.key.job]
+                state = self.jobs[change.key.job]
                 state.going_on += 1
                 state.backlog = True
         for name, _ in postponed:
-            self._jobs[name].going_on += 1
+            self.jobs[name].going_on += 1
         return self._sort_out(stock, known, ended, unanswered)
 
     def _take_jobs(self, stock: LedgerReading) -> None:
         """Takes from a reading how far each job is settled, and how many of its runs are queued."""
-        for name, state in self._jobs.items():
-            if name not in self._jobs.aside:
+        for name, state in self.jobs.items():
+            if name not in self.jobs.aside:
                 record = stock.jobs[name]
                 state.settled_until, state.high_tick = record.settled_until, record.high_tick
             self.series.read(state)
@@ -149,8 +151,8 @@ class Planner:
         left_behind = []
         for run in stock.unfinished:
             key = RunKey(run.job, run.tick, run.attempt, run.token)
-            state = self._jobs.get(run.job)
-            if state is None or run.job in self._jobs.aside or (run.job, run.tick) in known or key in ended:
+            state = self.jobs.get(run.job)
+            if state is None or run.job in self.jobs.aside or (run.job, run.tick) in known or key in ended:
                 continue  # of a job that another leader has, or known better here
             if key in unanswered:
                 # It was to be started, and has not been. It is not written back: the server may execute such a change
@@ -174,7 +176,7 @@ class Planner:
     def feed(self, names: Collection[str], runs: Iterable[RunRecord], limit: int) -> None:
         """Lines up what was read: of each of the jobs the queued runs with the oldest ticks, at most `limit`."""
         for name in self._backlog.feed(names, runs, limit):
-            self._gone(self._jobs[name])
+            self._gone(self.jobs[name])
 
     def look(self, stock: LedgerReading) -> bool:
         """Sees who was paused, resumed or triggered since the last reading.
@@ -182,30 +184,30 @@ class Planner:
         Returns:
             True if somebody has set the rows of a job right: then all is to be read anew.
         """
-        before = {name for name, state in self._jobs.items() if state.paused}
+        before = {name for name, state in self.jobs.items() if state.paused}
         self._requests.see(stock)
-        resumed = {name for name in before if not self._jobs[name].paused}
+        resumed = {name for name in before if not self.jobs[name].paused}
         for name in resumed & stock.jobs.keys():
-            state = self._jobs[name]
+            state = self.jobs[name]
             state.settled_until = max(state.settled_until, stock.jobs[name].settled_until)
         self._ticks.line_up(resumed)
-        known = self._jobs.known(stock.jobs) - self._jobs.aside
-        return any(stock.jobs[name].high_tick != self._jobs[name].high_tick for name in known)
+        known = self.jobs.known(stock.jobs) - self.jobs.aside
+        return any(stock.jobs[name].high_tick != self.jobs[name].high_tick for name in known)
 
     def silent(self, stock: LedgerReading) -> dict[str, datetime]:
         """The jobs of which no tick is due for a while since a clock was ahead, and until when."""
         ahead = stock.now + timedelta(seconds=_AHEAD)
-        settled = {name: stock.jobs[name].settled_until for name in self._jobs.known(stock.jobs)}
+        settled = {name: stock.jobs[name].settled_until for name in self.jobs.known(stock.jobs)}
         return {name: until for name, until in settled.items() if until > ahead}
 
     def plan_changed(self, stock: LedgerReading, name: str) -> Plan | None:
         """What is to be written before a job gets another schedule; ``None`` if there is nothing (DESIGN rule 50)."""
-        return plan_former(stock, self._jobs, name, self._term, young=self._young)
+        return plan_former(stock, self.jobs, name, self._term, young=self._young)
 
     def are_there(self, rows: Iterable[RunRecord]) -> None:
         """Takes the ticks of some rows for settled, since they are there."""
         for run in rows:
-            self._jobs[run.job].note_row(run.tick)
+            self.jobs[run.job].note_row(run.tick)
 
     def conflicts(self, plan: Plan, rows: Iterable[RunRecord], now: datetime) -> list[Place]:
         """Takes the ticks of rows that are there for settled (DESIGN rule 44): of those that a plan was to claim.
@@ -219,7 +221,7 @@ class Planner:
         self.are_there(rows)
         for run in rows:
             if (run.job, run.tick) in claimed:
-                state = self._jobs[run.job]
+                state = self.jobs[run.job]
                 since = start_of_last(state.job.schedule, state.settled_until, now)
                 others |= {(run.job, tick) for tick in ticks_between(state.job.schedule, since, now)}
         return sorted(others - claimed)
@@ -228,23 +230,23 @@ class Planner:
 
     def written(self, plan: Plan) -> list[Waiting]:
         """Notes that a plan was written; returns the runs that start."""
-        self._places.take(plan)
+        self.places.take(plan)
         for state in self._line.written(plan):
             self._backlog.ran_out(state)
         for waiting in plan.waiting:
-            self._jobs[waiting.job.name].running += 1
+            self.jobs[waiting.job.name].running += 1
         for waiting in plan.overdue:
-            self._gone(self._jobs[waiting.job.name])
+            self._gone(self.jobs[waiting.job.name])
         starting = plan.waiting.copy()
         for job, record in plan.claims:
             if record.status != "skipped":
-                self._claimed(self._jobs[job.name], record)
+                self._claimed(self.jobs[job.name], record)
             if record.status == "running":
                 starting.append(Waiting(job, record.tick, 1, self._term.token, "running"))
         self.series.written(plan)
         self._requests.written(plan)
         for name, tick in plan.batch.high_ticks.items():
-            state = self._jobs[name]
+            state = self.jobs[name]
             state.settled_until = state.high_tick = tick
             state.busy_until = state.there = None
         self._ticks.line_up(plan.batch.high_ticks)
@@ -270,14 +272,14 @@ class Planner:
     def ended(self, name: str, now: datetime) -> None:
         """A run of a job is over, by the database's clock at `now`."""
         self._now = now
-        state = self._jobs[name]
+        state = self.jobs[name]
         state.running -= 1
-        self._places.give_back(state.job)
+        self.places.give_back(state.job)
         self._gone(state)
 
     def postponed(self, name: str) -> None:
         """A run of a job that is over is to be queued anew after a while: until then it goes on, in no place."""
-        self._jobs[name].going_on += 1
+        self.jobs[name].going_on += 1
 
     def _gone(self, state: JobState) -> None:
         """A run of a job does not go on, nor wait, any more."""

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple, ParamSpec, TypeVar, Unpack, final
+from typing import Any, ParamSpec, TypeVar, Unpack, final
 
 from aiolease._election.campaign import Campaign, Options
 from aiolease._election.leadership import Leadership
 from aiolease._functions import argument, is_async
 from aiolease._jobs.due import Missed
+from aiolease._jobs.job import Job, JobOptions, Overlap
 from aiolease._jobs.lookout import Lookout
-from aiolease._jobs.run import Job, JobRun, Overlap, Threads
+from aiolease._jobs.rivals import alone_on
+from aiolease._jobs.run import JobRun
 from aiolease._jobs.runner import Runner
 from aiolease._jobs.schedule import Cron, Every, Schedule
+from aiolease._jobs.threads import LeftThreads
 from aiolease._logging import emit
 from aiolease._names import check_name
 from aiolease.errors import ConfigurationError, DuplicateJob, InvalidJob
@@ -27,36 +30,6 @@ from aiolease.stores import Target
 P = ParamSpec("P")
 R = TypeVar("R")
 JobFunction = TypeVar("JobFunction", bound=Callable[..., object])
-
-_serving: dict[tuple[object, ...], list[JobRegistry]] = {}
-"""The registries that campaign in this process, by loop, target and lease."""
-
-
-class _Options(NamedTuple):
-    """What a job is registered with, besides its function, name and schedule."""
-
-    missed: Missed
-    max_age: float | None
-    overlap: Overlap
-    timeout: float | None
-    rerun_lost: bool
-
-    def check(self, job: str) -> None:
-        """Refuses what cannot work.
-
-        Raises:
-            InvalidJob: It names the field.
-        """
-        for field, value, allowed in (
-            ("missed", self.missed, ("once", "all", "skip")),
-            ("overlap", self.overlap, ("skip", "allow")),
-            ("rerun_lost", self.rerun_lost, (False, True)),
-        ):
-            if not any(value is choice or value == choice for choice in allowed):
-                raise InvalidJob(job, f"{field}={value!r}: use {' or '.join(repr(choice) for choice in allowed)}")
-        for field, seconds in (("max_age", self.max_age), ("timeout", self.timeout)):
-            if seconds is not None and not (isinstance(seconds, int | float) and 0 < seconds < math.inf):
-                raise InvalidJob(job, f"{field}={seconds!r}: use a finite, positive number of seconds")
 
 
 @final
@@ -90,9 +63,10 @@ class JobRegistry:
         self._max_running = max_running
         self._history = history
         self._max_threads = max_threads
-        self._jobs: dict[str, Job] = {}
+        self.registered: dict[str, Job] = {}
+        """The jobs by name: for aiolease itself."""
         self._terms: list[Runner] = []
-        self._threads: Threads = {}
+        self._left = LeftThreads()
         self._told: dict[str, set[str]] = {}  # by lease, the jobs of the database that are not here
 
     def every(
@@ -129,7 +103,7 @@ class JobRegistry:
             InvalidJob: The function cannot be a job.
             DuplicateJob: The name is taken.
         """
-        options = _Options(missed, max_age, overlap, timeout, rerun_lost)
+        options = JobOptions(missed, max_age, overlap, timeout, rerun_lost)
         return self._register(Every(interval), name, options)
 
     def cron(
@@ -168,11 +142,11 @@ class JobRegistry:
             InvalidJob: The function cannot be a job.
             DuplicateJob: The name is taken.
         """
-        options = _Options(missed, max_age, overlap, timeout, rerun_lost)
+        options = JobOptions(missed, max_age, overlap, timeout, rerun_lost)
         return self._register(Cron(expression, timezone or self._timezone), name, options)
 
     def _register(
-        self, schedule: Schedule, name: str | None, options: _Options
+        self, schedule: Schedule, name: str | None, options: JobOptions
     ) -> Callable[[JobFunction], JobFunction]:
         def register(function: JobFunction) -> JobFunction:
             key = name if name is not None else getattr(function, "__name__", "")
@@ -183,19 +157,21 @@ class JobRegistry:
             except ConfigurationError as error:
                 raise InvalidJob(key, f"{error.problem}; give it another name with name=…") from None
             options.check(key)
-            if key in self._jobs:
+            if key in self.registered:
                 raise DuplicateJob(key)
             for term in self._terms:
                 text = f"{key!r} was registered while the jobs run: it starts with the next term"
                 emit(Notice(lease=term.lead.name, severity="WARNING", text=text))
             given = argument(key, function, JobRun)
-            self._jobs[key] = Job(name=key, function=function, schedule=schedule, argument=given, **options._asdict())
+            self.registered[key] = Job(
+                name=key, function=function, schedule=schedule, argument=given, **options._asdict()
+            )
             return function
 
         return register
 
     def __repr__(self) -> str:
-        return f"<JobRegistry of {len(self._jobs)} jobs{', leading' if self.is_leader else ''}>"
+        return f"<JobRegistry of {len(self.registered)} jobs{', leading' if self.is_leader else ''}>"
 
     @property
     def is_leader(self) -> bool:
@@ -203,7 +179,7 @@ class JobRegistry:
         return any(term.lead.is_leader for term in self._terms)
 
     def _term(self) -> Runner | None:
-        return next((term for term in reversed(self._terms) if term.lets_in), None)
+        return next((term for term in reversed(self._terms) if term.calls.lets_in), None)
 
     def leader_only(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R | None]]:
         """Makes a coroutine function run only where this registry leads, for calls that every process makes.
@@ -225,7 +201,7 @@ class JobRegistry:
                 text = f"{called!r} was not called: this process does not lead"
                 emit(Notice(lease="", severity="DEBUG", text=text))
                 return None
-            return await term.within(functools.partial(function, *args, **kwargs))
+            return await term.calls.within(functools.partial(function, *args, **kwargs))
 
         return call
 
@@ -247,12 +223,12 @@ class JobRegistry:
 
     async def _run(self, lead: Leadership, stopping: asyncio.Event, *, context: Any, drain_timeout: float) -> None:
         lead.check()
-        if twice := sorted(lead.term.jobs & self._jobs.keys()):
+        if twice := sorted(lead.term.jobs & self.registered.keys()):
             raise ConfigurationError("lead", lead.token, f"jobs of these names run in this term already: {twice}")
         term = Runner(
             lead,
-            self._jobs.values(),
-            self._threads,
+            self.registered.values(),
+            self._left,
             max_running=self._max_running,
             max_threads=self._max_threads,
             history=self._history,
@@ -260,38 +236,13 @@ class JobRegistry:
             told=self._told.setdefault(lead.name, set()),
         )
         self._terms.append(term)
-        names = set(self._jobs)
+        names = set(self.registered)
         lead.term.jobs |= names
         try:
             await term.run(stopping, drain_timeout)
         finally:
             self._terms.remove(term)
             lead.term.jobs -= names
-
-    @contextmanager
-    def _alone_on(self, target: Target, name: str) -> Iterator[None]:
-        """Keeps other jobs of this process off a lease: only one of the two registries would ever run.
-
-        Raises:
-            ConfigurationError: Other jobs campaign for it already.
-        """
-        key = (id(asyncio.get_running_loop()), target if isinstance(target, str) else id(target), name)
-        registries = _serving.setdefault(key, [])
-        for other in registries:
-            if differing := sorted(other._jobs.keys() ^ self._jobs.keys()):
-                problem = (
-                    "a registry with other jobs campaigns for it in this process, and only one of the two would run: "
-                    "use one registry, or `run` both in one term, or two leases; "
-                    f"only one has {', '.join(differing[:20])}"
-                )
-                raise ConfigurationError("name", name, problem)
-        registries.append(self)
-        try:
-            yield
-        finally:
-            registries.remove(self)
-            if not registries:
-                _serving.pop(key, None)
 
     def _campaign(self, target: Target, name: str, context: Any, drain_timeout: float, options: Options) -> Campaign:
         if not (isinstance(drain_timeout, int | float) and 0 <= drain_timeout < math.inf):
@@ -301,7 +252,7 @@ class JobRegistry:
             name,
             functools.partial(self._run, context=context, drain_timeout=drain_timeout),
             options,
-            functools.partial(Lookout, self._jobs),
+            functools.partial(Lookout, self.registered),
         )
 
     async def serve(
@@ -332,7 +283,7 @@ class JobRegistry:
             StoreRejected: And `SchemaMissing`: by the first attempt only; later they are logged and tried again.
         """
         campaign = self._campaign(target, name, context, drain_timeout, options)
-        with self._alone_on(target, name):
+        with alone_on(target, name, self.registered):
             await (campaign.run_until_signalled(drain_timeout) if handle_signals else campaign.run())
 
     @asynccontextmanager
@@ -364,6 +315,6 @@ class JobRegistry:
             SchemaMissing: The tables are missing and cannot be created.
         """
         campaign = self._campaign(target, name, context, drain_timeout, options)
-        with self._alone_on(target, name):
+        with alone_on(target, name, self.registered):
             async with campaign.in_background():
                 yield campaign

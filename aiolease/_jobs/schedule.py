@@ -18,17 +18,15 @@ were UTC: an aware datetime, the instant plus the offset of the zone.
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import Protocol, final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
-from cronsim import CronSim
-
-from aiolease._jobs.cron import no_such_day, parse, plain, split
+from aiolease._jobs.cron import no_such_day, split
+from aiolease._jobs.stretches import Stretch, stretches
+from aiolease._jobs.walls import Walls
 from aiolease.errors import InvalidSchedule
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -42,8 +40,6 @@ _REFERENCE = datetime(2025, 1, 1, tzinfo=UTC)
 # Years without a tick after which there is none to come. The rarest that do come, such as a 29th of February on a
 # Sunday or a February with five Mondays, are 40 years apart.
 _HORIZON = 50
-
-_ALL_DAYS, _ALL_WEEKDAYS = frozenset(range(1, 32)), frozenset(range(7))
 
 
 class Schedule(Protocol):
@@ -161,7 +157,7 @@ class Cron:
     def __init__(self, expression: str, timezone: str = "UTC") -> None:
         fields = split(expression)
         self._zone = _zone(timezone)
-        self._walls = walls = _Walls(fields)
+        self._walls = walls = Walls(fields)
         self._fixed = not fields[1].startswith("*") and not fields[2].startswith("*")
         self.expression = " ".join(["cron", *fields[walls.seconds == (0,) :]])
         self.timezone = timezone
@@ -178,7 +174,7 @@ class Cron:
         if self._walls.meaning != other._walls.meaning:
             return False
         years = range(now.year - 1, now.year + 11)
-        mine, others = ([_stretches(zone, year) for year in years] for zone in (self._zone, other._zone))
+        mine, others = ([stretches(zone, year) for year in years] for zone in (self._zone, other._zone))
         # What is due at the changes of a clock: of no interest where there are none.
         return mine == others and (self._fixed == other._fixed or all(len(each) == 1 for each in mine))
 
@@ -186,7 +182,7 @@ class Cron:
         """The first tick strictly after `moment`; ``None`` if none comes within fifty years."""
         low = _second_after(moment)
         for year in range(low.year, min(low.year + _HORIZON, _END.year)):
-            for stretch in _stretches(self._zone, year):
+            for stretch in stretches(self._zone, year):
                 if stretch.end > low:
                     jump, first, end = self._readings(stretch, low, stretch.end)
                     if jump is not None:
@@ -199,7 +195,7 @@ class Cron:
         """The newest tick with ``after < tick <= until``; it takes time by the days without a tick."""
         low, high = _second_after(after), _second_after(until)
         for year in range(high.year, low.year - 1, -1):
-            for stretch in reversed(_stretches(self._zone, year)):
+            for stretch in reversed(stretches(self._zone, year)):
                 jump, first, end = self._readings(stretch, low, high)
                 if (wall := self._walls.last(first, end)) is not None:
                     return wall - stretch.offset
@@ -211,12 +207,12 @@ class Cron:
         """How many ticks there are with ``after < tick <= until``; it takes time by the days, not by the ticks."""
         low, high, count = _second_after(after), _second_after(until), 0
         for year in range(low.year, high.year + 1):
-            for stretch in _stretches(self._zone, year):
+            for stretch in stretches(self._zone, year):
                 jump, first, end = self._readings(stretch, low, high)
                 count += self._walls.count(first, end) + (jump is not None)
         return count
 
-    def _readings(self, stretch: _Stretch, low: datetime, high: datetime) -> tuple[datetime | None, datetime, datetime]:
+    def _readings(self, stretch: Stretch, low: datetime, high: datetime) -> tuple[datetime | None, datetime, datetime]:
         """What is due in the part of a stretch that lies in ``low <= instant < high``.
 
         Returns:
@@ -233,154 +229,9 @@ class Cron:
         return None, max(first, stretch.reached), end
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Stretch:
-    """A time between two changes of a zone's clock, cut at the turn of a UTC year.
-
-    Attributes:
-        start: Its first instant.
-        end: The first instant after it.
-        offset: What the wall clock shows more than UTC.
-        reached: How far the clock had come before `start`. Put forward, it skips the readings from here to
-            ``start + offset``; put back, it shows those from there to here again.
-    """
-
-    start: datetime
-    end: datetime
-    offset: timedelta
-    reached: datetime
-
-
-@lru_cache(maxsize=1024)
-def _stretches(zone: tzinfo, year: int) -> tuple[_Stretch, ...]:
-    """The stretches of a UTC year. It begins two days earlier: no clock is put back by more than a few hours."""
-    first, end = datetime(year, 1, 1, tzinfo=UTC), datetime(year + 1, 1, 1, tzinfo=UTC)
-    start = first - 2 * _DAY
-    offset = _offset(zone, start)
-    reached = start + offset
-    found: list[_Stretch] = []
-    for change, changed in (*_changes(zone, start, end), (end, offset)):
-        if change > first:
-            if start < first:  # under way at the turn of the year: nothing jumps here
-                start, reached = first, max(reached, first + offset)
-            found.append(_Stretch(start=start, end=change, offset=offset, reached=reached))
-        start, reached, offset = change, change + offset, changed
-    return tuple(found)
-
-
-def _changes(zone: tzinfo, start: datetime, end: datetime) -> Iterator[tuple[datetime, timedelta]]:
-    """When a zone's offset changes, and to what. A look at each day finds all: those of one zone are days apart."""
-    moment, offset = start, _offset(zone, start)
-    while moment < end:
-        if _offset(zone, moment + _DAY) == offset:
-            moment += _DAY
-            continue
-        low, high = 0, 86_400
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if _offset(zone, moment + middle * _SECOND) == offset else (low, middle)
-        moment += high * _SECOND
-        offset = _offset(zone, moment)
-        if moment < end:
-            yield moment, offset
-
-
-def _offset(zone: tzinfo, moment: datetime) -> timedelta:
-    return moment.astimezone(zone).utcoffset() or timedelta()
-
-
 def _second_after(moment: datetime) -> datetime:
     """The first whole second strictly after `moment`."""
     return _EPOCH + ((min(max(moment, _EPOCH), _END - _SECOND) - _EPOCH) // _SECOND + 1) * _SECOND
-
-
-class _Walls:
-    """The readings that an expression names. Ranges include their first and exclude their last."""
-
-    __slots__ = ("_days", "_hours", "_minutes", "seconds")
-
-    def __init__(self, fields: list[str]) -> None:
-        parsed = parse(plain(fields))
-        self._hours = tuple(sorted(parsed.hours))
-        self._minutes = tuple(sorted(parsed.minutes))
-        self.seconds = tuple(sorted(parsed.seconds))
-        self._days = _days(*plain(fields)[3:])
-
-    @property
-    def meaning(self) -> object:
-        """What is equal for expressions that name the same readings."""
-        days, weekdays = frozenset(self._days.days), frozenset(0 if day == 7 else day for day in self._days.weekdays)
-        both, any_day, any_weekday = self._days.day_and, days >= _ALL_DAYS, weekdays >= _ALL_WEEKDAYS
-        on: object = both, days, weekdays
-        if (any_day and any_weekday) or (not both and (any_day or any_weekday)):
-            on = "every day"
-        elif any_day or any_weekday:
-            on = ("weekdays", weekdays) if any_day else ("days", days)
-        return self.seconds, self._minutes, self._hours, frozenset(self._days.months), on
-
-    def first(self, low: datetime, high: datetime) -> datetime | None:
-        """The earliest one in ``low <= reading < high``."""
-        if low >= high:
-            return None
-        day, last, rank = low.date(), high.date(), self._rank(low)
-        while day <= last:
-            if day.month not in self._days.months:
-                day, rank = (day.replace(day=1) + 31 * _DAY).replace(day=1), 0
-            elif rank < self._per_day and self._days.match_day(day):
-                wall = self._reading(day, rank)
-                return wall if wall < high else None
-            else:
-                day, rank = day + _DAY, 0
-        return None
-
-    def last(self, low: datetime, high: datetime) -> datetime | None:
-        """The latest one in ``low <= reading < high``."""
-        if low >= high:
-            return None
-        day, last, rank = high.date(), low.date(), self._rank(high)
-        while day >= last:
-            if rank and self._on(day):
-                wall = self._reading(day, rank - 1)
-                return wall if wall >= low else None
-            day, rank = day - _DAY, self._per_day
-        return None
-
-    def count(self, low: datetime, high: datetime) -> int:
-        """How many there are in ``low <= reading < high``."""
-        if low >= high:
-            return 0
-        first, last = low.date(), high.date()
-        days = sum(self._on(first + number * _DAY) for number in range((last - first).days))
-        return days * self._per_day - self._on(first) * self._rank(low) + self._on(last) * self._rank(high)
-
-    @property
-    def _per_day(self) -> int:
-        return len(self._hours) * len(self._minutes) * len(self.seconds)
-
-    def _on(self, day: date) -> bool:
-        return day.month in self._days.months and self._days.match_day(day)
-
-    def _rank(self, wall: datetime) -> int:
-        """How many times of a day, on a day that has any, come before that of `wall`."""
-        rank, exact = 0, True
-        for values, value in (self._hours, wall.hour), (self._minutes, wall.minute), (self.seconds, wall.second):
-            place = bisect_left(values, value) if exact else 0
-            rank = rank * len(values) + place
-            exact = exact and place < len(values) and values[place] == value
-        return rank
-
-    def _reading(self, day: date, rank: int) -> datetime:
-        """The time of `day` before which there are `rank` others."""
-        rank, second = divmod(rank, len(self.seconds))
-        hour, minute = divmod(rank, len(self._minutes))
-        at = time(self._hours[hour], self._minutes[minute], self.seconds[second], tzinfo=UTC)
-        return datetime.combine(day, at)
-
-
-@lru_cache(maxsize=256)
-def _days(day: str, month: str, weekday: str) -> CronSim:
-    """What matches days. Shared by the many schedules that name the same ones: its sets are large."""
-    return CronSim(f"0 0 {day} {month} {weekday}", _EPOCH)
 
 
 def _zone(name: str) -> tzinfo:

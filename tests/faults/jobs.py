@@ -134,5 +134,5 @@ def rules(*, steps: bool) -> Mapping[str, Rules]:
             rerun_lost=job.rerun_lost,
             final=job.name in FINAL,
         )
-        for job in jobs._jobs.values()
+        for job in jobs.registered.values()
     }

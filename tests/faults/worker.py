@@ -23,7 +23,7 @@ from typing import Any, cast
 from loguru import logger
 
 from aiolease import CommitUnknown, Leadership, LeadershipLost, run_as_leader
-from aiolease._jobs.run import Execution
+from aiolease._jobs.execution import Execution
 from aiolease._jobs.runner import Runner
 from aiolease.stores.records import Batch, TermKey
 from tests.faults.breakage import Breakage, break_it

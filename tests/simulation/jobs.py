@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from aiolease import JobRegistry, JobRun, StoreUnavailable
-from aiolease._jobs.run import Overlap
+from aiolease._jobs.job import Overlap
 from aiolease._jobs.runner import Runner
 from aiolease._jobs.schedule import Cron, Every
 from tests.simulation.audit import Books, Rules, audit, said

@@ -17,16 +17,18 @@ from aiolease._election.leader import Leader
 from aiolease._election.leadership import Leadership
 from aiolease._election.sighting import HIDDEN, ClockHistory, Reading, Sighting
 from aiolease._election.term import Term
-from aiolease._jobs import changed, claims, runner, waiting_line
+from aiolease._jobs import changed, claims, runs, waiting_line
 from aiolease._jobs import due as reckoning
+from aiolease._jobs.execution import Outcome
 from aiolease._jobs.job_state import JobState
 from aiolease._jobs.places import Places
 from aiolease._jobs.plan import Plan
 from aiolease._jobs.planner import Planner
 from aiolease._jobs.requests import Requests
-from aiolease._jobs.run import Outcome
 from aiolease._jobs.runner import Runner
+from aiolease._jobs.runs import Runs
 from aiolease._jobs.waiting_line import WaitingLine
+from aiolease._jobs.writing import Writing
 from aiolease._waiting import wait_shielded
 from aiolease.stores import memory
 from aiolease.stores.records import Batch, Change, Lease, LedgerReading, RunKey, RunRecord, RunStatus, TermKey
@@ -201,16 +203,16 @@ def _unfenced_claims() -> AbstractContextManager[Any]:
 
 
 def _runs_before_the_claim_is_answered() -> AbstractContextManager[Any]:
-    carry_out = Runner._carry_out
+    carry_out = Writing.carry_out
 
-    async def mutated(jobs: Runner, plan: Any) -> None:
+    async def mutated(writing: Writing, plan: Any) -> None:
         try:
-            await carry_out(jobs, plan)
+            await carry_out(writing, plan)
         except StoreUnavailable:
-            for execution in jobs._written(plan):
-                jobs._start(execution)
+            for run in writing._written(plan):
+                writing._runs.start(run)
 
-    return patch.object(Runner, "_carry_out", mutated)
+    return patch.object(Writing, "carry_out", mutated)
 
 
 def _a_new_leader_starts_from_now() -> AbstractContextManager[Any]:
@@ -279,7 +281,7 @@ def _released_before_the_runs_ended() -> AbstractContextManager[Any]:
 
     async def mutated(jobs: Runner) -> asyncio.CancelledError | None:
         ending = asyncio.get_running_loop().create_task(end(jobs))
-        jobs._ending = ending  # type: ignore[attr-defined]
+        jobs._ending_apart = ending  # type: ignore[attr-defined]
         await asyncio.sleep(0)
         return None
 
@@ -352,21 +354,22 @@ def _no_run_is_too_old() -> AbstractContextManager[Any]:
     for module in (changed, claims):
         patches.enter_context(patch.object(module, "due", lambda *args, **how: due(*args, **how | {"max_age": None})))
     patches.enter_context(patch.object(waiting_line, "overdue", lambda *_: None))
-    patches.enter_context(patch.object(runner, "overdue", lambda *_: None))
+    patches.enter_context(patch.object(runs, "overdue", lambda *_: None))
     return patches
 
 
 def _all_ends_are_losses() -> AbstractContextManager[Any]:
-    finished = Runner._finished
+    finished = Runs._finished
 
-    def mutated(jobs: Runner, task: asyncio.Task[Outcome]) -> None:
-        before = len(jobs._changes)
+    def mutated(jobs: Runs, task: asyncio.Task[Outcome]) -> None:
+        changes = jobs._unwritten.changes
+        before = len(changes)
         finished(jobs, task)
-        for number in range(before, len(jobs._changes)):
-            if jobs._changes[number].status == "succeeded":
-                jobs._changes[number] = replace(jobs._changes[number], status="lost")
+        for number in range(before, len(changes)):
+            if changes[number].status == "succeeded":
+                changes[number] = replace(changes[number], status="lost")
 
-    return patch.object(Runner, "_finished", mutated)
+    return patch.object(Runs, "_finished", mutated)
 
 
 def _late_reruns_are_skipped() -> AbstractContextManager[Any]:
@@ -421,10 +424,10 @@ def _newer_ticks_go_first() -> AbstractContextManager[Any]:
 
 
 def _a_row_that_is_there_stops_its_job() -> AbstractContextManager[Any]:
-    async def mutated(jobs: Runner, _: Plan) -> None:
-        jobs._unwritten = None
+    async def mutated(writing: Writing, _: Plan) -> None:
+        writing._quarantine.refused = None
 
-    return patch.object(Runner, "_narrow_down", mutated)
+    return patch.object(Writing, "narrow_down", mutated)
 
 
 MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {

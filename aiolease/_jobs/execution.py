@@ -1,0 +1,196 @@
+"""How a run's function is called, and how it ends: an `Outcome`.
+
+A coroutine function runs in the task of its run, a plain one in a thread of its own. `aiolease._jobs.runs` starts runs
+and has their ends written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+from dataclasses import dataclass
+from typing import Literal, final
+
+from aiolease._election.term import Term
+from aiolease._forks import end_child
+from aiolease._interrupts import is_for_the_program
+from aiolease._jobs.job import Job
+from aiolease._jobs.run import JobRun
+from aiolease._jobs.threads import JobThread, LeftThreads
+from aiolease._logging import emit, in_run
+from aiolease._tracebacks import hide_values
+from aiolease.events import Notice
+
+Ending = Literal["succeeded", "failed", "lost"]
+
+_UNKEPT = {"expired", "taken", "error"}
+"""Reasons for which a term ends, and with it its lease, before what runs in it has ended."""
+
+
+@final
+class Execution:
+    """A run that goes on.
+
+    Attributes:
+        job: The job.
+        run: What its function is given.
+        given_up: Set before it is cancelled because the term ends.
+        begun: True once the job's function has been called.
+        no_thread: Why it could not be, if there was no thread for it.
+    """
+
+    def __init__(self, job: Job, run: JobRun, left: LeftThreads) -> None:
+        self.job = job
+        self.run = run
+        self.given_up = False
+        self.begun = False
+        self.no_thread: BaseException | None = None
+        self._completed = False  # in a thread, to its end
+        self._left = left
+
+    async def go(self) -> Outcome:
+        """Runs the job to its end.
+
+        Raises nothing of the job's, for asyncio hands a task's `SystemExit` on to the whole program. What a signal's
+        handler raises meanwhile is the program's, and comes out.
+        """
+        job, run = self.job, self.run
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        if not run.leadership.is_leader:  # the process stood still since the run was claimed
+            return Outcome("lost", 0.0)
+        self.begun = True
+        status: Ending = "succeeded"
+        error: BaseException | None = None
+        limit = asyncio.timeout(job.timeout)
+        try:
+            async with limit:
+                with in_run(lease=run.leadership.name, job=run.job, tick=run.tick, attempt=run.attempt):
+                    await self.call()
+        except _NoThread as raised:
+            self.begun, self.no_thread = False, raised.__cause__
+            return Outcome("lost", 0.0)
+        except asyncio.CancelledError as raised:
+            # Cancelled by the end of the term, or by itself: by something it awaited that was cancelled elsewhere.
+            status, error = ("lost", None) if self.given_up or _being_cancelled() else ("failed", raised)
+        except BaseException as raised:  # a job that raises hurts no other job, and ends no program
+            if is_for_the_program(raised):
+                raise
+            if limit.expired() and isinstance(raised, TimeoutError):
+                status, error = "failed", TimeoutError(f"it took longer than {job.timeout:g} s")
+            else:
+                status, error = self._fate_of(raised)
+        else:
+            if limit.expired():  # it swallowed the cancellation
+                status, error = "failed", TimeoutError(f"it took longer than {job.timeout:g} s")
+            elif self.given_up and not self._completed:  # the same: how much of it was done, nobody knows
+                status = "lost"
+        if run.fate.doubt is not None and not run.fate.committed and status == "succeeded":
+            status, error = "lost", run.fate.doubt  # swallowed: its effect may not be there
+        if error is not None:
+            hide_values(error)
+        return Outcome("succeeded" if run.fate.committed else status, clock() - started, error, run.fate.committed)
+
+    def _fate_of(self, raised: BaseException) -> tuple[Ending, BaseException | None]:
+        """What becomes of a run that raised something, and what is told of that."""
+        if _is_loss(raised, self.run.leadership.term):
+            return "lost", None
+        if self.given_up or raised is self.run.fate.doubt:  # in its clean-up, or of its final commit
+            return "lost", raised
+        return "failed", raised
+
+    async def call(self) -> None:
+        """Calls the job's function; a child that it forks ends with it, and goes no further."""
+        pid, error = os.getpid(), None
+        try:
+            await self._call()
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            if os.getpid() != pid:
+                end_child(error)
+
+    async def _call(self) -> None:
+        job, run = self.job, self.run
+        call = job.function
+        if job.argument is not None:
+            call = functools.partial(call, **{job.argument: run}) if job.argument else functools.partial(call, run)
+        if not job.threaded:
+            await call()  # type: ignore[misc]
+            return
+        try:
+            thread = JobThread(call, job.name)
+        except RuntimeError as error:  # there are too many: nothing of the job has begun
+            raise _NoThread(str(error)) from error
+        try:
+            await asyncio.wait([thread.ended])
+        except asyncio.CancelledError:
+            run.fate.stopped = (
+                run.leadership.term.loss
+                if self.given_up
+                else TimeoutError(f"it took longer than {job.timeout or 0:g} s")
+            )
+            await self._outwait(thread)
+            self._completed = self._has_completed(thread.ended)
+            if self.given_up and self._completed:
+                return  # while the lease was kept for it: it is not to be run again
+            raise
+        result = thread.ended.result()
+        self._completed = not inspect.isawaitable(result)
+        if inspect.isgenerator(result) or inspect.isasyncgen(result):
+            raise TypeError("it gave back a generator, which nobody runs: a job must not yield")
+        if inspect.isawaitable(result):  # a callable that only looks like a plain function
+            await result
+
+    async def _outwait(self, thread: JobThread) -> None:
+        """Waits for a thread as long as the lease is kept for it, then leaves it behind."""
+        term, name = self.run.leadership.term, self.job.name
+        if not await thread.outwait(term.timings.lease_duration):
+            self._left.add(name, thread)
+            text = f"the thread of {name!r} does not end, and is left behind; the job does not start again beside it"
+            emit(Notice(**term.facts(), severity="CRITICAL", text=text), term.observer)
+
+    def _has_completed(self, ended: asyncio.Future[object]) -> bool:
+        """True if a thread has ended well while the lease was kept, and gave back nothing that is still to be run."""
+        if not ended.done() or ended.exception() is not None or self.run.leadership.term.ended in _UNKEPT:
+            return False
+        result = ended.result()
+        if inspect.iscoroutine(result):
+            result.close()
+        return not (inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        status: As the ledger has it.
+        took: Seconds.
+        error: What it raised, if it failed.
+        committed: Whether a final transaction has recorded it already.
+    """
+
+    status: Ending
+    took: float
+    error: BaseException | None = None
+    committed: bool = False
+
+
+class _NoThread(RuntimeError):
+    """There was no thread to run the job in."""
+
+
+def _is_loss(error: BaseException, term: Term) -> bool:
+    """True if an exception, or all of a group, says that the run's own term is over, and not another one."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_loss(part, term) for part in error.exceptions)
+    return term.is_own(error)
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

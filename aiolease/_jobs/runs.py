@@ -1,0 +1,208 @@
+"""The runs of one term: starts them, tells of them, and notes how they ended for the ledger.
+
+A run is a task of its own. How it ended is a change for the next batch, except where a final transaction has recorded
+it. A run that never began goes back to the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, final
+
+from aiolease._clock import jitter
+from aiolease._election.leadership import Leadership
+from aiolease._jobs.due import Skip, lost, overdue
+from aiolease._jobs.ending import Ending
+from aiolease._jobs.execution import Execution, Outcome
+from aiolease._jobs.notices import Notices
+from aiolease._jobs.plan import Waiting
+from aiolease._jobs.planner import Planner
+from aiolease._jobs.pruning import Pruning
+from aiolease._jobs.run import JobRun
+from aiolease._jobs.skips import Skips
+from aiolease._jobs.unwritten import Unwritten, handed_back
+from aiolease.events import RunFinished, RunStarted, describe
+from aiolease.stores.records import Change, Place
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+"""Seconds before a run is begun again whose final transaction met trouble; doubled each time up to the second."""
+
+
+@final
+class Runs:
+    """The runs of one term that go on.
+
+    Args:
+        lead: The term.
+        planner: Hears of the runs that have ended, and that there is no thread.
+        unwritten: Takes what is to be written of them.
+        skips: Takes those that are too old to start.
+        pruning: Counts their rows.
+        notices: Tells of them.
+        ending: Whether they are being ended.
+        wake: Set when the runner has something to do.
+        context: What jobs find as ``run.context``.
+    """
+
+    def __init__(
+        self,
+        lead: Leadership,
+        *,
+        planner: Planner,
+        unwritten: Unwritten,
+        skips: Skips,
+        pruning: Pruning,
+        notices: Notices,
+        ending: Ending,
+        wake: asyncio.Event,
+        context: Any,
+    ) -> None:
+        self._lead = lead
+        self._planner = planner
+        self._unwritten = unwritten
+        self._skips = skips
+        self._pruning = pruning
+        self._notices = notices
+        self._ending = ending
+        self._wake = wake
+        self._context = context
+        self._running: dict[asyncio.Task[Outcome], Execution] = {}
+        self._uncounted: dict[Place, int] = {}  # attempts that failed before anything could have taken effect
+        self._threadless = 0  # how often in a row there was no thread
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def tasks(self) -> set[asyncio.Task[Any]]:
+        """The tasks of the runs."""
+        return {*self._running}
+
+    def places(self) -> list[Place]:
+        """Which runs go on."""
+        return [(execution.job.name, execution.run.tick) for execution in self._running.values()]
+
+    def start(self, waiting: Waiting) -> None:
+        """Starts a run that the ledger calls running, or has it skipped if it is too old by now."""
+        job, tick, attempt = waiting.job, waiting.tick, waiting.attempt
+        run = JobRun(job=job.name, tick=tick, attempt=attempt, leadership=self._lead, context=self._context)
+        key, now = run.fate.key, self._lead.database_now()
+        self._unwritten.unanswered.discard(key)
+        why = overdue(tick, job.max_age, now) if attempt == 1 else None
+        if why is not None:  # the answer to its claim was late, or lost and then found
+            self._unwritten.add(Change(key=key, was="running", status="skipped", attempt=1, error=why))
+            self._planner.ended(job.name, now)
+            self._skips.written(job.name, Skip(tick, tick, 1, why))
+            self._wake.set()
+            return
+        late = (now - tick).total_seconds()
+        self._notices.emit(RunStarted(**self._notices.facts(), job=job.name, tick=tick, late=late))
+        execution = Execution(job, run, self._planner.places.left)
+        task = asyncio.create_task(execution.go(), name=f"aiolease job {job.name}")
+        self._running[task] = execution
+        task.add_done_callback(self._finished)
+
+    def give_up(self) -> None:
+        """Tells the runs that they are cancelled because the term ends: they are lost, and did not fail."""
+        for execution in self._running.values():
+            execution.given_up = True
+
+    def _finished(self, task: asyncio.Task[Outcome]) -> None:
+        execution = self._running.pop(task)
+        self._wake.set()
+        self._note_end(task, execution)
+        self._planner.ended(execution.job.name, self._lead.database_now())
+
+    def _note_end(self, task: asyncio.Task[Outcome], execution: Execution) -> None:
+        """Notes what is to be written of a run that has ended, and tells of it."""
+        job, run, key = execution.job, execution.run, execution.run.fate.key
+        if not execution.begun:  # the term was over before, and another leader is to run it; or there is no thread
+            self._planner.postponed(job.name)
+            self._unwritten.add(handed_back(key))
+            if execution.no_thread is not None:
+                self._wait_for_threads(execution.no_thread)
+            return
+        if job.threaded:
+            self._threadless = 0
+        ended_in_order = not task.cancelled() and task.exception() is None  # else a signal's handler raised in it
+        outcome = task.result() if ended_in_order else Outcome("lost", 0.0)
+        uncounted = self._uncounted.pop((job.name, run.tick), 0)
+        self._pruning.grew(job.name)
+        if outcome.committed:
+            self._unwritten.was_committed(key)
+            self.tell(execution, outcome)
+        elif outcome.status == "lost":
+            self._note_loss(execution, outcome, uncounted)
+        else:
+            error = None if outcome.error is None else describe(outcome.error)
+            change = Change(key=key, was="running", status=outcome.status, attempt=run.attempt, error=error)
+            self._unwritten.add(change)
+            self.tell(execution, outcome)
+
+    def _note_loss(self, execution: Execution, outcome: Outcome, uncounted: int) -> None:
+        """Notes a run that was lost. It is begun again if its job says so (DESIGN rules 26 and 47).
+
+        1. It is known that its final transaction had no effect: it is queued anew after a pause, and does not count.
+        2. Nobody knows whether its final commit worked: the ledger is read, and says so.
+        3. Its term has ended: it is queued anew, or called lost.
+        """
+        job, fate, place = execution.job, execution.run.fate, (execution.job.name, execution.run.tick)
+        harmless = fate.doubt is not None and not fate.unknown
+        uncounted += harmless
+        why = self._ending.reason or self._lead.term.ended or "its term seemed to be over"
+        if fate.doubt is not None:
+            why = describe(fate.doubt)
+        change = lost(fate.key, rerun=job.rerun_lost, uncounted=uncounted, why=why)
+        again = change.status == "queued"
+        if again:
+            self._uncounted[place] = uncounted
+            self._planner.postponed(job.name)
+            if harmless and not self._ending.has_begun:
+                self._postpone(place, change, uncounted, f"its final transaction was not committed: {why}")
+                return
+        self._unwritten.add(change)
+        if fate.doubt is not None and again and not self._ending.has_begun:
+            self._unwritten.doubt(place, execution)
+            text = f"{job.name!r} is begun again if its final transaction was not committed: {describe(fate.doubt)}"
+            self._notices.tell("WARNING", text)
+        else:
+            self.tell(execution, outcome, why)
+
+    def _postpone(self, place: Place, change: Change, times: int, why: str) -> None:
+        """Has a run begun again after a pause: it is known that nothing of it took effect."""
+        pause = _pause(times - 1)
+        self._unwritten.postpone(place, change)
+        asyncio.get_running_loop().call_later(pause, self._resume, place)
+        self._notices.tell("WARNING", f"{place[0]!r} is begun again in {pause:.1f} s, {why}")
+
+    def _resume(self, place: Place) -> None:
+        if self._unwritten.resume(place):
+            self._wake.set()
+
+    def _wait_for_threads(self, error: BaseException) -> None:
+        """Has no ``def`` job begun for a while: there is no thread for one."""
+        if self._planner.places.threadless or self._ending.has_begun:
+            return
+        pause = _pause(self._threadless)
+        self._threadless += 1
+        self._planner.places.threadless = True
+        asyncio.get_running_loop().call_later(pause, self._try_threads)
+        text = f"there is no thread, jobs that are no coroutines wait for {pause:.1f} s: {describe(error)}"
+        self._notices.tell("WARNING", text)
+
+    def _try_threads(self) -> None:
+        self._planner.places.threadless = False
+        self._wake.set()
+
+    def tell(self, execution: Execution, outcome: Outcome, reason: str | None = None) -> None:
+        """Tells how a run ended; `reason` is why it was lost."""
+        run, error = execution.run, outcome.error if outcome.status == "failed" else None
+        facts = self._notices.facts() | {"job": run.job, "tick": run.tick}
+        self._notices.emit(RunFinished(**facts, status=outcome.status, took=outcome.took, error=error, reason=reason))
+        if outcome.status != "failed" and outcome.error is not None and run.fate.doubt is not outcome.error:
+            when = "after its final transaction, which counts" if outcome.committed else "while it was cancelled"
+            self._notices.tell("ERROR", f"{run.job!r} raised {when}: {describe(outcome.error)}")
+
+
+def _pause(times: int) -> float:
+    """Seconds until what has failed so many times before is tried again."""
+    return jitter(0.5, 1.0) * min(_FIRST_PAUSE * 2.0 ** min(times, 10), _LONGEST_PAUSE)
