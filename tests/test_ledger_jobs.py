@@ -877,7 +877,7 @@ async def test_a_run_whose_claim_ends_the_time_is_handed_back() -> None:
         def resign(event: Event) -> None:
             if isinstance(event, RunStarted) and not ended:
                 ended.append(here.now)
-                jobs._terms[-1].lead.resign()
+                jobs._terms.running[-1].lead.resign()
 
         first = here.start(jobs, on_event=resign)
         await here.until(100.5)
@@ -1372,7 +1372,7 @@ async def test_a_long_term_remembers_nothing_of_its_final_transactions() -> None
 
         here.start(jobs)
         await here.until(30)
-        [term] = jobs._terms
+        [term] = jobs._terms.running
         sizes = []
         for moment in (100, 400):
             await here.until(moment)

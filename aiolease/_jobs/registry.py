@@ -18,9 +18,8 @@ from aiolease._jobs.job import Job, JobOptions, Overlap
 from aiolease._jobs.lookout import Lookout
 from aiolease._jobs.rivals import alone_on
 from aiolease._jobs.run import JobRun
-from aiolease._jobs.runner import Runner
 from aiolease._jobs.schedule import Cron, Every, Schedule
-from aiolease._jobs.threads import LeftThreads
+from aiolease._jobs.terms import Terms
 from aiolease._logging import emit
 from aiolease._names import check_name
 from aiolease.errors import ConfigurationError, DuplicateJob, InvalidJob
@@ -55,19 +54,11 @@ class JobRegistry:
         history: int | None = 100,
         max_threads: int | None = 32,
     ) -> None:
-        for field, value in (("max_running", max_running), ("history", history), ("max_threads", max_threads)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ConfigurationError(field, value, "use a whole number from 1, or None for no limit")
+        self._terms = Terms(max_running=max_running, max_threads=max_threads, history=history)
         Cron("@daily", timezone)  # refuses an unknown zone
         self._timezone = timezone
-        self._max_running = max_running
-        self._history = history
-        self._max_threads = max_threads
         self.registered: dict[str, Job] = {}
         """The jobs by name: for aiolease itself."""
-        self._terms: list[Runner] = []
-        self._left = LeftThreads()
-        self._told: dict[str, set[str]] = {}  # by lease, the jobs of the database that are not here
 
     def every(
         self,
@@ -159,7 +150,7 @@ class JobRegistry:
             options.check(key)
             if key in self.registered:
                 raise DuplicateJob(key)
-            for term in self._terms:
+            for term in self._terms.running:
                 text = f"{key!r} was registered while the jobs run: it starts with the next term"
                 emit(Notice(lease=term.lead.name, severity="WARNING", text=text))
             given = argument(key, function, JobRun)
@@ -176,10 +167,7 @@ class JobRegistry:
     @property
     def is_leader(self) -> bool:
         """Whether a term of this registry runs in this process."""
-        return any(term.lead.is_leader for term in self._terms)
-
-    def _term(self) -> Runner | None:
-        return next((term for term in reversed(self._terms) if term.calls.lets_in), None)
+        return any(term.lead.is_leader for term in self._terms.running)
 
     def leader_only(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R | None]]:
         """Makes a coroutine function run only where this registry leads, for calls that every process makes.
@@ -195,7 +183,7 @@ class JobRegistry:
 
         @functools.wraps(function)
         async def call(*args: P.args, **kwargs: P.kwargs) -> R | None:
-            term = self._term()
+            term = self._terms.open
             if term is None:
                 called = getattr(function, "__name__", repr(function))
                 text = f"{called!r} was not called: this process does not lead"
@@ -219,30 +207,7 @@ class JobRegistry:
             LeadershipLost: The term has ended already.
             ConfigurationError: Jobs of these names run in this term already.
         """
-        await self._run(lead, asyncio.Event(), context=context, drain_timeout=drain_timeout)
-
-    async def _run(self, lead: Leadership, stopping: asyncio.Event, *, context: Any, drain_timeout: float) -> None:
-        lead.check()
-        if twice := sorted(lead.term.jobs & self.registered.keys()):
-            raise ConfigurationError("lead", lead.token, f"jobs of these names run in this term already: {twice}")
-        term = Runner(
-            lead,
-            self.registered.values(),
-            self._left,
-            max_running=self._max_running,
-            max_threads=self._max_threads,
-            history=self._history,
-            context=context,
-            told=self._told.setdefault(lead.name, set()),
-        )
-        self._terms.append(term)
-        names = set(self.registered)
-        lead.term.jobs |= names
-        try:
-            await term.run(stopping, drain_timeout)
-        finally:
-            self._terms.remove(term)
-            lead.term.jobs -= names
+        await self._terms.run(self.registered, lead, asyncio.Event(), context=context, drain_timeout=drain_timeout)
 
     def _campaign(self, target: Target, name: str, context: Any, drain_timeout: float, options: Options) -> Campaign:
         if not (isinstance(drain_timeout, int | float) and 0 <= drain_timeout < math.inf):
@@ -250,7 +215,7 @@ class JobRegistry:
         return Campaign(
             target,
             name,
-            functools.partial(self._run, context=context, drain_timeout=drain_timeout),
+            functools.partial(self._terms.run, self.registered, context=context, drain_timeout=drain_timeout),
             options,
             functools.partial(Lookout, self.registered),
         )
