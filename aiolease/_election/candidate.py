@@ -8,15 +8,12 @@ up in the row later is adopted with the clock of its own sending, or given back.
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import uuid
-from dataclasses import dataclass
 from typing import Any
 
 import anyio
 
 from aiolease._clock import boot_clock, current_clock, jitter
+from aiolease._election.claim import Claim, StayOut, new_holder
 from aiolease._election.health import STORE_ERRORS, Eligible, Health, is_eligible
 from aiolease._election.sighting import HIDDEN, Reading, Sighting
 from aiolease._election.timings import Timings
@@ -36,36 +33,6 @@ _LEAST = 0.1
 
 _QUIETEST = 60.0
 """Seconds between two warnings about a database that stays down."""
-
-
-def new_holder() -> str:
-    """A unique identity for one attempt to claim: ``host-pid-uuid4hex``."""
-    host = "".join(char if "!" <= char <= "~" else "?" for char in socket.gethostname())[:100] or "localhost"
-    return f"{host}-{os.getpid()}-{uuid.uuid4().hex}"
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A claim that was won.
-
-    Attributes:
-        lease: The row as it stood then.
-        sent_at: The local clock just before the claim was sent, or earlier (`ClockHistory.setback`): the term's
-            deadline counts from it.
-        received_at: The local clock when the reading of the row had arrived.
-    """
-
-    lease: Lease
-    sent_at: float
-    received_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class StayOut:
-    """A leader that resigned leaves the field to others: until another term was seen, or until a moment (rule 14)."""
-
-    token: int
-    until: float
 
 
 class Candidate:
