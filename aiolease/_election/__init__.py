@@ -40,8 +40,8 @@ The rooms, from the door inwards:
 - ``elect``: `leadership` and `run_as_leader`. ``campaign``: elected, lost, elected again. ``status``: how it stands.
 - ``candidate``: reads, waits, claims. ``claim``: what it claims with, and has won. ``health``: what this process learnt
   from the database, and whether its application calls it fit. ``sighting``: who may claim; pure.
-- ``leader``: one term, from `Elected` to the release. ``heartbeat``: renews. ``body``: the user's block, and what leaves
-  it. ``term``: the value that all of them share. ``watchdog``: the thread that sees a blocked loop.
+- ``leader``: one term, from `Elected` to the release. ``heartbeat``: renews. ``body``: the user's block, and what
+  leaves it. ``term``: the value that all of them share. ``watchdog``: the thread that sees a blocked loop.
 - ``leadership``: the face of a term for its body. ``fencing``: its transactions.
 - ``timings``: the durations, checked when they are made. ``signals``: SIGTERM and SIGINT.
 """
