@@ -244,7 +244,7 @@ class Campaign:
         finally:
             self._lead = None
             if self._health.leader == claim.lease.holder:
-                self._health.leader = None  # whoever leads now, it is not this term any more
+                self._health.leader = None  # this term leads no more; another one may
         return StayOut(claim.lease.token, current_clock()() + 2 * self._timings.retry_interval)
 
     async def _for_ever(self, entered: asyncio.Event) -> None:

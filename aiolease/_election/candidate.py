@@ -63,8 +63,8 @@ class Candidate:
         self._unknown: dict[str, float] = {}  # the holders of claims whose answer was lost, and when they were sent
         self._pause = 0.0
         self._hint = True
-        self._followed: int | None = None  # the term of which it was told that it is waited for
-        self._explained: int | None = None  # and that it is not taken over yet though it has run out
+        self._followed: int | None = None  # the term that `Following` was emitted for
+        self._explained: int | None = None  # the term whose lease has run out, and is not taken over yet, as was told
         self._unfit = ""
         self._reached = False  # the database answered
         self._proven = proven  # it did all that one attempt asked for
@@ -110,9 +110,9 @@ class Candidate:
                     raise trouble
                 raise LeaseHeld(self._name, self._lease.holder if self._lease else None, now - started)
             if trouble is not None:
-                await asyncio.sleep(self._bounded_by(until, min(self._backoff(), self._look_within())))
+                await asyncio.sleep(self._at_most(until, min(self._backoff(), self._look_within())))
 
-    def _bounded_by(self, until: float | None, seconds: float) -> float:
+    def _at_most(self, until: float | None, seconds: float) -> float:
         return seconds if until is None else max(min(seconds, until - self._clock()), 0.0)
 
     async def _attempt(self, until: float | None, *, trusting: bool) -> Claim | None:
@@ -120,7 +120,7 @@ class Candidate:
         limit = self._timings.attempt
         if until is not None and not trusting:
             limit = min(limit, max(until - self._clock(), _LEAST))
-        pause = self._bounded_by(until, min(self._pause, self._look_within()))
+        pause = self._at_most(until, min(self._pause, self._look_within()))
         asked = self._clock()
         if pause > 0:
             reading = self._store.watch(

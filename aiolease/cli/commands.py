@@ -168,7 +168,7 @@ class _Lease:
         self._store = store
 
     async def ask(self, question: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
-        """Has one exchange with the store, bounded in time."""
+        """Has one exchange with the store, within a time limit."""
         return await time_limited(_LIMIT, self._store.description, question(self._store))
 
 
