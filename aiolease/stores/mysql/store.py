@@ -70,7 +70,7 @@ def schema() -> str:
     packaged = resources.files("aiolease") / "schema.sql"
     if packaged.is_file():
         return packaged.read_text(encoding="utf-8")
-    return (Path(__file__).parents[2] / "schema.sql").read_text(encoding="utf-8")
+    return (Path(__file__).parents[3] / "schema.sql").read_text(encoding="utf-8")
 
 
 def schema_statements(prefix: str) -> list[str]:
