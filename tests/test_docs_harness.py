@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from aiolease import open_store
 from tests.docs import running
 from tests.docs.page import BrokenPage, parse
 from tests.docs.setup import Setup, Stage
@@ -47,8 +48,12 @@ async def empty(_: Stage) -> AsyncIterator[None]:
 
 
 def a_database(stage: Stage) -> Iterator[None]:
-    (stage.folder / "jobs.db").touch()
-    stage.environment["AIOLEASE_URL"] = "sqlite:///jobs.db"
+    async def make() -> None:
+        async with open_store(url) as store:
+            await store.resign("nightly")
+
+    url = stage.environment["AIOLEASE_URL"] = f"sqlite:///{stage.folder}/jobs.db"
+    asyncio.run(make())
     yield
 
 
@@ -198,7 +203,11 @@ BROKEN_PAGES: dict[str, tuple[str, str, Setup]] = {
     "a block without a language": ("```\nhello\n```", "no language", Setup()),
     "an unknown language": ("```ruby\nputs 1\n```", "a block of ruby", Setup()),
     "an SQL block without a database": ("```sql\nSELECT 1;\n```", "a block of sql", Setup()),
-    "an output of commands that are not run": ("```sh\nmake test\n```\n```text\nhello\n```", "does not follow", Setup()),
+    "an output of commands that are not run": (
+        "```sh\nmake test\n```\n```text\nhello\n```",
+        "does not follow",
+        Setup(),
+    ),
     "an empty output": ("```python\n1\n```\n```text\n\n```", "without output", Setup()),
     "an empty picture": ("```text\n\n```", "empty picture", Setup(picture=True)),
     "a target that is not there": ("```sh\nmake sandwich\n```", "there is no sandwich", Setup()),

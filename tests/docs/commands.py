@@ -100,22 +100,20 @@ def unknown_words(command: list[str]) -> list[str]:
     match command:
         case ["make", *words]:
             targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-            return [word for word in words if "=" not in word and word not in targets]
-        case ["python" | "python3", "-m", "venv", *_]:
-            return []
+            wrong = [word for word in words if "=" not in word and word not in targets]
         case ["python" | "python3", "-m", module, *words] if importlib.util.find_spec(module.partition(".")[0]):
-            return unknown_options(("-m", module), words) if module.startswith("aiolease") else []
+            wrong = unknown_options(("-m", module), words) if module.startswith("aiolease") else []
         case ["python" | "python3", path, *words] if (ROOT / path).is_file():
-            return unknown_options((str(ROOT / path),), words)
-        case ["python" | "python3", "worker.py"]:  # the program that the page has the reader write
-            return []
+            wrong = unknown_options((str(ROOT / path),), words)
         case ["aiolease", *words]:
-            return unknown_options(("-m", "aiolease"), words)
+            wrong = unknown_options(("-m", "aiolease"), words)
         case ["pip" | "uv", *words] if "install" in words or "add" in words:
-            return [word for word in words if word.startswith(("aiolease", ".[")) and not is_requirement(word)]
-        case ["cd" | "kill", *_]:
-            return []
-    return command
+            wrong = [word for word in words if word.startswith(("aiolease", ".[")) and not is_requirement(word)]
+        case ["cd" | "kill", *_] | ["python" | "python3", "worker.py"]:  # the latter a page has the reader write
+            wrong = []
+        case _:
+            wrong = command
+    return wrong
 
 
 def is_requirement(word: str) -> bool:

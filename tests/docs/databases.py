@@ -32,4 +32,4 @@ def lead_pools_there(stage: Stage) -> None:
     def elsewhere(**arguments: Any) -> Any:
         return create_pool(**arguments | login(stage))
 
-    asyncmy.create_pool = elsewhere
+    vars(asyncmy)["create_pool"] = elsewhere

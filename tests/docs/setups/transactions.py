@@ -30,10 +30,9 @@ async def one_invoice(stage: Stage) -> AsyncIterator[None]:
     assert await sql("SELECT reminded FROM invoices") == ((3,),)
     reason = None
     try:
-        async with leadership(pool, "billing") as lead:
-            async with lead.transaction() as conn, conn.cursor() as cursor:
-                await cursor.execute("UPDATE invoices SET reminded = 1000")
-                await sql("UPDATE aiolease_fence SET holder = 'another', token = token + 1")
+        async with leadership(pool, "billing") as lead, lead.transaction() as conn, conn.cursor() as cursor:
+            await cursor.execute("UPDATE invoices SET reminded = 1000")
+            await sql("UPDATE aiolease_fence SET holder = 'another', token = token + 1")
     except LeadershipLost as error:
         reason = error.reason
     assert reason == "taken"
