@@ -10,7 +10,7 @@ from aiolease import open_store
 from tests.docs.setup import Setup, Stage
 from tests.docs.workers import program_of, worker_of
 
-URL = "sqlite:///jobs.db"
+KNOWS_ITS_JOBS = "ran 'close_stale_sessions'"
 
 
 @contextmanager
@@ -30,22 +30,20 @@ def beside_a_leader(stage: Stage) -> Iterator[None]:
 
 
 def after_a_tick(stage: Stage) -> Iterator[None]:
-    with a_leader(stage, "ran 'close_stale_sessions'"):
+    with a_leader(stage, KNOWS_ITS_JOBS):
         yield
 
 
 def which_hears_the_request(stage: Stage) -> Iterator[None]:
     """The leader prints what the page says below the command."""
-    with a_leader(stage) as printed:
-        time.sleep(1.0)  # by then the ledger knows its jobs
+    with a_leader(stage, KNOWS_ITS_JOBS) as printed:
         yield
         wait_for("attempt 1: page 2\n", printed)
 
 
 def after_a_crash(stage: Stage) -> Iterator[None]:
     """The leader is killed while it prints the report."""
-    with a_leader(stage, killed=True) as printed:
-        time.sleep(1.0)
+    with a_leader(stage, KNOWS_ITS_JOBS, killed=True) as printed:
         trigger(stage)
         wait_for("attempt 1: page 2\n", printed)
     yield
