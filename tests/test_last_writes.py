@@ -54,7 +54,8 @@ async def target(request: pytest.FixtureRequest, mysql_server: Server, mysql_url
 
 def quiet(heard: Recorder) -> bool:
     """Whether nothing went wrong that anybody need hear of."""
-    return not [event for _, event in heard.events if isinstance(event, RenewFailed | ReleaseFailed | Lost | Notice | Waiting)]
+    trouble = RenewFailed | ReleaseFailed | Lost | Notice | Waiting
+    return not [event for _, event in heard.events if isinstance(event, trouble)]
 
 
 def jobs_that(job: Callable[[JobRun], Any]) -> JobRegistry:
