@@ -11,7 +11,7 @@ else
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench soak servers clean
+.PHONY: help demo test check docs bench soak servers clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
@@ -22,7 +22,8 @@ PYTHON :=
 help:
 	@echo "make demo    start the example worker on a SQLite file (start it in several terminals)"
 	@echo "make test    run the tests; ARGS='-k lease' hands pytest its arguments"
-	@echo "make check   check format, style, types and the arrows between modules"
+	@echo "make check   check format, style, types and the arrows between modules, and build the documentation"
+	@echo "make docs    build the documentation as a site, in docs/_build/html"
 	@echo "make soak    simulate 100,000 seeds, then break five kinds of servers; SEEDS=, and SECONDS= for each kind"
 	@echo "make bench   measure hand-over, takeover, renewal, load and memory; ARGS hands on its arguments"
 	@echo "make clean   remove the virtual environment, caches and the demo's database"
@@ -42,8 +43,15 @@ check: .venv/installed-dev
 	$(BIN)/ruff check --quiet . || failed="$$failed style"; \
 	$(BIN)/mypy --no-error-summary || failed="$$failed types"; \
 	arrows=$$($(BIN)/lint-imports 2>&1) || { echo "$$arrows"; failed="$$failed imports"; }; \
+	$(SITE) || failed="$$failed docs"; \
 	if [ -n "$$failed" ]; then echo "make check failed:$$failed" >&2; exit 1; fi; \
-	echo "format, style, types and imports are in order"
+	echo "format, style, types, imports and documentation are in order"
+
+# Warnings are errors, and a name that leads nowhere is a warning. Nothing is fetched.
+SITE = $(BIN)/python -m sphinx -q -W --keep-going -n -d docs/_build/doctrees -b html docs docs/_build/html
+docs: .venv/installed-dev
+	@$(SITE)
+	@echo "the documentation is in docs/_build/html/index.html"
 
 SEEDS := 100000
 SECONDS := 720
@@ -58,7 +66,7 @@ bench: .venv/installed-dev servers
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
-	@rm -rf .venv .demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist build
+	@rm -rf .venv .demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist build docs/_build
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

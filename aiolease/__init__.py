@@ -27,9 +27,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aiolease._election.campaign import Campaign, CampaignStatus, run_as_leader
-from aiolease._election.elect import leadership
+from aiolease._election.campaign import Campaign
+from aiolease._election.elect import leadership, run_as_leader
 from aiolease._election.leadership import Leadership, current_leadership
+from aiolease._election.status import CampaignStatus
 from aiolease._jobs.registry import JobRegistry
 from aiolease._jobs.run import JobRun
 from aiolease._logging import RunFilter, use_stdlib_logging

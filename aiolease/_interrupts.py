@@ -27,7 +27,7 @@ def is_for_the_program(error: BaseException) -> bool:
     handlers = _handlers()
     if any(step.tb_frame.f_code in handlers for step in steps):
         return True
-    # 2. The default handler of SIGINT has none: it raises between two instructions, none of which is a `raise`.
+    # 2. The default handler of SIGINT has none: it raises between two instructions, and neither is a `raise`.
     default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     return default and isinstance(error, KeyboardInterrupt) and not _at_a_raise(steps[-1])
 

@@ -1,4 +1,4 @@
-"""Waiting that cannot be torn: for exchanges with the database whose outcome must be known, or bounded."""
+"""Waiting for exchanges with the database: with a time limit, or until the outcome is known, whoever cancels."""
 
 from __future__ import annotations
 
@@ -91,8 +91,9 @@ async def retried(seconds: float, store: str, call: Callable[[], Coroutine[Any, 
 async def wait_shielded(task: asyncio.Future[T], within: float | None = None) -> asyncio.CancelledError | None:
     """Waits until `task` has ended, however often the caller is cancelled meanwhile.
 
-    The task must be bounded by itself, or the wait by `within`. An anyio scope is kept from cancelling over and over by
-    a shield; a native ``Task.cancel()`` ignores shields, so it is caught and handed back: the caller has to raise it.
+    The task must have a time limit of its own, or the wait has one by `within`. An anyio scope is kept from cancelling
+    over and over by a shield. A native ``Task.cancel()`` ignores shields, so it is caught and returned: the caller has
+    to raise it.
 
     Returns:
         The first cancellation that arrived, ``None`` if none did.

@@ -199,7 +199,8 @@ class CommitUnknown(AioleaseError):
 class RunEnded(AioleaseError):
     """A final transaction of a run that is not the running attempt any more: nothing was committed.
 
-    Its first final transaction was committed, though the answer may have been lost; or the ledger was changed by hand.
+    Its first final transaction was committed, though the answer may have been lost; or somebody called
+    ``aiolease settle`` while it ran, or changed the ledger by hand.
 
     Attributes:
         job: The job's name.

@@ -38,7 +38,7 @@ _NAMED = 10
 """How many jobs a line names at most."""
 
 Level = str
-"""A level's name, the same in loguru and, but for TRACE, in the standard library."""
+"""A level's name, the same in loguru and in the standard library, which has no TRACE."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,7 +76,7 @@ class _JumpingSelector(selectors.DefaultSelector):
         ready = super().select(0)
         if ready or timeout == 0:
             return ready
-        threads = self.loop._threads
+        threads = self.loop.threads
         if timeout is not None and not threads:
             self.loop.advance(timeout)
             return ready
@@ -107,7 +107,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._virtual_now = 1000.0
         self._chance = random.Random(0)
-        self._threads: dict[asyncio.Future[Any], str] = {}
+        self.threads: dict[asyncio.Future[Any], str] = {}
         selector = _JumpingSelector()
         selector.loop = self
         super().__init__(selector)
@@ -137,8 +137,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def stand_still_for(self, thread: asyncio.Future[Any], what: str = "unnamed") -> None:
         """Holds the clock until a future is done that a thread works for, which is named to who waits for long."""
-        self._threads[thread] = what
-        thread.add_done_callback(lambda done: self._threads.pop(done, None))
+        self.threads[thread] = what
+        thread.add_done_callback(lambda done: self.threads.pop(done, None))
 
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts

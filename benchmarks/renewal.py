@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from aiolease import open_store
-from aiolease._election.candidate import new_holder
+from aiolease._election.claim import new_holder
 from aiolease._waiting import time_limited
 from benchmarks.databases import Database
 from benchmarks.report import Figure, Table, milliseconds

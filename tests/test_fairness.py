@@ -355,7 +355,7 @@ def test_a_drain_in_a_network_that_swallows_keeps_to_its_time(lease: float) -> N
             stopped = asyncio.get_running_loop().time()
         return asyncio.get_running_loop().time() - stopped
 
-    exchanges = min(lease / 3, 20.0)  # as the README says
+    exchanges = min(lease / 3, 20.0)  # as docs/deployment.md says
     for tenths, silent, takes, unwinding in product((0, 3, 7), (0.0, 0.4, 2.0, 5.0, 9.0), (0.01, 8, 1000), (0, 1)):
         took = run_virtual(stop(50 + tenths / 10, silent, takes, unwinding))
         assert took <= 10.0 + unwinding + exchanges + 0.01, (tenths, silent, takes, unwinding)

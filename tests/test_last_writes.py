@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, closing
+from contextlib import AbstractAsyncContextManager, closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,18 @@ import pytest
 
 from aiolease import JobRegistry, JobRun, leadership, open_store
 from aiolease.errors import InvalidJob, SchemaMissing, StoreUnavailable
-from aiolease.events import Lost, Notice, Released, Renewed, RenewFailed, RunFinished, Waiting
+from aiolease.events import (
+    Elected,
+    Lost,
+    Notice,
+    Released,
+    ReleaseFailed,
+    Renewed,
+    RenewFailed,
+    Resigned,
+    RunFinished,
+    Waiting,
+)
 from aiolease.stores.sqlite import SQLiteStore
 from aiolease.stores.sqlite import store as sqlite_module
 from aiolease.testing import MemoryServer, MemoryStore, virtual_time
@@ -43,7 +54,8 @@ async def target(request: pytest.FixtureRequest, mysql_server: Server, mysql_url
 
 def quiet(heard: Recorder) -> bool:
     """Whether nothing went wrong that anybody need hear of."""
-    return not [event for _, event in heard.events if isinstance(event, RenewFailed | Lost | Notice | Waiting)]
+    trouble = RenewFailed | ReleaseFailed | Lost | Notice | Waiting
+    return not [event for _, event in heard.events if isinstance(event, trouble)]
 
 
 def jobs_that(job: Callable[[JobRun], Any]) -> JobRegistry:
@@ -220,6 +232,34 @@ async def test_a_release_that_is_never_answered_is_given_up_in_time() -> None:
     assert clock() - began <= 5.0
     assert len(heard.of(Notice)) == 1
     assert not heard.of(Released)
+
+
+@pytest.mark.parametrize("way", ["works", "is refused", "is not answered", "is a bug", "finds another's row"])
+@pytest.mark.parametrize("body", ["returns", "raises", "resigns"])
+@virtual_time
+async def test_a_clean_end_has_one_event_whatever_becomes_of_the_release(way: str, body: str) -> None:
+    """A gauge that is 1 after `Elected`, and 0 after the events of an end, does not stick."""
+    server, heard = MemoryServer(), Recorder()
+    store = MemoryStore(server)
+    with suppress(ValueError):
+        async with leadership(store, on_event=heard) as lead:
+            if way == "is refused":
+                store.fail("release", StoreUnavailable("memory", "it is read-only"), times=100)
+            elif way == "is not answered":
+                store.lose_request("release", times=100)
+            elif way == "is a bug":
+                store.fail("release", RuntimeError("a bug"))
+            elif way == "finds another's row":
+                server.take("default")
+            if body == "resigns":
+                lead.resign()
+            elif body == "raises":
+                raise ValueError
+    assert len(heard.of(Elected)) == 1
+    assert len(heard.of(Released)) == (way == "works")
+    assert len(heard.of(ReleaseFailed)) == (way != "works")
+    assert len(heard.of(Resigned)) == (body == "resigns")
+    assert not heard.of(Lost)
 
 
 @virtual_time

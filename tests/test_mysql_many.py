@@ -10,7 +10,7 @@ import asyncmy
 import pytest
 
 from aiolease import leadership, open_store
-from aiolease._election.candidate import new_holder
+from aiolease._election.claim import new_holder
 from aiolease._waiting import time_limited
 from aiolease.errors import StoreUnavailable
 from aiolease.events import Lost, Renewed, RenewFailed

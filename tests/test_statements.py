@@ -25,7 +25,7 @@ import pymysql
 import pytest
 from pymysql.constants import CLIENT
 
-from aiolease._election.candidate import new_holder
+from aiolease._election.claim import new_holder
 from aiolease.stores import Store, open_store
 from aiolease.stores.contract import LeaseStore, LedgerStore
 from aiolease.stores.mysql.settling import SETTLE

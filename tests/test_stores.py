@@ -29,7 +29,7 @@ import asyncmy
 import pymysql
 import pytest
 
-from aiolease._election.candidate import new_holder
+from aiolease._election.claim import new_holder
 from aiolease.errors import ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.stores import Store, open_store
 from aiolease.stores.memory import MemoryServer, MemoryStore
@@ -1270,7 +1270,7 @@ def finished(process: subprocess.Popen[str]) -> str:
 
 WORKER = """
 import asyncio, os, sys, time
-from aiolease._election.candidate import new_holder
+from aiolease._election.claim import new_holder
 from aiolease.errors import StoreUnavailable
 from aiolease.stores.sqlite import SQLiteStore
 

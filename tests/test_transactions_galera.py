@@ -11,7 +11,7 @@ import pytest
 
 from aiolease import CommitUnknown, LeadershipLost, StoreUnavailable, leadership, open_store
 from aiolease._clock import boot_clock
-from aiolease._election.candidate import new_holder
+from aiolease._election.claim import new_holder
 from aiolease.events import Lost, Renewed, RenewFailed
 from tests.campaigns import LIMIT, Recorder, apart
 from tests.servers import GaleraCluster, MariaDBServer

@@ -12,16 +12,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal, Protocol, TypedDict, Unpack, final
+from typing import TypedDict, final
 
 from aiolease._clock import current_clock
-from aiolease._election.candidate import Candidate, StayOut
+from aiolease._election.candidate import Candidate
+from aiolease._election.claim import StayOut
 from aiolease._election.health import Eligible, Health
 from aiolease._election.leader import lead
 from aiolease._election.leadership import Leadership
 from aiolease._election.signals import handled
+from aiolease._election.status import CampaignStatus, Lookout, State
 from aiolease._election.timings import OnStall, Timings, check_stall
 from aiolease._functions import check_eligible
 from aiolease._logging import emit
@@ -29,8 +29,6 @@ from aiolease._waiting import wait_shielded
 from aiolease.errors import LeadershipLost
 from aiolease.events import Notice, Observer, describe
 from aiolease.stores import Store, Target, check_target, open_store
-
-State = Literal["starting", "following", "leading", "draining", "failed", "stopped"]
 
 _ENTER_LIMIT = 5.0
 """Seconds that an application's start waits for the first attempt."""
@@ -49,72 +47,6 @@ class Options(TypedDict, total=False):
     eligible: Eligible | None
     on_stall: OnStall
     on_event: Observer | None
-
-
-async def run_as_leader(
-    target: Target,
-    body: Callable[[Leadership], Awaitable[object]],
-    name: str = "default",
-    *,
-    handle_signals: bool = False,
-    **options: Unpack[Options],
-) -> None:
-    """Runs ``await body(lead)`` in every term of this process, for ever: elected, lost, elected again.
-
-    A body that returns ends its term as if it had resigned. What it raises comes out. Options as for `leadership`.
-
-    Args:
-        target: See `leadership`, as for the options.
-        body: What runs in each term.
-        name: The lease.
-        handle_signals: Whether SIGTERM and SIGINT end it: the first cancels the body once, which still leads while it
-            unwinds, and a second, a second later or more, cancels it again. `run_as_leader` then returns. See
-            `JobRegistry.serve`.
-        **options: See `leadership`.
-
-    Raises:
-        ConfigurationError: A setting cannot work.
-        StoreRejected: And `SchemaMissing`: by the first attempt only; later they are logged and tried again.
-    """
-
-    async def run(lead: Leadership, _: asyncio.Event) -> None:
-        await body(lead)
-
-    campaign = Campaign(target, name, run, options)
-    await (campaign.run_until_signalled(None) if handle_signals else campaign.run())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CampaignStatus:
-    """A campaign at one moment, for a health page.
-
-    Attributes:
-        state: What it is doing; ``"starting"`` until the database has answered once. Being a follower is as healthy as
-            being the leader.
-        leader: The holder that was last seen in the row, ``None`` when the lease was free.
-        token: The number of the latest term that was seen.
-        last_contact: When the database last answered: aware UTC, by this machine's clock.
-        error: What is wrong with the database, why the ledger cannot be written though the lease is kept, that the
-            leader does not run jobs of this process, or what made the campaign fail; ``None`` if nothing is.
-    """
-
-    state: State
-    leader: str | None
-    token: int | None
-    last_contact: datetime | None
-    error: str | None
-
-
-class Lookout(Protocol):
-    """Looks whether the leader does what this process would do, while it waits."""
-
-    trouble: str | None
-
-    async def look(self, store: Store, holder: str, token: int, age: float) -> None:
-        """Looks once; raises nothing."""
-
-    def forget(self) -> None:
-        """This process leads."""
 
 
 @final
@@ -312,7 +244,7 @@ class Campaign:
         finally:
             self._lead = None
             if self._health.leader == claim.lease.holder:
-                self._health.leader = None  # whoever leads now, it is not this term any more
+                self._health.leader = None  # this term leads no more; another one may
         return StayOut(claim.lease.token, current_clock()() + 2 * self._timings.retry_interval)
 
     async def _for_ever(self, entered: asyncio.Event) -> None:

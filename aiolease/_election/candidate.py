@@ -8,15 +8,12 @@ up in the row later is adopted with the clock of its own sending, or given back.
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import uuid
-from dataclasses import dataclass
 from typing import Any
 
 import anyio
 
 from aiolease._clock import boot_clock, current_clock, jitter
+from aiolease._election.claim import Claim, StayOut, new_holder
 from aiolease._election.health import STORE_ERRORS, Eligible, Health, is_eligible
 from aiolease._election.sighting import HIDDEN, Reading, Sighting
 from aiolease._election.timings import Timings
@@ -36,36 +33,6 @@ _LEAST = 0.1
 
 _QUIETEST = 60.0
 """Seconds between two warnings about a database that stays down."""
-
-
-def new_holder() -> str:
-    """A unique identity for one attempt to claim: ``host-pid-uuid4hex``."""
-    host = "".join(char if "!" <= char <= "~" else "?" for char in socket.gethostname())[:100] or "localhost"
-    return f"{host}-{os.getpid()}-{uuid.uuid4().hex}"
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A claim that was won.
-
-    Attributes:
-        lease: The row as it stood then.
-        sent_at: The local clock just before the claim was sent, or earlier (`ClockHistory.setback`): the term's
-            deadline counts from it.
-        received_at: The local clock when the reading of the row had arrived.
-    """
-
-    lease: Lease
-    sent_at: float
-    received_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class StayOut:
-    """A leader that resigned leaves the field to others: until another term was seen, or until a moment (rule 14)."""
-
-    token: int
-    until: float
 
 
 class Candidate:
@@ -96,8 +63,8 @@ class Candidate:
         self._unknown: dict[str, float] = {}  # the holders of claims whose answer was lost, and when they were sent
         self._pause = 0.0
         self._hint = True
-        self._followed: int | None = None  # the term of which it was told that it is waited for
-        self._explained: int | None = None  # and that it is not taken over yet though it has run out
+        self._followed: int | None = None  # the term that `Following` was emitted for
+        self._explained: int | None = None  # the term whose lease has run out, and is not taken over yet, as was told
         self._unfit = ""
         self._reached = False  # the database answered
         self._proven = proven  # it did all that one attempt asked for
@@ -143,9 +110,9 @@ class Candidate:
                     raise trouble
                 raise LeaseHeld(self._name, self._lease.holder if self._lease else None, now - started)
             if trouble is not None:
-                await asyncio.sleep(self._bounded_by(until, min(self._backoff(), self._look_within())))
+                await asyncio.sleep(self._at_most(until, min(self._backoff(), self._look_within())))
 
-    def _bounded_by(self, until: float | None, seconds: float) -> float:
+    def _at_most(self, until: float | None, seconds: float) -> float:
         return seconds if until is None else max(min(seconds, until - self._clock()), 0.0)
 
     async def _attempt(self, until: float | None, *, trusting: bool) -> Claim | None:
@@ -153,7 +120,7 @@ class Candidate:
         limit = self._timings.attempt
         if until is not None and not trusting:
             limit = min(limit, max(until - self._clock(), _LEAST))
-        pause = self._bounded_by(until, min(self._pause, self._look_within()))
+        pause = self._at_most(until, min(self._pause, self._look_within()))
         asked = self._clock()
         if pause > 0:
             reading = self._store.watch(

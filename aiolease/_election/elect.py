@@ -1,10 +1,13 @@
-"""`leadership`: one election, and one term."""
+"""The entries: `leadership` is one election and one term, `run_as_leader` goes on for ever."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Unpack
 
+from aiolease._election.campaign import Campaign, Options
 from aiolease._election.candidate import Candidate
 from aiolease._election.health import Eligible, Health
 from aiolease._election.leader import lead
@@ -80,3 +83,36 @@ def leadership(
                 yield leadership
 
     return term()
+
+
+async def run_as_leader(
+    target: Target,
+    body: Callable[[Leadership], Awaitable[object]],
+    name: str = "default",
+    *,
+    handle_signals: bool = False,
+    **options: Unpack[Options],
+) -> None:
+    """Runs ``await body(lead)`` in every term of this process, for ever: elected, lost, elected again.
+
+    A body that returns ends its term as if it had resigned. What it raises comes out. Options as for `leadership`.
+
+    Args:
+        target: See `leadership`, as for the options.
+        body: What runs in each term.
+        name: The lease.
+        handle_signals: Whether SIGTERM and SIGINT end it: the first cancels the body once, which still leads while it
+            unwinds, and a second, a second later or more, cancels it again. `run_as_leader` then returns. See
+            `JobRegistry.serve`.
+        **options: See `leadership`.
+
+    Raises:
+        ConfigurationError: A setting cannot work.
+        StoreRejected: And `SchemaMissing`: by the first attempt only; later they are logged and tried again.
+    """
+
+    async def run(lead: Leadership, _: asyncio.Event) -> None:
+        await body(lead)
+
+    campaign = Campaign(target, name, run, options)
+    await (campaign.run_until_signalled(None) if handle_signals else campaign.run())

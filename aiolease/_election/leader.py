@@ -25,17 +25,18 @@ from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 
 import anyio
 
-from aiolease._clock import boot_clock, current_clock, jitter
+from aiolease._clock import boot_clock, current_clock
 from aiolease._election.body import Body
-from aiolease._election.candidate import Claim
+from aiolease._election.claim import Claim
 from aiolease._election.health import STORE_ERRORS, Eligible, Health, is_eligible
+from aiolease._election.heartbeat import Heartbeat, sleep_until
 from aiolease._election.leadership import Leadership, leading
 from aiolease._election.term import Term
 from aiolease._election.timings import OnStall, Timings
 from aiolease._election.watchdog import end_process, watched
 from aiolease._logging import emit
-from aiolease._waiting import retried, time_limited, wait_shielded
-from aiolease.errors import LossReason, StoreUnavailable
+from aiolease._waiting import retried, wait_shielded
+from aiolease.errors import LossReason
 from aiolease.events import (
     BodyStuck,
     Elected,
@@ -46,16 +47,10 @@ from aiolease.events import (
     Observer,
     Released,
     ReleaseFailed,
-    Renewed,
-    RenewFailed,
     Resigned,
     describe,
 )
 from aiolease.stores import Store
-from aiolease.stores.records import Lease
-
-_FIRST_RETRY = 0.25
-"""Seconds before a failed renewal is tried again; doubled up to the retry interval, with jitter."""
 
 
 @asynccontextmanager
@@ -121,14 +116,10 @@ class Leader:
         self._timings = timings
         self._eligible = eligible
         self._on_stall = on_stall
-        self._health = health
         self._clock = current_clock()
         self._ended_at = self._left_at = 0.0
         self._wake = asyncio.Event()
-        self._renewal = anyio.CancelScope(shield=True)
-        self._renewing = True
-        self._claimed_at = claim.sent_at
-        self._beat = claim.lease.beat
+        self._heartbeat = Heartbeat(self.term, self.body, health, claim)
 
     # -- what ends a term
 
@@ -159,9 +150,9 @@ class Leader:
         self.body.has_left()
         term.over.set()
         if term.lost in {"expired", "taken"}:
-            self._renewal.cancel()
+            self._heartbeat.cancel()
         else:  # it may finish: cancelled, it would cost the connection; but the release needs its half of the time
-            self._renewal.deadline = anyio.current_time() + self._timings.attempt / 2
+            self._heartbeat.finish_within(self._timings.attempt / 2)
         if late:
             self._emit(Lost(**term.facts(), reason="expired"))
 
@@ -180,7 +171,7 @@ class Leader:
         while the body unwinds nobody may lead beside it.
         """
         async with anyio.create_task_group() as tasks:
-            for task in (self._renew, self._guard, self._stay_eligible):
+            for task in (self._heartbeat.run, self._guard, self._stay_eligible):
                 tasks.start_soon(self._or_end, task, tasks.cancel_scope)
             while not self.body.ended:
                 try:
@@ -218,94 +209,25 @@ class Leader:
                 self.end("expired")
                 break
             await self._woken(left)
-        unwind, lease = self._timings.unwind, self._timings.lease_duration
-        await self._sleep_until(self._ended_at + unwind / 2)
+        unwind, lease, within = self._timings.unwind, self._timings.lease_duration, self._timings.heartbeat_interval
+        await sleep_until(self._ended_at + unwind / 2, within)
         self.body.cancel()
-        await self._sleep_until(self._ended_at + unwind)
+        await sleep_until(self._ended_at + unwind, within)
         self._body_is_stuck()
-        await self._sleep_until(self._ended_at + lease)
-        self._renewing = False
-        self._renewal.cancel()
+        await sleep_until(self._ended_at + lease, within)
+        self._heartbeat.stop()
         self._body_is_stuck()
         await anyio.sleep_forever()
 
     def _body_is_stuck(self) -> None:
         since_lost = self._clock() - self._ended_at
-        self._emit(BodyStuck(**self.term.facts(), since_lost=since_lost, renewing=self._renewing))
+        self._emit(BodyStuck(**self.term.facts(), since_lost=since_lost, renewing=self._heartbeat.renewing))
 
     async def _woken(self, seconds: float) -> None:
         """Sleeps until it is over, or the watchdog finds that more time has passed than the loop's timers know."""
         self._wake.clear()
         with anyio.move_on_after(seconds):
             await self._wake.wait()
-
-    async def _sleep_until(self, moment: float) -> None:
-        # In slices: a timer of the loop does not count suspended time, and a renewal would be late by all of it.
-        while (left := moment - self._clock()) > 0:
-            await anyio.sleep(min(left, self._timings.heartbeat_interval / 4))
-
-    async def _renew(self) -> None:
-        """The heartbeat. Goes on while the body unwinds, so that nobody leads beside it."""
-        due, failures = self._claimed_at + self._timings.heartbeat_interval, 0
-        while True:
-            await self._sleep_until(due)
-            if not self._renewing or self.body.ended:
-                break
-            if self._clock() >= self.term.deadline:
-                self.end("expired")
-            self._beat += 1  # every attempt a new number: one that the server delayed cannot undo a later one
-            sent_at = self._clock()
-            try:
-                with anyio.CancelScope(shield=True) as self._renewal:
-                    row = await self._send(self._beat)
-                if self._renewal.cancelled_caught:
-                    break
-            except STORE_ERRORS as error:
-                self._health.failed(error)
-                self._emit(RenewFailed(**self.term.facts(), left=self.term.remaining, error=str(error)))
-                failures += 1
-                longest = max(min(_FIRST_RETRY * 2.0 ** min(failures - 1, 10), self._timings.retry_interval), 0.01)
-                due = self._clock() + longest * jitter(0.5, 1.0)
-                continue
-            received = self._clock()
-            if row is None or not row.held_by(self.term.key.holder, self.term.key.token):
-                self._health.saw(row, received, received - sent_at)
-                self._renewing = False
-                self.end("taken")
-                break
-            failures = 0
-            due = self._renewed(row, sent_at, received)
-        await anyio.sleep_forever()
-
-    async def _send(self, beat: int) -> Lease | None:
-        """Sends one renewal; returns the row as it is then.
-
-        Raises:
-            StoreUnavailable: And its kin: it was not renewed, or nobody knows.
-        """
-        key = self.term.key
-        call = self._store.renew(key.name, key.holder, key.token, beat, self._timings.lease_duration)
-        row = await time_limited(self._timings.attempt, self._store.description, call)
-        if row is not None and row.held_by(key.holder, key.token) and row.beat != beat:
-            self._beat = max(beat, row.beat)
-            raise StoreUnavailable(self._store.description, "the row shows another renewal")
-        return row
-
-    def _renewed(self, row: Lease, sent_at: float, received: float) -> float:
-        """Takes up a renewal; returns when the next one is due."""
-        term, timings = self.term, self._timings
-        back = self._health.clocks.setback(row.renewed_at, sent_at, timings.lease_duration)
-        self._health.saw(row, received, received - sent_at)  # behind that: it is a part of the history then
-        if term.lost is None:
-            self.body.count_leftover()
-        term.saw_database_time(row.now)
-        if term.lost is None and received < term.deadline:
-            term.deadline = sent_at - back + timings.renew_deadline
-        self._emit(Renewed(**term.facts(), beat=row.beat, took=received - sent_at))
-        if row.resign_token == term.key.token:
-            self.end("resigned", requested=True)
-        # Sooner after a step back, so that a failed renewal can still be tried again.
-        return sent_at + min(timings.heartbeat_interval, (timings.renew_deadline - back) / 2)
 
     async def _stay_eligible(self) -> None:
         while self._eligible is not None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from aiolease._election.leader import Leader
-from aiolease._election.leadership import Leadership
+from aiolease._election.term import Term
 from aiolease._jobs.planner import Planner
 from aiolease.errors import AioleaseError
 from aiolease.stores.contract import Refused
@@ -37,7 +37,7 @@ def break_it(breakage: Breakage) -> None:
             _release_first()
         case "unfenced":
             FenceSQL.statements = lambda self, term, final=None: ("DO 0", ())  # type: ignore[method-assign]
-            Leadership.check = lambda self: None  # type: ignore[method-assign]
+            Term.check = lambda self: None  # type: ignore[method-assign]
         case "unclaimed":
             MySQLLedger.record = _without_claims(MySQLLedger.record)  # type: ignore[method-assign]
         case "unfenced claims":

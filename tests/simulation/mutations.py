@@ -13,6 +13,7 @@ from unittest.mock import patch
 from aiolease import BodyStuck, StoreUnavailable
 from aiolease._election import candidate, leader, sighting
 from aiolease._election.candidate import Candidate
+from aiolease._election.heartbeat import Heartbeat
 from aiolease._election.leader import Leader
 from aiolease._election.leadership import Leadership
 from aiolease._election.sighting import HIDDEN, ClockHistory, Reading, Sighting
@@ -49,20 +50,20 @@ def _release_before_the_body_ended() -> AbstractContextManager[Any]:
 
 
 def _deadline_from_the_reply() -> AbstractContextManager[Any]:
-    init, renewed = Term.__init__, Leader._renewed
+    init, renewed = Term.__init__, Heartbeat._renewed
 
     def started(term: Term, *args: Any, received_at: float, **_: float) -> None:
         init(term, *args, sent_at=received_at, received_at=received_at)
 
-    def mutated(tenure: Leader, lease: Lease, sent_at: float, received: float) -> float:
-        due = renewed(tenure, lease, sent_at, received)
-        if tenure.term.lost is None:
-            tenure.term.deadline += received - sent_at
+    def mutated(heartbeat: Heartbeat, lease: Lease, sent_at: float, received: float) -> float:
+        due = renewed(heartbeat, lease, sent_at, received)
+        if heartbeat._term.lost is None:
+            heartbeat._term.deadline += received - sent_at
         return due
 
     patches = ExitStack()
     patches.enter_context(patch.object(Term, "__init__", started))
-    patches.enter_context(patch.object(Leader, "_renewed", mutated))
+    patches.enter_context(patch.object(Heartbeat, "_renewed", mutated))
     return patches
 
 
@@ -326,7 +327,7 @@ def _no_heartbeat_while_unwinding() -> AbstractContextManager[Any]:
 
     def mutated(tenure: Leader, reason: Any, **how: bool) -> None:
         end(tenure, reason, **how)
-        tenure._renewing = False
+        tenure._heartbeat.renewing = False
 
     return patch.object(Leader, "end", mutated)
 
