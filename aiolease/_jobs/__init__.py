@@ -1,1 +1,51 @@
-"""What runs."""
+"""What runs: the life of a tick, and the map of this wing.
+
+::
+
+    schedule: next tick          every turn of the runner
+          │                      ┌────────────────────────────────────────────────┐
+          ▼                      │ readings ──▶ planner ──▶ writing ──▶ runs       │
+      next_ticks                 │ the ledger   one plan   one batch   what was    │
+          │ the tick is due      └────────────────────────────────────written──────┘
+          ▼
+       claims ── due: run it? ── no ──▶ skipped    a row; more ticks extend it (series)
+          │ yes
+          ├─ a place is free ─────────▶ running ◀──┐
+          │                                        │ the job's turn (waiting_line)
+          └─ none: a run goes on, or ─▶ queued ────┘ or, too late by then: skipped, lost
+             max_running, threads         ▲
+                                          │ rerun_lost, at most five attempts
+    running ─┬─ the function ends ──────▶ succeeded, failed     written with the next batch
+             ├─ a final transaction ────▶ succeeded             written by that transaction
+             └─ its term ends ──────────▶ lost, or queued anew  written by the next term, if not by this one
+
+A batch is one fenced transaction: all of it takes effect or nothing. Only what was written is run.
+
+The door:
+
+- ``registry``: `JobRegistry`. ``job``: a job as registered. ``terms``: the terms it leads. ``rivals``: one registry to a
+  lease. ``lookout``: a process that waits looks whether the leader runs its jobs. ``run``: `JobRun`, what a job is given.
+
+The loop, which has all the I/O:
+
+- ``runner``: read, plan, write, start; how a term begins and ends.
+- ``readings``: what is read, and when. ``definitions``: new jobs, changed schedules. ``gone``: jobs that no leader has.
+- ``writing``: a plan's batch, and what follows. ``last_writes``: those of a term that ends. ``unwritten``: what the
+  ledger does not know yet. ``ledger``: each exchange, with its time limit. ``pruning``: old rows.
+- ``quarantine``: jobs whose rows are in the way of the others. ``trouble``: exchanges that fail.
+- ``runs``: starts runs, and notes their ends. ``execution``: how one is called. ``threads``: where ``def`` jobs run.
+  ``calls``: `leader_only`. ``ending``: all of it is cancelled and awaited.
+- ``notices``, ``skips``: what is told.
+
+The planner, which has no I/O:
+
+- ``planner``: the plan of one turn, and what became of it. ``plan``: what is in it. ``job_state``: how a job stands.
+- ``next_ticks``: the heap. ``claims``: ticks that are due. ``series``: skipped ticks in one row. ``requests``: triggers.
+- ``waiting_line``: whose turn it is. ``places``: how many may run. ``backlog``: queued runs that were not read yet.
+- ``changed``: the ticks of a schedule that has changed.
+
+Time, in pure functions:
+
+- ``due``: run or skip, lost or run again. ``schedule``: from a moment to ticks. ``cron``: what an expression may say.
+  ``walls``: the readings of a clock that it names. ``stretches``: the time between two changes of that clock.
+"""
