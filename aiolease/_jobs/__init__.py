@@ -17,14 +17,15 @@
                                           │ rerun_lost, at most five attempts
     running ─┬─ the function ends ──────▶ succeeded, failed     written with the next batch
              ├─ a final transaction ────▶ succeeded             written by that transaction
-             └─ its term ends ──────────▶ lost, or queued anew  written by the next term, if not by this one
+             └─ its term ends ──────────▶ lost, or queued anew  written last, or by the next term
 
 A batch is one fenced transaction: all of it takes effect or nothing. Only what was written is run.
 
 The door:
 
-- ``registry``: `JobRegistry`. ``job``: a job as registered. ``terms``: the terms it leads. ``rivals``: one registry to a
-  lease. ``lookout``: a process that waits looks whether the leader runs its jobs. ``run``: `JobRun`, what a job is given.
+- ``registry``: `JobRegistry`. ``job``: a job as it is registered. ``run``: `JobRun`, what its function is given.
+- ``terms``: the terms that a registry leads. ``rivals``: one registry to a lease. ``lookout``: a process that waits
+  looks whether the leader runs its jobs.
 
 The loop, which has all the I/O:
 
@@ -39,7 +40,8 @@ The loop, which has all the I/O:
 
 The planner, which has no I/O:
 
-- ``planner``: the plan of one turn, and what became of it. ``plan``: what is in it. ``job_state``: how a job stands.
+- ``planner``: the plan of one turn, and what became of it. ``plan``: what is in it.
+- ``job_state``: how a job stands.
 - ``next_ticks``: the heap. ``claims``: ticks that are due. ``series``: skipped ticks in one row. ``requests``: triggers.
 - ``waiting_line``: whose turn it is. ``places``: how many may run. ``backlog``: queued runs that were not read yet.
 - ``changed``: the ticks of a schedule that has changed.

@@ -84,8 +84,8 @@ _sending: set[asyncio.Future[Any]] = set()
 
 
 def _forgetting(take: Callable[..., Any]) -> Any:
-    def forgetting(agenda: Planner, stock: LedgerReading, **known: Any) -> Any:
+    def forgetting(planner: Planner, stock: LedgerReading, **known: Any) -> Any:
         jobs = {name: replace(record, known_since=stock.now) for name, record in stock.jobs.items()}
-        return take(agenda, replace(stock, jobs=jobs), **known)
+        return take(planner, replace(stock, jobs=jobs), **known)
 
     return forgetting

@@ -219,9 +219,9 @@ def _runs_before_the_claim_is_answered() -> AbstractContextManager[Any]:
 def _a_new_leader_starts_from_now() -> AbstractContextManager[Any]:
     take = Planner.take
 
-    def mutated(agenda: Planner, stock: LedgerReading, **known: Any) -> Any:
+    def mutated(planner: Planner, stock: LedgerReading, **known: Any) -> Any:
         jobs = {name: replace(record, known_since=stock.now) for name, record in stock.jobs.items()}
-        return take(agenda, replace(stock, jobs=jobs), **known)
+        return take(planner, replace(stock, jobs=jobs), **known)
 
     return patch.object(Planner, "take", mutated)
 
@@ -262,9 +262,9 @@ def _final_without_a_condition() -> AbstractContextManager[Any]:
 def _lost_runs_are_forgotten() -> AbstractContextManager[Any]:
     take = Planner.take
 
-    def mutated(agenda: Planner, stock: LedgerReading, **known: Any) -> Any:
-        mine = [run for run in stock.unfinished if run.token == agenda._term.token]
-        return take(agenda, replace(stock, unfinished=mine), **known)
+    def mutated(planner: Planner, stock: LedgerReading, **known: Any) -> Any:
+        mine = [run for run in stock.unfinished if run.token == planner._term.token]
+        return take(planner, replace(stock, unfinished=mine), **known)
 
     return patch.object(Planner, "take", mutated)
 
