@@ -2,22 +2,22 @@
 
 ::
 
-    schedule: next tick          every turn of the runner
-          │                      ┌────────────────────────────────────────────────┐
-          ▼                      │ readings ──▶ planner ──▶ writing ──▶ runs       │
-      next_ticks                 │ the ledger   one plan   one batch   what was    │
-          │ the tick is due      └────────────────────────────────────written──────┘
+    schedule: when is the next tick?      Each turn of the runner:
+          │
+          ▼                               readings ──▶ planner ──▶ writing ──▶ runs
+      next_ticks: it waits on a heap      the ledger   one plan    one batch   what was written
+          │ the tick is due
           ▼
-       claims ── due: run it? ── no ──▶ skipped    a row; more ticks extend it (series)
+       claims ── due: is it run? ── no ─▶ skipped    one row; it grows while more are skipped (series)
           │ yes
-          ├─ a place is free ─────────▶ running ◀──┐
-          │                                        │ the job's turn (waiting_line)
-          └─ none: a run goes on, or ─▶ queued ────┘ or, too late by then: skipped, lost
-             max_running, threads         ▲
-                                          │ rerun_lost, at most five attempts
-    running ─┬─ the function ends ──────▶ succeeded, failed     written with the next batch
-             ├─ a final transaction ────▶ succeeded             written by that transaction
-             └─ its term ends ──────────▶ lost, or queued anew  written last, or by the next term
+          ├─ a place is free ───────────▶ running ◀─┐
+          │                                         │ the job's turn (waiting_line)
+          └─ none is, or an older run ──▶ queued ───┘ or, too late by then: skipped, lost
+             of the job waits               ▲
+                                            │ rerun_lost: at most five attempts
+    running ─┬─ the function ends ──────▶ succeeded, failed      written with the next batch
+             ├─ a final transaction ────▶ succeeded              written by that transaction
+             └─ its term ends ──────────▶ lost, or queued anew   written last, or by the next term
 
 A batch is one fenced transaction: all of it takes effect or nothing. Only what was written is run.
 
@@ -30,7 +30,7 @@ The door:
 The loop, which has all the I/O:
 
 - ``runner``: read, plan, write, start; how a term begins and ends.
-- ``readings``: what is read, and when. ``definitions``: new jobs, changed schedules. ``gone``: jobs that no leader has.
+- ``readings``: what is read, and when. ``definitions``: new jobs, changed schedules. ``gone``: jobs that nobody has.
 - ``writing``: a plan's batch, and what follows. ``last_writes``: those of a term that ends. ``unwritten``: what the
   ledger does not know yet. ``ledger``: each exchange, with its time limit. ``pruning``: old rows.
 - ``quarantine``: jobs whose rows are in the way of the others. ``trouble``: exchanges that fail.
@@ -42,7 +42,7 @@ The planner, which has no I/O:
 
 - ``planner``: the plan of one turn, and what became of it. ``plan``: what is in it.
 - ``job_state``: how a job stands.
-- ``next_ticks``: the heap. ``claims``: ticks that are due. ``series``: skipped ticks in one row. ``requests``: triggers.
+- ``next_ticks``: the heap. ``claims``: ticks that are due. ``series``: skipped ticks. ``requests``: triggers, pauses.
 - ``waiting_line``: whose turn it is. ``places``: how many may run. ``backlog``: queued runs that were not read yet.
 - ``changed``: the ticks of a schedule that has changed.
 
