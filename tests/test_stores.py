@@ -31,7 +31,7 @@ import pytest
 
 from aiolease._election.candidate import new_holder
 from aiolease.errors import ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
-from aiolease.stores import Store, open_store
+from aiolease.stores import Store, check_target, open_store
 from aiolease.stores import sqlite as sqlite_module
 from aiolease.stores.memory import MemoryServer, MemoryStore
 from aiolease.stores.records import Lease
@@ -1370,3 +1370,21 @@ async def test_a_url_opens_sqlite(tmp_path: Path) -> None:
     async with open_store(f"sqlite:///{tmp_path}/leases.db") as store:
         await claim(store, "cron")
     assert (tmp_path / "leases.db").is_file()
+
+
+async def test_a_store_that_lacks_a_part_is_refused(tmp_path: Path) -> None:
+    """An object that has a lease but no ledger is no target: it is refused when it is opened, not when a job runs."""
+
+    class OnlyLease:
+        def __init__(self) -> None:
+            whole = MemoryStore()
+            self.claim, self.renew, self.release, self.watch = whole.claim, whole.renew, whole.release, whole.watch
+
+    with pytest.raises(ConfigurationError, match=r"<OnlyLease>.*lacks .*take_stock.*aclose"):
+        async with open_store(OnlyLease()):
+            pass
+    with pytest.raises(ConfigurationError, match="lacks"):
+        check_target(OnlyLease(), "cron")
+    for whole in (MemoryStore(), SQLiteStore(tmp_path / "leases.db")):
+        async with aclosing(whole), open_store(whole) as opened:
+            assert opened is whole

@@ -7,14 +7,13 @@ import inspect
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote
 
 from aiolease._names import check_name
 from aiolease._waiting import wait_shielded
 from aiolease.errors import ConfigurationError
-from aiolease.stores.contract import LeaseStore, LedgerStore
-from aiolease.stores.records import Lease
+from aiolease.stores.contract import Store, is_store, missing_from
 
 __all__ = ["Store", "open_store"]
 
@@ -25,16 +24,6 @@ _HELP = (
     "use a pool of asyncmy or aiomysql, a SQLAlchemy AsyncEngine, mysql://user:password@host:3306/database, "
     "sqlite:///relative.db or sqlite:////absolute.db"
 )
-
-
-class Store(LeaseStore, LedgerStore, Protocol):
-    """A store as `open_store` makes it: it has connections, and can be closed."""
-
-    async def status(self, name: str) -> Lease | None:
-        """Reads a lease for people, from any process; ``None`` if it never had a leader."""
-
-    async def aclose(self) -> None:
-        """Closes the connections."""
 
 
 @dataclass(slots=True)
@@ -71,10 +60,10 @@ async def open_store(
         create_tables: Whether to create the tables if they are missing.
 
     Raises:
-        ConfigurationError: The target is none of these.
+        ConfigurationError: The target is none of these, or a store that lacks a part.
     """
-    if _is_store(target):
-        yield target
+    if (given := _given_store(target)) is not None:
+        yield given
         return
     identity = target if isinstance(target, str) else id(target)
     key = (id(asyncio.get_running_loop()), identity, table_prefix, create_tables)
@@ -95,8 +84,19 @@ async def open_store(
                 raise cancelled
 
 
-def _is_store(target: object) -> bool:
-    return all(hasattr(target, method) for method in ("claim", "renew", "release", "watch"))
+def _given_store(target: Any) -> Store | None:
+    """The target itself if it is a store.
+
+    Raises:
+        ConfigurationError: It is a store that lacks a part.
+    """
+    if not is_store(target):
+        return None
+    if missing := missing_from(target):
+        problem = f"this store lacks {', '.join(missing)}; see aiolease.stores.contract.Store"
+        raise ConfigurationError("target", f"<{type(target).__name__}>", problem)
+    store: Store = target
+    return store
 
 
 def _make(target: Target, table_prefix: str, create_tables: bool) -> Store:
@@ -160,5 +160,5 @@ def check_target(target: Target, name: str) -> None:
         ConfigurationError: One of them cannot work.
     """
     check_name(name)
-    if not _is_store(target):
+    if _given_store(target) is None:
         _make(target, "aiolease_", create_tables=True)
