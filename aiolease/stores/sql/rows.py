@@ -1,0 +1,102 @@
+"""Which columns the statements read, and how a row becomes a record: by name, once for all databases. No I/O here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aiolease.stores.records import JobRecord, Lease, RunRecord, readable
+from aiolease.stores.sql.dialect import Dialect
+
+Row = tuple[Any, ...]
+_Makes = Mapping[str, Callable[[Any], Any]]
+
+
+class Rows:
+    """The columns of the tables, each the attribute of its record, and what makes the attribute of a column's value.
+
+    Attributes:
+        lease_columns: What a statement that reads leases selects; last the database's clock.
+        job_columns: Of jobs.
+        run_columns: Of runs.
+        moment: Makes an aware moment of what the tables keep.
+    """
+
+    def __init__(self, dialect: Dialect) -> None:
+        moment, moment_or_none = dialect.moment, _or_none(dialect.moment)
+        self.moment = moment
+        self._lease: _Makes = {
+            "name": _as_it_is,
+            "holder": _as_it_is,
+            "token": int,
+            "beat": int,
+            "elected_at": moment,
+            "renewed_at": moment,
+            "expires_at": moment,
+            "resign_token": _or_none(int),
+            "now": moment,
+        }
+        self._job: _Makes = {
+            "job": _text,
+            "schedule": str,
+            "timezone": str,
+            "known_since": moment,
+            "schedule_since": moment,
+            "resumed_at": moment_or_none,
+            "paused_at": moment_or_none,
+            "high_tick": moment_or_none,
+            "requested_at": moment_or_none,
+        }
+        self._run: _Makes = {
+            "job": _as_it_is,
+            "tick": moment,
+            "attempt": int,
+            "token": int,
+            "holder": _as_it_is,
+            "status": _as_it_is,
+            "started_at": moment_or_none,
+            "finished_at": moment_or_none,
+            "error": _as_it_is,
+            "tick_from": moment_or_none,
+            "count": _or_none(int),
+        }
+        own_words = {"now": dialect.now, "count": dialect.count}
+        self.lease_columns, self.job_columns, self.run_columns = (
+            ", ".join(own_words.get(column, column) for column in columns)
+            for columns in (self._lease, self._job, self._run)
+        )
+
+    def lease(self, row: Row, store: str) -> Lease:
+        """Makes a lease of a row; further columns are left out.
+
+        Raises:
+            StoreUnavailable: The row cannot be read; `store` is the store's description.
+        """
+        with readable(store, "the row of a lease"):
+            return Lease(**_record(self._lease, row))
+
+    def job(self, row: Row) -> JobRecord:
+        """Makes a job of a row; raises what `aiolease.stores.records.UNREADABLE` lists."""
+        return JobRecord(**_record(self._job, row))
+
+    def run(self, row: Row) -> RunRecord:
+        """Makes a run of a row; raises what `aiolease.stores.records.UNREADABLE` lists."""
+        return RunRecord(**_record(self._run, row))
+
+
+def _record(makes: _Makes, row: Row) -> dict[str, Any]:
+    return {column: make(value) for (column, make), value in zip(makes.items(), row, strict=False)}
+
+
+def _or_none(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else make(value)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("its job is no text")
+    return value

@@ -1,0 +1,78 @@
+"""A statement with its parameters by name, to be sent in the style of any driver. No I/O here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+Values = Mapping[str, object]
+
+NO_VALUES: Final[Values] = MappingProxyType({})
+ONCE: Final[Sequence[Values]] = (NO_VALUES,)
+
+_PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
+
+
+class Statement:
+    """One statement; `:name` is a parameter.
+
+    What stands between `[` and `]`, if anything does, is repeated for each row of values, joined by commas::
+
+        UPDATE job SET high_tick = :tick WHERE lease = :lease AND job IN ([:job])
+        INSERT INTO run (lease, job) VALUES [(:lease, :job)]
+
+    A driver that executes a statement once for each row, as SQLite's does, takes `text` as it is.
+
+    Attributes:
+        text: The statement for one row, with its parameters by name.
+        repeats: Whether a part of it is repeated.
+    """
+
+    __slots__ = ("_parts", "repeats", "text")
+
+    def __init__(self, text: str) -> None:
+        head, repeats, rest = re.sub(" +", " ", text).partition("[")  # a hint may be empty
+        row, _, tail = rest.partition("]")
+        self.text = f"{head}{row}{tail}"
+        self.repeats = bool(repeats)
+        self._parts = tuple((_PARAMETER.sub("%s", part), _PARAMETER.findall(part)) for part in (head, row, tail))
+
+    def positional(
+        self, values: Values, rows: Sequence[Values], to_database: Callable[[object], object]
+    ) -> tuple[str, tuple[object, ...]]:
+        """The text with ``%s`` for the parameters, and these in their order.
+
+        Args:
+            values: What all rows share.
+            rows: What is each row's own, where a part of the statement is repeated.
+            to_database: Makes of a value what the driver takes.
+        """
+        (head, head_names), (row, row_names), (tail, tail_names) = self._parts
+        found = [to_database(values[name]) for name in head_names]
+        if not self.repeats:
+            return head, tuple(found)
+        shared = {name: to_database(values[name]) for name in row_names if name in values}
+        for each in rows:
+            found += [to_database(each[name]) if name in each else shared[name] for name in row_names]
+        found += [to_database(values[name]) for name in tail_names]
+        return f"{head}{', '.join([row] * len(rows))}{tail}", tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A statement of a transaction, with its values.
+
+    Attributes:
+        statement: The statement.
+        values: What all rows share.
+        rows: What is each row's own, where a part of the statement is repeated.
+        changes: How many rows it must change, so that the transaction is not refused; ``None`` if it does not matter.
+    """
+
+    statement: Statement
+    values: Values
+    rows: Sequence[Values] = ONCE
+    changes: int | None = None
