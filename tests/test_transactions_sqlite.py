@@ -24,7 +24,8 @@ LEADER = """
 import asyncio, sys
 import aiosqlite
 from aiolease import LeadershipLost, leadership
-from aiolease._fence import FenceBroken, Term
+from aiolease.stores.contract import FenceBroken
+from aiolease.stores.records import TermKey as Term
 from aiolease.stores.sqlite import SQLiteStore
 
 path, point, lease_duration = sys.argv[1], sys.argv[2], float(sys.argv[3])

@@ -105,19 +105,18 @@ def _make(target: Target, table_prefix: str, create_tables: bool) -> Store:
     kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(target).__mro__}
     if ("sqlalchemy", "AsyncEngine") in kinds:
         from aiolease.stores.mysql import drivers
-        from aiolease.stores.mysql.transactions import EngineLender
+        from aiolease.stores.mysql.lenders import EngineLender
 
         driver = drivers.engine_driver(target)
         return _mysql(driver, EngineLender(target, driver.description), table_prefix, create_tables)
     for package in ("asyncmy", "aiomysql"):
         if (package, "Pool") in kinds:
             from aiolease.stores.mysql import drivers
+            from aiolease.stores.mysql.lenders import PoolLender
+            from aiolease.stores.mysql.unofficial import pool_parameters
 
             make = drivers.asyncmy_driver if package == "asyncmy" else drivers.aiomysql_driver
-            # Private, but the only place: a connection of our own needs the pool's parameters.
-            from aiolease.stores.mysql.transactions import PoolLender
-
-            return _mysql(make(lambda: target._conn_kwargs), PoolLender(target), table_prefix, create_tables)
+            return _mysql(make(lambda: pool_parameters(target)), PoolLender(target), table_prefix, create_tables)
     problem = _HELP
     if inspect.isawaitable(target) or any("PoolContextManager" in name for _, name in kinds):
         problem = "await it first: `pool = await create_pool(…)`, or `async with create_pool(…) as pool:`"

@@ -28,8 +28,8 @@ Breakage = Literal[
 
 def break_it(breakage: Breakage) -> None:
     """Breaks a rule in this process. Those of the jobs are broken for MySQL and MariaDB only."""
+    from aiolease.stores.mysql.fence import FenceSQL
     from aiolease.stores.mysql.ledger import MySQLLedger
-    from aiolease.stores.mysql.transactions import FenceSQL
 
     statements = FenceSQL.statements
     match breakage:

@@ -32,7 +32,7 @@ class LeaseStatements:
             # A row that vanished is made anew above the highest token that is known of it.
             f"INSERT INTO {lease} (name, token, beat, elected_at, renewed_at, expires_at) "
             f"SELECT :name, {_highest_token(dialect)}, 0, {now}, {now}, {now} "
-            f"FROM {fence} AS f WHERE f.name = :name {dialect.unless_there('name', 'beat')}"
+            f"FROM {fence} AS f WHERE f.name = :name {dialect.unless_there('name', f'{lease}.beat')}"
         )
         self.claim = Statement(
             # Above the fence's, too: somebody may have set the row back by hand, or from an older backup.
