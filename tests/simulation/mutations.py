@@ -23,7 +23,7 @@ from aiolease._jobs.planner import Plan, Planner
 from aiolease._jobs.run import Outcome
 from aiolease._jobs.runner import Runner
 from aiolease._waiting import wait_shielded
-from aiolease.stores import memory
+from aiolease.stores.memory import ledger as memory
 from aiolease.stores.records import Batch, Change, Lease, LedgerReading, RunKey, RunRecord, RunStatus, TermKey
 from tests.simulation.network import ArchivedLedger, Server
 from tests.simulation.process import SimLoop

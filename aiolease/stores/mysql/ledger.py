@@ -31,13 +31,11 @@ from aiolease.stores.records import (
     RunRecord,
     TermKey,
     checked_limit,
-    read_each,
-    readable,
-    there,
 )
 from aiolease.stores.sql.ledger import LedgerStatements
 from aiolease.stores.sql.recording import AT_ONCE, Recording
 from aiolease.stores.sql.rows import Rows as Records
+from aiolease.stores.sql.rows import read_each, readable, there
 from aiolease.stores.sql.statement import Statement
 
 _REFUSALS = {

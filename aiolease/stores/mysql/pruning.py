@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 from aiolease.stores.mysql.dialect import MySQLDialect, packet
 from aiolease.stores.mysql.session import Session
-from aiolease.stores.records import step_of
-from aiolease.stores.sql.ledger import THIS_JOB
+from aiolease.stores.sql.ledger import THIS_JOB, step_of
 from aiolease.stores.sql.recording import AT_ONCE, cut
 from aiolease.stores.sql.statement import Statement
 

@@ -37,10 +37,6 @@ _ENDED = frozenset({
 })  # fmt: skip
 
 
-class _TakesTooLong(Exception):
-    """Somebody who waits for the connection ended what it was busy with."""
-
-
 class Session:
     """One connection, made when it is needed and discarded at the first trouble; one exchange at a time.
 
@@ -218,6 +214,10 @@ class Session:
             pass
         finally:
             connection.close()
+
+
+class _TakesTooLong(Exception):
+    """Somebody who waits for the connection ended what it was busy with."""
 
 
 def _ended(error: BaseException) -> bool:

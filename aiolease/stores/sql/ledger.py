@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from aiolease.stores.records import SETTLED_BY_HAND, LedgerReading, read_each
+from aiolease.stores.records import SETTLED_BY_HAND, LedgerReading
 from aiolease.stores.sql.dialect import Dialect
-from aiolease.stores.sql.rows import Row, Rows
+from aiolease.stores.sql.rows import Row, Rows, read_each
 from aiolease.stores.sql.statement import Statement
 
 UNFINISHED = "status IN ('queued', 'running')"
@@ -114,3 +114,8 @@ class PruneStatements:
             )
             for kind in (skipped, finished)
         )
+
+
+def step_of(rows: int, jobs: Sequence[str]) -> int:
+    """How many old rows of each of some jobs are deleted at once, if it may be so many of all; of many jobs, a few."""
+    return max(rows // max(len(jobs), 1), 20)

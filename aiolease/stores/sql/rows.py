@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
-from aiolease.stores.records import JobRecord, Lease, RunRecord, readable
+from aiolease.errors import StoreUnavailable
+from aiolease.stores.records import JobRecord, Lease, Place, RunRecord
 from aiolease.stores.sql.dialect import Dialect
+
+T = TypeVar("T")
 
 Row = tuple[Any, ...]
 _Makes = Mapping[str, Callable[[Any], Any]]
+
+
+UNREADABLE = (AttributeError, TypeError, ValueError, OverflowError)
+"""What making a record of a row raises if it has a value that makes none."""
 
 
 class Rows:
@@ -76,11 +84,11 @@ class Rows:
             return Lease(**_record(self._lease, row))
 
     def job(self, row: Row) -> JobRecord:
-        """Makes a job of a row; raises what `aiolease.stores.records.UNREADABLE` lists."""
+        """Makes a job of a row; raises what `UNREADABLE` lists."""
         return JobRecord(**_record(self._job, row))
 
     def run(self, row: Row) -> RunRecord:
-        """Makes a run of a row; raises what `aiolease.stores.records.UNREADABLE` lists."""
+        """Makes a run of a row; raises what `UNREADABLE` lists."""
         return RunRecord(**_record(self._run, row))
 
 
@@ -100,3 +108,36 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("its job is no text")
     return value
+
+
+def read_each(rows: Iterable[Row], make: Callable[[Row], T], unreadable: dict[str, str]) -> list[T]:
+    """Makes records of rows, the first column of which is a job; notes the jobs of rows that make none, and why."""
+    found = []
+    for row in rows:
+        try:
+            found.append(make(row))
+        except UNREADABLE as error:
+            unreadable[str(row[0])] = f"a row has a value that cannot be read: {type(error).__name__}: {error}"
+    return found
+
+
+def there(place: Place, row: Row, make: Callable[[Row], RunRecord]) -> RunRecord:
+    """The record of a row that was looked up; of one that cannot be read, that it is there, and finished."""
+    try:
+        return make(row)
+    except UNREADABLE:
+        return RunRecord(job=place[0], tick=place[1], token=0, holder="", status="lost")
+
+
+@contextmanager
+def readable(store: str, what: str) -> Iterator[None]:
+    """Around what makes a record of a row: a value that makes none, such as a zero date, is trouble of the store's.
+
+    Raises:
+        StoreUnavailable: The row cannot be read.
+    """
+    try:
+        yield
+    except UNREADABLE as error:
+        problem = f"{what} has a value that cannot be read, written by another hand: {type(error).__name__}: {error}"
+        raise StoreUnavailable(store, problem) from error

@@ -20,15 +20,11 @@ from aiolease.stores.records import (
     RunRecord,
     TermKey,
     checked_limit,
-    read_each,
-    readable,
-    step_of,
-    there,
 )
 from aiolease.stores.sql.lease import FenceStatements, of_term
-from aiolease.stores.sql.ledger import LedgerStatements, PruneStatements
+from aiolease.stores.sql.ledger import LedgerStatements, PruneStatements, step_of
 from aiolease.stores.sql.recording import Recording
-from aiolease.stores.sql.rows import Rows
+from aiolease.stores.sql.rows import Rows, read_each, readable, there
 from aiolease.stores.sql.statement import Statement, Step
 from aiolease.stores.sqlite.dialect import Exchange, SQLiteDialect, transaction, writing
 from aiolease.stores.sqlite.file import File
