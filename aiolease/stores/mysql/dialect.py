@@ -52,11 +52,9 @@ class MySQLDialect(Dialect):
         """See `Dialect.sane`. A date that makes none is before all others."""
         return f"IF({column} < '1000-01-01', NULL, {column})"
 
-    def to_database(self, value: object) -> object:
-        """See `Dialect.to_database`."""
-        if isinstance(value, datetime) and value.tzinfo is not None:  # a naive one came from the tables
-            return value.astimezone(UTC).replace(tzinfo=None)
-        return value
+    def kept(self, moment: datetime) -> datetime:
+        """See `Dialect.kept`. One without a time zone came from the tables."""
+        return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
 
     def moment(self, value: Any) -> datetime:
         """See `Dialect.moment`."""
@@ -65,7 +63,7 @@ class MySQLDialect(Dialect):
 
     def bind(self, statement: Statement, values: Values = NO_VALUES, rows: Sequence[Values] = ONCE) -> Bound:
         """A statement with its values: see `Statement.positional`."""
-        return statement.positional(values, rows, self.to_database)
+        return statement.positional(values, rows, self.kept)
 
     def bind_step(self, step: Step) -> Bound:
         """A step with its values, and the check of how many rows it changed."""

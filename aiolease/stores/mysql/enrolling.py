@@ -57,6 +57,6 @@ class Enrolling:
         values: list[object] = []
         for job in jobs:
             # As text: what the driver makes of a moment would have the column's type guessed from the first row.
-            since = job.since and str(self._dialect.to_database(job.since))
+            since = job.since and str(self._dialect.kept(job.since))
             values += [job.job, job.schedule, job.timezone, since]
         return source, tuple(values)

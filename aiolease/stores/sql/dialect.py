@@ -56,8 +56,8 @@ class Dialect(ABC):
         """A moment, or NULL if another hand wrote one there that cannot be read."""
 
     @abstractmethod
-    def to_database(self, value: object) -> object:
-        """What the driver takes for a value: an aware moment is turned into what the tables keep."""
+    def kept(self, moment: datetime) -> object:
+        """What the tables keep of a moment."""
 
     @abstractmethod
     def moment(self, value: object) -> datetime:

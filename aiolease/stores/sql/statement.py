@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from types import MappingProxyType
 from typing import Final
 
@@ -41,23 +42,26 @@ class Statement:
         self._parts = tuple((_PARAMETER.sub("%s", part), _PARAMETER.findall(part)) for part in (head, row, tail))
 
     def positional(
-        self, values: Values, rows: Sequence[Values], to_database: Callable[[object], object]
+        self, values: Values, rows: Sequence[Values], kept: Callable[[datetime], object]
     ) -> tuple[str, tuple[object, ...]]:
         """The text with ``%s`` for the parameters, and these in their order.
 
         Args:
             values: What all rows share.
             rows: What is each row's own, where a part of the statement is repeated.
-            to_database: Makes of a value what the driver takes.
+            kept: Makes of a moment what the tables keep.
         """
+
+        def taken(values: Values, names: Sequence[str]) -> list[object]:
+            return [kept(value) if isinstance(value := values[name], datetime) else value for name in names]
+
         (head, head_names), (row, row_names), (tail, tail_names) = self._parts
-        found = [to_database(values[name]) for name in head_names]
+        found = taken(values, head_names)
         if not self.repeats:
             return head, tuple(found)
-        shared = {name: to_database(values[name]) for name in row_names if name in values}
         for each in rows:
-            found += [to_database(each[name]) if name in each else shared[name] for name in row_names]
-        found += [to_database(values[name]) for name in tail_names]
+            found += taken({**values, **each}, row_names)
+        found += taken(values, tail_names)
         return f"{head}{', '.join([row] * len(rows))}{tail}", tuple(found)
 
 

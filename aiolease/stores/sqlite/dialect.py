@@ -73,13 +73,20 @@ class SQLiteDialect(Dialect):
         """See `Dialect.sane`."""
         return f"CASE WHEN typeof({column}) = 'integer' AND {column} BETWEEN 0 AND :now THEN {column} END"
 
-    def to_database(self, value: object) -> object:
-        """See `Dialect.to_database`."""
-        return microseconds(value) if isinstance(value, datetime) else value
+    def kept(self, moment: datetime) -> int:
+        """See `Dialect.kept`."""
+        return microseconds(moment)
 
     def moment(self, value: Any) -> datetime:
         """See `Dialect.moment`."""
         return moment(value)
+
+    def named(self, values: Values, now: int) -> dict[str, Any]:
+        """The values of a statement at a moment, as SQLite takes them."""
+        bound: dict[str, Any] = {"now": now}
+        for name, value in values.items():
+            bound[name] = microseconds(value) if isinstance(value, datetime) else value
+        return bound
 
 
 class Exchange:
@@ -96,11 +103,11 @@ class Exchange:
 
     def rows(self, statement: Statement, values: Values = NO_VALUES) -> list[tuple[Any, ...]]:
         """The rows that a statement finds."""
-        return self._connection.execute(statement.text, self._bound(values)).fetchall()
+        return self._connection.execute(statement.text, self._dialect.named(values, self.now)).fetchall()
 
     def change(self, statement: Statement, values: Values) -> int:
         """Executes a statement that writes; returns how many rows it changed."""
-        return self._connection.execute(statement.text, self._bound(values)).rowcount
+        return self._connection.execute(statement.text, self._dialect.named(values, self.now)).rowcount
 
     def take(self, step: Step) -> None:
         """Executes a step of a transaction.
@@ -108,16 +115,10 @@ class Exchange:
         Raises:
             Refused: It changed another number of rows than it must.
         """
-        shared = self._bound(step.values)
-        rows = [shared | self._bound(row) for row in step.rows]
+        rows = [self._dialect.named({**step.values, **row}, self.now) for row in step.rows]
         changed = self._connection.executemany(step.statement.text, rows).rowcount
         if step.changes is not None and changed != step.changes:
             raise Refused
-
-    def _bound(self, values: Values) -> dict[str, Any]:
-        bound = {name: self._dialect.to_database(value) for name, value in values.items()}
-        bound.setdefault("now", self.now)
-        return bound
 
 
 @contextmanager

@@ -123,8 +123,8 @@ class Fence:
             if await _changed(connection, self._statements.count.text, of_term(term)) != 1:
                 raise FenceBroken
             if final is not None:
-                values = {name: self._dialect.to_database(value) for name, value in of_run(term, final).items()}
-                if await _changed(connection, self._statements.final.text, values | {"now": self._now()}) != 1:
+                values = self._dialect.named(of_run(term, final), self._now())
+                if await _changed(connection, self._statements.final.text, values) != 1:
                     raise Refused
         except sqlite3.Error as error:
             raise StoreUnavailable(self.store, str(error)) from error
