@@ -33,12 +33,13 @@ from aiolease.stores.mysql.transactions import MySQLTransaction, fence_connectio
 from aiolease.stores.mysql.waiting import Waiting
 from aiolease.stores.mysql.writes import Kind, Write, Writes
 from aiolease.stores.records import Lease, RunKey, TermKey
+from aiolease.stores.sql.ledger_store import SQLLedger
 from aiolease.stores.sql.rows import Rows as Records
 
 __all__ = ["MySQLStore", "schema", "schema_statements"]
 
 
-class MySQLStore(MySQLLedger):
+class MySQLStore(SQLLedger):
     """A `Store` on MySQL 8.0, MariaDB 10.6, or newer."""
 
     def __init__(
@@ -74,14 +75,13 @@ class MySQLStore(MySQLLedger):
             table=dialect.table("lease"),
             fence_table=dialect.table("fence"),
         )
+        self._fence = FenceSQL(dialect)
+        self._other_session = Session(driver, self._prepare, stuck=ASK_LIMIT)
         # What people ask must not wait for what the leader writes, nor hold it up. Idle, the server ends it.
-        super().__init__(
-            dialect,
-            records,
-            FenceSQL(dialect),
-            leader=Session(driver, self._prepare, stuck=ASK_LIMIT),
-            people=Session(driver, self._prepare, stuck=ASK_LIMIT),
-        )
+        self._asking_session = Session(driver, self._prepare, stuck=ASK_LIMIT)
+        sessions = {"leader": self._other_session, "people": self._asking_session}
+        ledger = MySQLLedger(self.description, dialect, self._fence, **sessions)
+        super().__init__(dialect, records, ledger)
 
     # -- the sessions
 

@@ -79,14 +79,14 @@ class LedgerStatements:
             statements["queued"] = self.count_queued
         return statements
 
-    def read(self, results: Mapping[str, Sequence[Row]], now: object) -> LedgerReading:
-        """Makes the reading of what those statements found; `now` is what the first of them says."""
+    def read(self, results: Mapping[str, Sequence[Row]]) -> LedgerReading:
+        """Makes the reading of what those statements found."""
         unreadable: dict[str, str] = {}
         rows = self._rows
         return LedgerReading(
             jobs={job.job: job for job in read_each(results["jobs"], rows.job, unreadable)},
             unfinished=read_each(results.get("unfinished", ()), rows.run, unreadable),
-            now=rows.moment(now),
+            now=rows.moment(results["clock"][0][0]),
             queued={job: int(count) for job, count in results.get("queued", ())},
             unreadable=unreadable,
         )

@@ -80,3 +80,7 @@ class Step:
     values: Values
     rows: Sequence[Values] = ONCE
     changes: int | None = None
+
+
+Asked = tuple[Statement, Values]
+"""A statement and its values."""

@@ -25,6 +25,7 @@ from aiolease.stores.contract import look_limit
 from aiolease.stores.records import Lease, RunKey, TermKey
 from aiolease.stores.sql.dialect import microseconds
 from aiolease.stores.sql.lease import FenceStatements, LeaseStatements
+from aiolease.stores.sql.ledger_store import SQLLedger
 from aiolease.stores.sql.rows import Rows
 from aiolease.stores.sqlite.dialect import Exchange, SQLiteDialect, writing
 from aiolease.stores.sqlite.file import File
@@ -36,7 +37,7 @@ _GLANCE = 0.1
 """Seconds between two readings of a candidate that waits for a release."""
 
 
-class SQLiteStore(SQLiteLedger):
+class SQLiteStore(SQLLedger):
     """A `Store` on one SQLite file, which is made if its folder exists.
 
     Args:
@@ -59,17 +60,18 @@ class SQLiteStore(SQLiteLedger):
         self._file = File(path, schema, create=create_tables)
         self._now: Callable[[], int] = lambda: time.time_ns() // 1000
         self._dialect = SQLiteDialect(table_prefix)
-        self._rows = Rows(self._dialect)
-        self._lease = LeaseStatements(self._dialect, self._rows)
+        self._records = Rows(self._dialect)
+        self._lease = LeaseStatements(self._dialect, self._records)
         # `main`: a user's connection may have a temporary table of this name, which would be found before ours.
         self._fence = FenceStatements(self._dialect, "main.")
-        super().__init__()
+        ledger = SQLiteLedger(self._file, self._dialect, self._fence, self._clock)
+        super().__init__(self._dialect, self._records, ledger)
 
     async def read(self, name: str) -> Lease | None:
         """See `LeaseStore.read`."""
 
         def work(connection: sqlite3.Connection) -> Lease | None:
-            return self._row(Exchange(connection, self._dialect, self._now()), name)
+            return self._row(Exchange(connection, self._dialect, self._clock()), name)
 
         return await self._file.run(work)
 
@@ -93,7 +95,7 @@ class SQLiteStore(SQLiteLedger):
         """See `LeaseStore.claim`."""
 
         def work(connection: sqlite3.Connection) -> Lease | None:
-            with writing(connection, self._dialect, self._now) as exchange:
+            with writing(connection, self._dialect, self._clock) as exchange:
                 state = seen
                 if state is None:
                     exchange.change(self._lease.make, {"name": name})
@@ -112,7 +114,7 @@ class SQLiteStore(SQLiteLedger):
         values = {"name": name, "holder": holder, "token": token, "beat": beat, "duration": microseconds(duration)}
 
         def work(connection: sqlite3.Connection) -> Lease | None:
-            with writing(connection, self._dialect, self._now) as exchange:
+            with writing(connection, self._dialect, self._clock) as exchange:
                 exchange.change(self._lease.renew, values)
                 return self._row(exchange, name)
 
@@ -122,7 +124,7 @@ class SQLiteStore(SQLiteLedger):
         """See `LeaseStore.release`."""
 
         def work(connection: sqlite3.Connection) -> bool:
-            with writing(connection, self._dialect, self._now) as exchange:
+            with writing(connection, self._dialect, self._clock) as exchange:
                 return exchange.change(self._lease.release, {"name": name, "holder": holder, "token": token}) > 0
 
         return await self._file.run(work)
@@ -136,7 +138,7 @@ class SQLiteStore(SQLiteLedger):
         await self._fencing().put_on(connection, self._file.path, term, final)
 
     def _fencing(self) -> Fence:
-        return Fence(self.description, self._fence, self._dialect, self._now)
+        return Fence(self.description, self._fence, self._dialect, self._clock)
 
     def forget(self, name: str) -> None:
         """See `LeaseStore.forget`. Candidates look by themselves."""
@@ -146,7 +148,7 @@ class SQLiteStore(SQLiteLedger):
         check_name(name)
 
         def work(connection: sqlite3.Connection) -> int | None:
-            with writing(connection, self._dialect, self._now) as exchange:
+            with writing(connection, self._dialect, self._clock) as exchange:
                 exchange.change(self._lease.resign, {"name": name})
                 lease = self._row(exchange, name)
             return None if lease is None or lease.holder is None else lease.resign_token
@@ -157,9 +159,12 @@ class SQLiteStore(SQLiteLedger):
         """See `Store.aclose`. What was sent before is done first."""
         await self._file.aclose()
 
+    def _clock(self) -> int:
+        return self._now()
+
     def _row(self, exchange: Exchange, name: str) -> Lease | None:
         found = exchange.rows(self._lease.read, {"name": name})
-        return self._rows.lease(found[0], self.description) if found else None
+        return self._records.lease(found[0], self.description) if found else None
 
 
 def _moved_on(lease: Lease | None, found: Lease | None) -> bool:
