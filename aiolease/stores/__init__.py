@@ -1,4 +1,17 @@
-"""From what people have, a pool, an engine, a URL, to a store. One store per target and event loop, shared."""
+"""Where it is kept: from what people have, a pool, an engine, a URL, to a store. This is the map of the wing.
+
+* `contract`: what a store must do: the lease, the ledger, fenced transactions, and what people ask;
+* `records`: its rows, as values;
+* `sql`: every statement once, rendered by a dialect; row and record;
+* `mysql`, `sqlite`: a dialect each, the connection, the tables, fenced transactions, and how a candidate waits;
+* `memory`: the same rules in Python, for tests, without a statement.
+
+A new database is a package beside those two, and a case in `_make` or `_from_url` here. It needs a `Dialect`, its
+tables (`sql.schema`), something that sends statements (`sql.ledger_store.Sending`, and the seven methods of a lease),
+and a `Transaction`. Then `tests/test_stores.py` and `tests/test_ledger_stores.py` run against it.
+
+One store per target and event loop is shared by all that use it.
+"""
 
 from __future__ import annotations
 
