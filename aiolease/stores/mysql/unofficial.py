@@ -1,6 +1,7 @@
 """What aiolease needs of a driver or a pool that has no public name there. Nothing else touches their private parts.
 
-By `getattr`, so that each such place is here and nowhere else: a new version of a driver is checked against this page.
+By `getattr`, so that each such place is here and nowhere else: a new version of a driver is checked against this page,
+and against `aiolease.stores.mysql.opening`, whose class goes before the driver's own.
 """
 
 from __future__ import annotations
