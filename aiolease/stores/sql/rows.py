@@ -13,7 +13,8 @@ from aiolease.stores.sql.dialect import Dialect
 T = TypeVar("T")
 
 Row = tuple[Any, ...]
-_Makes = Mapping[str, Callable[[Any], Any]]
+_Makes = Mapping[str, Callable[[Any], Any] | None]
+"""What makes the attribute of a column's value; ``None`` if it is that."""
 
 
 UNREADABLE = (AttributeError, TypeError, ValueError, OverflowError)
@@ -34,8 +35,8 @@ class Rows:
         moment, moment_or_none = dialect.moment, _or_none(dialect.moment)
         self.moment = moment
         self._lease: _Makes = {
-            "name": _as_it_is,
-            "holder": _as_it_is,
+            "name": None,
+            "holder": None,
             "token": int,
             "beat": int,
             "elected_at": moment,
@@ -56,15 +57,15 @@ class Rows:
             "requested_at": moment_or_none,
         }
         self._run: _Makes = {
-            "job": _as_it_is,
+            "job": None,
             "tick": moment,
             "attempt": int,
             "token": int,
-            "holder": _as_it_is,
-            "status": _as_it_is,
+            "holder": None,
+            "status": None,
             "started_at": moment_or_none,
             "finished_at": moment_or_none,
-            "error": _as_it_is,
+            "error": None,
             "tick_from": moment_or_none,
             "count": _or_none(int),
         }
@@ -93,15 +94,11 @@ class Rows:
 
 
 def _record(makes: _Makes, row: Row) -> dict[str, Any]:
-    return {column: make(value) for (column, make), value in zip(makes.items(), row, strict=False)}
+    return {column: make(value) if make else value for (column, make), value in zip(makes.items(), row, strict=False)}
 
 
 def _or_none(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else make(value)
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
 
 
 def _text(value: Any) -> str:

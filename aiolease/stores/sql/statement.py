@@ -48,20 +48,21 @@ class Statement:
 
         Args:
             values: What all rows share.
-            rows: What is each row's own, where a part of the statement is repeated.
+            rows: What is each row's own, where a part of the statement is repeated; at least one, all of one form.
             kept: Makes of a moment what the tables keep.
         """
-
-        def taken(values: Values, names: Sequence[str]) -> list[object]:
-            return [kept(value) if isinstance(value := values[name], datetime) else value for name in names]
-
         (head, head_names), (row, row_names), (tail, tail_names) = self._parts
-        found = taken(values, head_names)
+        found = _taken(values, head_names, kept)
         if not self.repeats:
             return head, tuple(found)
+        own = [(place, name) for place, name in enumerate(row_names) if name in rows[0]]
+        shared = _taken({**values, **rows[0]}, row_names, kept)
         for each in rows:
-            found += taken({**values, **each}, row_names)
-        found += taken(values, tail_names)
+            for place, name in own:
+                value = each[name]
+                shared[place] = kept(value) if isinstance(value, datetime) else value
+            found += shared
+        found += _taken(values, tail_names, kept)
         return f"{head}{', '.join([row] * len(rows))}{tail}", tuple(found)
 
 
@@ -84,3 +85,7 @@ class Step:
 
 Asked = tuple[Statement, Values]
 """A statement and its values."""
+
+
+def _taken(values: Values, names: Sequence[str], kept: Callable[[datetime], object]) -> list[object]:
+    return [kept(value) if isinstance(value := values[name], datetime) else value for name in names]
