@@ -28,7 +28,7 @@ from aiolease.events import (
     Waiting,
 )
 from aiolease.stores.sqlite import SQLiteStore
-from aiolease.stores.sqlite import store as sqlite_module
+from aiolease.stores.sqlite import file as sqlite_file
 from aiolease.testing import MemoryServer, MemoryStore, virtual_time
 from tests.campaigns import LIMIT, Recorder, apart, campaign, row, sessions, until
 from tests.servers import Action, Server, TCPProxy
@@ -303,7 +303,7 @@ async def test_the_ends_of_runs_whose_answers_are_lost_are_written() -> None:
 
 async def test_a_file_that_is_locked_for_a_while_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A SQLite file that others keep locked for longer than one try lasts is written as they let it go."""
-    monkeypatch.setattr(sqlite_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(sqlite_file, "_PATIENCE", 0.1)
     path, heard = tmp_path / "leases.db", Recorder()
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as stranger:
 

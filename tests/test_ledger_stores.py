@@ -35,8 +35,10 @@ from aiolease.stores.records import (
     RunStatus,
     TermKey,
 )
+from aiolease.stores.sql.ledger import PruneStatements
+from aiolease.stores.sql.schema import SCHEMA_VERSION
 from aiolease.stores.sqlite import SQLiteStore
-from aiolease.stores.sqlite.store import SCHEMA_VERSION
+from aiolease.stores.sqlite.dialect import SQLiteDialect
 from tests import test_stores as stores
 from tests.campaigns import database_of
 from tests.servers import Server
@@ -1476,11 +1478,12 @@ async def test_sqlite_finds_runs_by_an_index(tmp_path: Path, prefix: str) -> Non
         await store.take_stock("cron")
     async with aclosing(SQLiteStore(path, table_prefix=prefix)) as store:
         await store.take_stock("cron")
+        pruning = PruneStatements(SQLiteDialect(prefix)).each
         statements = {
-            store._unfinished_sql: f"SEARCH {prefix}run USING INDEX {prefix}run_unfinished (lease=?)",
-            store._history_sql: f"SEARCH {prefix}run USING PRIMARY KEY (lease=? AND job=?)",
-            store._prune_sql[0]: f"SEARCH {prefix}run USING PRIMARY KEY (lease=? AND job=? AND tick=?)",
-            store._prune_sql[1]: f"SEARCH {prefix}run USING PRIMARY KEY (lease=? AND job=? AND tick=?)",
+            store._ledger.unfinished.text: f"SEARCH {prefix}run USING INDEX {prefix}run_unfinished (lease=?)",
+            store._ledger.history.text: f"SEARCH {prefix}run USING PRIMARY KEY (lease=? AND job=?)",
+            pruning[0].text: f"SEARCH {prefix}run USING PRIMARY KEY (lease=? AND job=? AND tick=?)",
+            pruning[1].text: f"SEARCH {prefix}run USING PRIMARY KEY (lease=? AND job=? AND tick=?)",
         }
     for statement, step in statements.items():
         with closing(sqlite3.connect(path)) as connection:

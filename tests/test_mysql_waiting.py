@@ -16,7 +16,7 @@ from aiolease import StoreUnavailable, leadership, open_store
 from aiolease._clock import boot_clock
 from aiolease.events import Elected, Following, Renewed
 from aiolease.stores.mysql import MySQLStore
-from aiolease.stores.mysql.store import _Polls
+from aiolease.stores.mysql.polls import Polls
 from aiolease.stores.records import Lease
 from tests.campaigns import (
     LIMIT,
@@ -177,7 +177,7 @@ async def test_a_new_leader_is_given_time_to_take_its_lock(
         )
         lease = await store.read("cron")
         await store.watch("cron", 5.0, lease=lease, poll=2.0, hint=True)
-        assert least <= store._distrust_until - asyncio.get_running_loop().time() <= most
+        assert least <= store._waiting.distrust_until - asyncio.get_running_loop().time() <= most
 
 
 async def test_a_lock_in_a_strangers_hands_is_not_needed(mysql_server: Server, mysql_url: str) -> None:
@@ -347,7 +347,7 @@ async def test_a_reading_that_fails_when_nobody_waits_for_it_any_more_is_no_comp
         raise AssertionError
 
     for ends in ("candidate", "store"):
-        polls = _Polls(read_many)
+        polls = Polls(read_many)
         candidate = asyncio.create_task(polls.read("default", 0.0, 1.0))
         await asyncio.wait_for(reading.wait(), LIMIT)
         if ends == "candidate":

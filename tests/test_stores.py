@@ -31,11 +31,11 @@ import pytest
 
 from aiolease._election.claim import new_holder
 from aiolease.errors import ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
-from aiolease.stores import Store, open_store
+from aiolease.stores import Store, check_target, open_store
 from aiolease.stores.memory import MemoryServer, MemoryStore
 from aiolease.stores.records import Lease
 from aiolease.stores.sqlite import SQLiteStore
-from aiolease.stores.sqlite import store as sqlite_module
+from aiolease.stores.sqlite import file as sqlite_file
 from tests import awkward
 from tests.servers import Server
 
@@ -1077,12 +1077,12 @@ async def test_sqlite_that_stays_locked_is_unavailable(
     sqlite: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that others keep locked is waited for a while, then reported; reading goes on, and so does all after."""
-    monkeypatch.setattr(sqlite_module, "_PATIENCE", 0.3)
+    monkeypatch.setattr(sqlite_file, "_PATIENCE", 0.3)
     store = sqlite()
     won = await claim(cast(Store, store), "cron")
     with contextlib.closing(sqlite3.connect(tmp_path / "leases.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        connection = store._connection
+        connection = store._file.connection
         started = time.monotonic()
         with pytest.raises(StoreUnavailable, match="database is locked") as caught:
             await renew(cast(Store, store), won, won.beat + 1)
@@ -1098,7 +1098,7 @@ async def test_sqlite_that_stays_locked_is_unavailable(
         other.execute("COMMIT")
     renewed = await renewing
     assert renewed is not None
-    assert store._connection is connection
+    assert store._file.connection is connection
     with pytest.raises(asyncio.CancelledError):
         await dropped
 
@@ -1243,8 +1243,8 @@ async def test_sqlite_survives_the_loss_of_its_connection(sqlite: Make) -> None:
     """An error other than a lock costs the connection, and only that."""
     store = sqlite()
     won = await claim(cast(Store, store), "cron")
-    assert store._connection is not None
-    store._connection.close()
+    assert store._file.connection is not None
+    store._file.connection.close()
     with pytest.raises(StoreUnavailable):
         await store.read("cron")
     assert state(await store.read("cron")) == state(won)
@@ -1339,12 +1339,12 @@ def claim(name):
     return asyncio.run(store.claim(name, "h", 30.0, seen=None, force=False)).token
 
 claim("parent-1")
-inherited = store._connection
+inherited = store._file.connection
 go_on, closed = os.pipe()
 child = os.fork()
 if child == 0:
     claim("child-1")
-    assert store._connection is not inherited
+    assert store._file.connection is not inherited
     os.read(go_on, 1)
     claim("child-2")
     asyncio.run(store.aclose())
@@ -1370,3 +1370,21 @@ async def test_a_url_opens_sqlite(tmp_path: Path) -> None:
     async with open_store(f"sqlite:///{tmp_path}/leases.db") as store:
         await claim(store, "cron")
     assert (tmp_path / "leases.db").is_file()
+
+
+async def test_a_store_that_lacks_a_part_is_refused(tmp_path: Path) -> None:
+    """An object that has a lease but no ledger is no target: it is refused when it is opened, not when a job runs."""
+
+    class OnlyLease:
+        def __init__(self) -> None:
+            whole = MemoryStore()
+            self.claim, self.renew, self.release, self.watch = whole.claim, whole.renew, whole.release, whole.watch
+
+    with pytest.raises(ConfigurationError, match=r"<OnlyLease>.*lacks .*take_stock.*aclose"):
+        async with open_store(OnlyLease()):
+            pass
+    with pytest.raises(ConfigurationError, match="lacks"):
+        check_target(OnlyLease(), "cron")
+    for whole in (MemoryStore(), SQLiteStore(tmp_path / "leases.db")):
+        async with aclosing(whole), open_store(whole) as opened:
+            assert opened is whole

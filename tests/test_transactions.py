@@ -38,7 +38,7 @@ from aiolease import (
 )
 from aiolease._clock import boot_clock
 from aiolease.events import Lost, Renewed, RenewFailed
-from aiolease.stores.mysql.transactions import EngineLender
+from aiolease.stores.mysql.lenders import EngineLender
 from aiolease.stores.records import TermKey
 from aiolease.testing import MemoryStore, virtual_time
 from tests.campaigns import LIMIT, ROOT, Recorder, apart, database_of, through, until
@@ -1039,7 +1039,7 @@ WORKER = """
 import asyncio, json, os, signal, sys
 import asyncmy
 from aiolease import leadership, CommitUnknown, LeadershipLost, StoreUnavailable
-from aiolease.stores import _transactions
+from aiolease.stores.mysql import transactions as _transactions
 
 url, port, database, point, lease, loops = sys.argv[1:]
 port, lease, loops = int(port), float(lease), int(loops)
