@@ -19,7 +19,21 @@ from uuid import uuid4
 import pytest
 
 from tests.awkward import make_awkward
+from tests.quick import is_quick
 from tests.servers import GaleraCluster, MariaDBServer, MySQLServer, Server
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the quick tests."""
+    for item in items:
+        if is_quick(item):
+            item.add_marker("quick")
+
+
+def pytest_collection_finish() -> None:
+    """Puts aside all that the imports have made: `nothing_left` then looks through what a test has made."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
