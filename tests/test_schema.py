@@ -10,11 +10,7 @@ from aiolease import SchemaMissing
 from aiolease.stores.mysql import schema as mysql_schema
 from aiolease.stores.sql import schema as versions
 from aiolease.stores.sqlite import schema as sqlite_schema
-from tests import test_stores as stores
-from tests.test_stores import Database, MakeStore, claim
-
-database = stores.database
-make_store = stores.make_store
+from tests.stores.databases import Database, MakeStore, claim, with_tables
 
 NEXT = versions.SCHEMA_VERSION + 1
 COLUMN = "ALTER TABLE {p}lease ADD COLUMN zone VARCHAR(10) NULL"
@@ -33,7 +29,7 @@ def the_next_version_adds_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "_UPGRADES", {1: (), versions.SCHEMA_VERSION - 1: (COLUMN,)})
 
 
-@stores.with_tables
+@with_tables
 async def test_a_later_version_adds_a_column(
     database: Database, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
