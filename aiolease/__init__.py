@@ -44,7 +44,7 @@ from aiolease.errors import (
     LeadershipLost,
     LeaseHeld,
     NotLeader,
-    RunEnded,
+    RunAlreadyEnded,
     SchemaMissing,
     StoreRejected,
     StoreUnavailable,
@@ -108,7 +108,7 @@ __all__ = [
     "RenewFailed",
     "Renewed",
     "Resigned",
-    "RunEnded",
+    "RunAlreadyEnded",
     "RunFilter",
     "RunFinished",
     "RunRecord",
@@ -134,4 +134,8 @@ def __getattr__(attribute: str) -> Any:
         from aiolease._settings import LeaseSettings
 
         return LeaseSettings
+    if attribute == "RunEnded":  # the former name of RunAlreadyEnded; this warns
+        from aiolease import errors
+
+        return errors.RunEnded
     raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")

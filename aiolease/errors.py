@@ -5,8 +5,9 @@ No driver's exception gets out of the library; where one was the reason, it is t
 
 from __future__ import annotations
 
+import warnings
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 __all__ = [
     "AioleaseError",
@@ -19,7 +20,7 @@ __all__ = [
     "LeaseHeld",
     "LossReason",
     "NotLeader",
-    "RunEnded",
+    "RunAlreadyEnded",
     "SchemaMissing",
     "StoreRejected",
     "StoreUnavailable",
@@ -196,7 +197,7 @@ class CommitUnknown(AioleaseError):
         super().__init__(f"{store}: the transaction was committed, or it was not: {problem}. See in the database which")
 
 
-class RunEnded(AioleaseError):
+class RunAlreadyEnded(AioleaseError):
     """A final transaction of a run that is not the running attempt any more: nothing was committed.
 
     Its first final transaction was committed, though the answer may have been lost; or somebody called
@@ -233,3 +234,11 @@ class TransactionEnded(AioleaseError):
             f"{store}: the block of a fenced transaction ended the transaction itself. Leave out commit(), rollback(), "
             "BEGIN, LOCK TABLES and DDL statements, such as CREATE or ALTER"
         )
+
+
+def __getattr__(name: str) -> Any:
+    """The former name of an error, which was too like that of the event `RunFinished`."""
+    if name != "RunEnded":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("RunEnded has been renamed: use RunAlreadyEnded", DeprecationWarning, stacklevel=2)
+    return RunAlreadyEnded

@@ -9,6 +9,7 @@ in cents, moments in UTC.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -21,7 +22,7 @@ from loguru import logger
 
 from shop_database import Database, ShopError, ShopUnreachable, Transaction, as_text, open_database
 from shop_opening import open_doors
-from shop_visitors import receive
+from shop_visitors import shop_around, welcome
 
 __all__ = ["Letter", "Shop", "ShopError", "ShopUnreachable", "many", "open_shop"]
 
@@ -245,7 +246,7 @@ class Shop:
         # A scope cancels until it is heard. `Task.cancel()` does so once, and `asyncio.wait_for` of Python 3.11, which
         # asyncmy's time limits are made of, may swallow that.
         visiting = anyio.CancelScope()
-        visits = asyncio.create_task(receive(self._transaction, pause, visiting))
+        visits = asyncio.create_task(self._receive(pause, visiting))
         try:
             yield
         finally:
@@ -257,6 +258,21 @@ class Shop:
         async with self._transaction() as do:
             [[letters]] = (await do.execute("SELECT COUNT(*) - COUNT(DISTINCT notification_id) FROM shop_outbox")).rows
         return int(letters)
+
+    async def _receive(self, pause: float, visiting: anyio.CancelScope) -> None:
+        dice = random.Random()
+        sessions: list[int] = []
+        with visiting:
+            while True:
+                await asyncio.sleep(pause)
+                try:
+                    sessions = [*sessions[-19:], await self._welcome(dice)]
+                    await shop_around(self._transaction, dice, dice.choice(sessions))
+                except ShopError as error:
+                    logger.debug("a visitor was turned away: {}", error)
+
+    async def _welcome(self, dice: random.Random) -> int:
+        return await welcome(self._transaction, dice)
 
     @asynccontextmanager
     async def _transaction(self, connection: Any = None) -> AsyncIterator[Transaction]:

@@ -5,42 +5,18 @@ These are the requests that every copy of a web server serves, whoever leads.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TypeAlias
 
-import anyio
-from loguru import logger
-
 import shop_seed
-from shop_database import ShopError, Transaction, as_text, insert
+from shop_database import Transaction, as_text, insert
 
 Transactions: TypeAlias = Callable[[], AbstractAsyncContextManager[Transaction]]
 
 
-async def receive(transaction: Transactions, pause: float, visiting: anyio.CancelScope) -> None:
-    """Has visitors come one after the other until the scope is cancelled; an error of the shop turns one away.
-
-    Args:
-        transaction: Opens a transaction on the shop's database.
-        pause: Seconds between two visitors.
-        visiting: The scope that ends the visits.
-    """
-    dice = random.Random()
-    sessions: list[int] = []
-    with visiting:
-        while True:
-            await asyncio.sleep(pause)
-            try:
-                sessions = [*sessions[-19:], await _welcome(transaction, dice)]
-                await _shop_around(transaction, dice, dice.choice(sessions))
-            except ShopError as error:
-                logger.debug("a visitor was turned away: {}", error)
-
-
-async def _welcome(transaction: Transactions, dice: random.Random) -> int:
+async def welcome(transaction: Transactions, dice: random.Random) -> int:
     """A visitor comes and fills a cart; returns the new session."""
     async with transaction() as do:
         session = (await do.execute(*insert("shop_session", shop_seed.session(dice, await do.now())))).id
@@ -54,7 +30,7 @@ async def _welcome(transaction: Transactions, dice: random.Random) -> int:
     return session
 
 
-async def _shop_around(transaction: Transactions, dice: random.Random, session: int) -> None:
+async def shop_around(transaction: Transactions, dice: random.Random, session: int) -> None:
     """A visitor comes back, one buys, one pays, and a price changes."""
     # Each in a transaction of its own: whoever holds one lock waits for none, and no job meets a deadlock.
     async with transaction() as do:

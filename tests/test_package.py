@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import aiolease
+import aiolease.errors
 from tests.project import ROOT
 
 PUBLIC = {
@@ -41,7 +44,7 @@ PUBLIC = {
     "LeadershipLost",
     "LeaseHeld",
     "NotLeader",
-    "RunEnded",
+    "RunAlreadyEnded",
     "RunFilter",
     "SchemaMissing",
     "StoreRejected",
@@ -168,3 +171,40 @@ def test_no_file_names(what: str) -> None:
         if re.search(MUST_NOT_NAME[what], line)
     ]
     assert found == []
+
+
+@pytest.mark.parametrize("module", [aiolease, aiolease.errors])
+def test_a_former_name_works_and_warns(module: Any) -> None:
+    """`RunEnded`, an error, was too like `RunFinished`, an event."""
+    with pytest.warns(DeprecationWarning, match="use RunAlreadyEnded"):
+        assert module.RunEnded is aiolease.RunAlreadyEnded
+
+
+FILES = {
+    "events.py": "it is one family",
+    "testing.py": "one page of documentation, and imported as a whole",
+}  # fmt: skip
+"""Files of more than 300 lines, and why."""
+
+FUNCTIONS = {"_parser": "it is a list: one entry for each command"}
+"""Functions of more than 60 lines, and why."""
+
+
+FUNCTIONS = {"_parser": "it is a list: one entry for each command"}
+"""Functions of more than 60 lines, and why."""
+
+
+def test_rooms_are_small() -> None:
+    """No file has more than 300 lines, no function more than 60, without a reason."""
+    root = Path(aiolease.__file__).parent
+    files, functions = [], []
+    for file in sorted(root.rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        if (lines := len(text.splitlines())) > 300 and file.relative_to(root).as_posix() not in FILES:
+            files.append(f"{file.name}: {lines}")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name not in FUNCTIONS:
+                first = node.body[ast.get_docstring(node) is not None and len(node.body) > 1]
+                if (lines := (node.end_lineno or 0) - first.lineno + 1) > 60:
+                    functions.append(f"{file.name}: {node.name} {lines}")
+    assert (files, functions) == ([], [])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TypedDict, final
+from typing import Any, TypedDict, final
 
 from aiolease._clock import current_clock
 from aiolease._election.candidate import Candidate
@@ -62,14 +62,12 @@ class Campaign:
         lookout: Callable[[str, Timings, Observer | None], Lookout] | None = None,
     ) -> None:
         check_target(target, name)
-        known = dict(options)
-        self._eligible = options.get("eligible")
-        self._observer = options.get("on_event")
+        known: dict[str, Any] = dict(options)
+        self._eligible = known.pop("eligible", None)
+        self._observer = known.pop("on_event", None)
         check_eligible(self._eligible)
-        self._on_stall = check_stall(options.get("on_stall", "log"))
-        for other in ("eligible", "on_event", "on_stall"):
-            known.pop(other, None)
-        self._timings = Timings.make(**known)  # type: ignore[arg-type]  # an unknown option is a TypeError, as it should
+        self._on_stall = check_stall(known.pop("on_stall", "log"))
+        self._timings = Timings.make(**known)  # an unknown option is a TypeError
         self._target = target
         self._name = name
         self._body = body
@@ -182,10 +180,8 @@ class Campaign:
                 at_once.reschedule(loop.time())
 
         def cancel(number: str) -> None:
-            say(
-                "WARNING",
-                f"{number} again: {name!r} cancels {'its body again' if drain_timeout is None else 'its jobs'}",
-            )
+            what = "its body again" if drain_timeout is None else "its jobs"
+            say("WARNING", f"{number} again: {name!r} cancels {what}")
             (again if drain_timeout is None else at_once).reschedule(loop.time())
 
         def say(severity: str, text: str) -> None:

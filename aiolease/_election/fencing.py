@@ -13,7 +13,7 @@ from typing import Any
 from aiolease._clock import current_clock, jitter
 from aiolease._election.term import Term
 from aiolease._waiting import cancel_and_wait, wait_shielded
-from aiolease.errors import CommitUnknown, RunEnded, StoreUnavailable
+from aiolease.errors import CommitUnknown, RunAlreadyEnded, StoreUnavailable
 from aiolease.stores.contract import FenceBroken, Refused, Transaction
 from aiolease.stores.records import RunKey
 
@@ -45,7 +45,7 @@ async def transaction(
         committed: Called at once when it is known to be committed.
 
     Raises:
-        RunEnded: The run of `final` is not the running one; nothing was committed.
+        RunAlreadyEnded: The run of `final` is not the running one; nothing was committed.
         LeadershipLost: And the other errors of `Leadership.transaction`.
     """
     term.check()
@@ -70,7 +70,7 @@ async def fence(term: Term, connection: Any, final: RunKey | None = None) -> Non
         final: A run to be recorded as succeeded in the same transaction.
 
     Raises:
-        RunEnded: The run of `final` is not the running one; roll back.
+        RunAlreadyEnded: The run of `final` is not the running one; roll back.
         LeadershipLost: And the other errors of `Leadership.fence`.
     """
     term.check()
@@ -164,7 +164,7 @@ async def _exchange(
         trouble.__cause__ = error.__cause__
     except Refused:
         assert final is not None
-        trouble = RunEnded(final.job, final.tick, final.attempt)
+        trouble = RunAlreadyEnded(final.job, final.tick, final.attempt)
     except asyncio.CancelledError:
         trouble = (CommitUnknown if commits else StoreUnavailable)(term.store.description, "no answer in time")
     except Exception as error:  # noqa: BLE001 - it is raised below

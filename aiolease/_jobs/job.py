@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, TypedDict
 
 from aiolease._functions import is_async
 from aiolease._jobs.due import Missed
@@ -13,6 +13,8 @@ from aiolease._jobs.schedule import Schedule
 from aiolease.errors import InvalidJob
 
 Overlap = Literal["skip", "allow"]
+
+_CHOICES = {"missed": ("once", "all", "skip"), "overlap": ("skip", "allow"), "rerun_lost": (False, True)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +42,22 @@ class Job:
         return not is_async(self.function)
 
 
-class JobOptions(NamedTuple):
-    """What a job is registered with, besides its function, name and schedule."""
+class JobOptions(TypedDict, total=False):
+    """The options of a job, whatever its schedule.
+
+    Attributes:
+        missed: What becomes of ticks that fell due while nobody led: ``"once"`` runs the newest of them, ``"all"``
+            every one, one after another, at most the last 1000, ``"skip"`` none. Ticks younger than two leases are due
+            and not missed: the newest of them is run whatever this says. With ``"all"``, ticks that fall due while the
+            missed ones are run follow them, and are not skipped: a job that takes longer than its interval falls behind
+            then. ``"once"`` by default.
+        max_age: Seconds after which a tick is skipped that has not been begun; ``None``, the default, for no limit.
+        overlap: What becomes of a tick while the job's last run goes on: ``"skip"`` it, the default, or ``"allow"``
+            both.
+        timeout: Seconds after which a run is cancelled, and has failed; ``None``, the default, for no limit.
+        rerun_lost: Whether a run whose term ended under it is begun again in the next, five times in all: at least
+            once. Otherwise, by default, it is ``lost``: at most once. See `JobRun.transaction` for exactly once.
+    """
 
     missed: Missed
     max_age: float | None
@@ -49,19 +65,18 @@ class JobOptions(NamedTuple):
     timeout: float | None
     rerun_lost: bool
 
-    def check(self, job: str) -> None:
-        """Returns if all of it can work.
 
-        Raises:
-            InvalidJob: It names the field.
-        """
-        for field, value, allowed in (
-            ("missed", self.missed, ("once", "all", "skip")),
-            ("overlap", self.overlap, ("skip", "allow")),
-            ("rerun_lost", self.rerun_lost, (False, True)),
-        ):
-            if not any(value is choice or value == choice for choice in allowed):
-                raise InvalidJob(job, f"{field}={value!r}: use {' or '.join(repr(choice) for choice in allowed)}")
-        for field, seconds in (("max_age", self.max_age), ("timeout", self.timeout)):
-            if seconds is not None and not (isinstance(seconds, int | float) and 0 < seconds < math.inf):
-                raise InvalidJob(job, f"{field}={seconds!r}: use a finite, positive number of seconds")
+def check_options(job: str, options: JobOptions) -> None:
+    """Returns if all of it can work.
+
+    Raises:
+        InvalidJob: It names the option.
+    """
+    for field, choices in _CHOICES.items():
+        value = options.get(field, choices[0])
+        if not any(value is choice or value == choice for choice in choices):
+            raise InvalidJob(job, f"{field}={value!r}: use {' or '.join(repr(choice) for choice in choices)}")
+    for field in ("max_age", "timeout"):
+        seconds = options.get(field)
+        if seconds is not None and not (isinstance(seconds, int | float) and 0 < seconds < math.inf):
+            raise InvalidJob(job, f"{field}={seconds!r}: use a finite, positive number of seconds")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -13,8 +14,7 @@ from typing import Any, ParamSpec, TypeVar, Unpack, final
 from aiolease._election.campaign import Campaign, Options
 from aiolease._election.leadership import Leadership
 from aiolease._functions import argument, is_async
-from aiolease._jobs.due import Missed
-from aiolease._jobs.job import Job, JobOptions, Overlap
+from aiolease._jobs.job import Job, JobOptions, check_options
 from aiolease._jobs.lookout import Lookout
 from aiolease._jobs.rivals import alone_on
 from aiolease._jobs.run import JobRun
@@ -65,11 +65,7 @@ class JobRegistry:
         interval: float | timedelta,
         *,
         name: str | None = None,
-        missed: Missed = "once",
-        max_age: float | None = None,
-        overlap: Overlap = "skip",
-        timeout: float | None = None,
-        rerun_lost: bool = False,
+        **options: Unpack[JobOptions],
     ) -> Callable[[JobFunction], JobFunction]:
         """Registers a job that runs every `interval`: seconds, or a timedelta.
 
@@ -78,23 +74,13 @@ class JobRegistry:
         Args:
             interval: From 1 ms.
             name: The job's name, ``__name__`` by default: the ledger's key. Keep it for years.
-            missed: What becomes of ticks that fell due while nobody led: ``"once"`` runs the newest of them, ``"all"``
-                every one, one after another, at most the last 1000, ``"skip"`` none. Ticks younger than two leases are
-                due and not missed: the newest of them is run whatever this says. With ``"all"``, ticks that fall due
-                while the missed ones are run follow them, and are not skipped: a job that takes longer than its
-                interval falls behind then.
-            max_age: Seconds after which a tick is skipped that has not been begun.
-            overlap: What becomes of a tick while the job's last run goes on: ``"skip"`` it, or ``"allow"`` both.
-            timeout: Seconds after which a run is cancelled, and has failed.
-            rerun_lost: Whether a run whose term ended under it is begun again in the next, five times in all: at least
-                once. Otherwise it is ``lost``: at most once. See `JobRun.transaction` for exactly once.
+            **options: See `JobOptions`: ``missed``, ``max_age``, ``overlap``, ``timeout``, ``rerun_lost``.
 
         Raises:
             InvalidSchedule: The interval cannot work.
             InvalidJob: The function cannot be a job.
             DuplicateJob: The name is taken.
         """
-        options = JobOptions(missed, max_age, overlap, timeout, rerun_lost)
         return self._register(Every(interval), name, options)
 
     def cron(
@@ -103,11 +89,7 @@ class JobRegistry:
         *,
         timezone: str | None = None,
         name: str | None = None,
-        missed: Missed = "once",
-        max_age: float | None = None,
-        overlap: Overlap = "skip",
-        timeout: float | None = None,
-        rerun_lost: bool = False,
+        **options: Unpack[JobOptions],
     ) -> Callable[[JobFunction], JobFunction]:
         """Registers a job by a cron expression.
 
@@ -121,24 +103,22 @@ class JobRegistry:
         Args:
             expression: Five fields, six with seconds first, or a name such as ``@hourly``.
             timezone: The zone of the expression; the registry's by default.
-            name: See `every`, as for the other arguments.
-            missed: See `every`.
-            max_age: See `every`.
-            overlap: See `every`.
-            timeout: See `every`.
-            rerun_lost: See `every`.
+            name: See `every`, as for the options.
+            **options: See `every`.
 
         Raises:
             InvalidSchedule: The expression cannot work, can never fire, or its zone is unknown.
             InvalidJob: The function cannot be a job.
             DuplicateJob: The name is taken.
         """
-        options = JobOptions(missed, max_age, overlap, timeout, rerun_lost)
         return self._register(Cron(expression, timezone or self._timezone), name, options)
 
     def _register(
         self, schedule: Schedule, name: str | None, options: JobOptions
     ) -> Callable[[JobFunction], JobFunction]:
+        if unknown := options.keys() - JobOptions.__annotations__.keys():
+            raise TypeError(f"a job has no option {', '.join(sorted(unknown))}")
+
         def register(function: JobFunction) -> JobFunction:
             key = name if name is not None else getattr(function, "__name__", "")
             if not key or key == "<lambda>":
@@ -147,16 +127,14 @@ class JobRegistry:
                 check_name(key)
             except ConfigurationError as error:
                 raise InvalidJob(key, f"{error.problem}; give it another name with name=…") from None
-            options.check(key)
+            check_options(key, options)
             if key in self.registered:
                 raise DuplicateJob(key)
             for term in self._terms.running:
                 text = f"{key!r} was registered while the jobs run: it starts with the next term"
                 emit(Notice(lease=term.lead.name, severity="WARNING", text=text))
             given = argument(key, function, JobRun)
-            self.registered[key] = Job(
-                name=key, function=function, schedule=schedule, argument=given, **options._asdict()
-            )
+            self.registered[key] = Job(name=key, function=function, schedule=schedule, argument=given, **options)
             return function
 
         return register
@@ -193,7 +171,7 @@ class JobRegistry:
 
         return call
 
-    async def run(self, lead: Leadership, *, context: Any = None, drain_timeout: float = 10.0) -> None:
+    async def run(self, lead: Leadership, *, context: Any = None, drain_timeout: float | None = None) -> None:
         """Runs the jobs as they fall due, until it is cancelled: by the end of the term, or from outside.
 
         Await it in the block itself: of a task of its own the block, and so the release, would not await the end.
@@ -201,13 +179,15 @@ class JobRegistry:
         Args:
             lead: The term, from ``async with leadership(…) as lead``.
             context: Any object; jobs find it as ``run.context``.
-            drain_timeout: Not used here: a cancelled run does not drain.
+            drain_timeout: Deprecated, and without effect: this ends by being cancelled, and then nothing drains.
 
         Raises:
             LeadershipLost: The term has ended already.
             ConfigurationError: Jobs of these names run in this term already.
         """
-        await self._terms.run(self.registered, lead, asyncio.Event(), context=context, drain_timeout=drain_timeout)
+        if drain_timeout is not None:
+            warnings.warn("JobRegistry.run drains nothing: leave out drain_timeout", DeprecationWarning, stacklevel=2)
+        await self._terms.run(self.registered, lead, asyncio.Event(), context=context, drain_timeout=0.0)
 
     def _campaign(self, target: Target, name: str, context: Any, drain_timeout: float, options: Options) -> Campaign:
         if not (isinstance(drain_timeout, int | float) and 0 <= drain_timeout < math.inf):

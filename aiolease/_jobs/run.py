@@ -10,7 +10,7 @@ from typing import Any, final
 
 from aiolease._election import fencing
 from aiolease._election.leadership import Leadership
-from aiolease.errors import CommitUnknown, RunEnded, StoreUnavailable
+from aiolease.errors import CommitUnknown, RunAlreadyEnded, StoreUnavailable
 from aiolease.stores.records import RunKey
 
 
@@ -63,7 +63,8 @@ class JobRun:
                 no connection.
 
         Raises:
-            RunEnded: This attempt is not the running one any more: it was committed before. Nothing was committed now.
+            RunAlreadyEnded: This attempt is not the running one any more, since it was committed before. Now nothing
+                was committed.
             LeadershipLost: And the other errors of `Leadership.transaction`.
         """
         if not final:
@@ -77,7 +78,7 @@ class JobRun:
         except (CommitUnknown, StoreUnavailable) as error:
             fate.doubt, fate.unknown = error, fate.unknown or isinstance(error, CommitUnknown)
             raise
-        except RunEnded:
+        except RunAlreadyEnded:
             if fate.unknown:  # the one before, whose answer was lost
                 fate.was_committed()
             raise
@@ -90,7 +91,7 @@ class JobRun:
             final: Records in the same transaction that this run has succeeded: see `transaction`.
 
         Raises:
-            RunEnded: This attempt is not the running one any more; roll back.
+            RunAlreadyEnded: This attempt is not the running one any more; roll back.
             LeadershipLost: And the other errors of `Leadership.fence`.
         """
         await fencing.fence(self.leadership.term, connection, self.fate.key if final else None)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from aiolease import CommitUnknown, JobRegistry, JobRun, LeadershipLost, RunEnded, StoreUnavailable
+from aiolease import CommitUnknown, JobRegistry, JobRun, LeadershipLost, RunAlreadyEnded, StoreUnavailable
 from tests.faults.database import execute
 from tests.faults.journal import Journal
 from tests.simulation.audit import Rules
@@ -104,7 +104,7 @@ class Jobs:
                 note("doubt", run.token, **facts, why=str(error))
                 if random.random() < 0.5:
                     raise
-            except RunEnded:
+            except RunAlreadyEnded:
                 note("paid" if doubt else "unpaid", run.token, **facts)
                 return
             except (LeadershipLost, StoreUnavailable) as error:
@@ -114,7 +114,7 @@ class Jobs:
                 note("paid", run.token, **facts)
                 break
         if random.random() < 0.1:  # a second one has no effect
-            with suppress(RunEnded):
+            with suppress(RunAlreadyEnded):
                 async with run.transaction(final=True) as connection:
                     await self._insert(connection, run)
 

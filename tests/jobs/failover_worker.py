@@ -25,7 +25,7 @@ import aiosqlite
 import asyncmy
 from loguru import logger
 
-from aiolease import JobRegistry, JobRun, RunEnded, StoreUnavailable
+from aiolease import JobRegistry, JobRun, RunAlreadyEnded, StoreUnavailable
 from aiolease.stores.mysql import MySQLStore
 from aiolease.stores.mysql import transactions as mysql_transactions
 from aiolease.stores.records import Batch, TermKey
@@ -92,7 +92,7 @@ class Worker:
             await self.commit(run)
             self.point("committed")
             while self.dice.random() < 0.2:
-                with suppress(RunEnded):
+                with suppress(RunAlreadyEnded):
                     await self.commit(run)
 
     async def commit(self, run: JobRun) -> None:
@@ -107,7 +107,7 @@ class Worker:
             await self.commit_its_own(run)
             self.point("committed")
             while self.dice.random() < 0.2:
-                with suppress(RunEnded):
+                with suppress(RunAlreadyEnded):
                     await self.commit_its_own(run)
 
     async def commit_its_own(self, run: JobRun) -> None:

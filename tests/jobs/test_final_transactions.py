@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aiolease import CommitUnknown, JobRun, StoreUnavailable
-from aiolease.errors import RunEnded
+from aiolease.errors import RunAlreadyEnded
 from tests.jobs.worlds import Line, Work, registry, seconds, world
 from tests.virtual import lines, virtual
 
@@ -94,13 +94,13 @@ async def test_nothing_changes_the_status_after_a_final_commit(log: list[Message
 
 @virtual
 async def test_a_run_has_one_final_transaction() -> None:
-    """The second final transaction of a run raises `RunEnded`, and writes nothing; others go on working."""
+    """The second final transaction of a run raises `RunAlreadyEnded`, and writes nothing; others go on working."""
     async with world() as here:
         effects: list[str] = []
 
         async def job(run: JobRun) -> None:
             for number in range(2):
-                with suppress(RunEnded):
+                with suppress(RunAlreadyEnded):
                     async with run.transaction(final=True) as connection:
                         connection.append(lambda number=number: effects.append(f"final {number}"))
                     effects.append(f"committed {number}")

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from aiolease import CommitUnknown, InvalidJob, JobRegistry, JobRun, LeadershipLost, current_leadership
-from aiolease.errors import RunEnded
+from aiolease.errors import RunAlreadyEnded
 from aiolease.testing import MemoryStore, job_run, run_job, run_virtual, virtual_time
 from tests.testing.virtual_loop import SOON, Boom, loop
 from tests.virtual import START
@@ -99,7 +99,7 @@ def test_a_final_transaction_succeeds_once(run_in: Callable[[Any], Any]) -> None
     store, paid = MemoryStore(), list[datetime]()
     run = job_run("pay", store=store, context=paid)
     run_in(pay(run))
-    with pytest.raises(RunEnded):
+    with pytest.raises(RunAlreadyEnded):
         run_in(pay(run))
     assert paid == [run.tick]
     (record,) = run_in(store.history("default", "pay"))
@@ -113,7 +113,7 @@ async def test_a_final_fence_succeeds_once() -> None:
     run = job_run("pay", store=store)
     await run.fence(None, final=True)
     assert [record.status for record in await store.history("default", "pay")] == ["succeeded"]
-    with pytest.raises(RunEnded):
+    with pytest.raises(RunAlreadyEnded):
         await run.fence(None, final=True)
 
 

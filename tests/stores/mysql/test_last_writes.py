@@ -229,7 +229,7 @@ async def test_a_release_that_is_never_answered_is_given_up_in_time() -> None:
     async with leadership(Torn(MemoryServer(), release=10**6), on_event=heard):
         began = clock()
     assert clock() - began <= 5.0
-    assert len(heard.of(Notice)) == 1
+    assert len(heard.of(ReleaseFailed)) == 1
     assert not heard.of(Released)
 
 

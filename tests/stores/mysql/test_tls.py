@@ -34,7 +34,7 @@ PLAIN = "s3cr3t-Pa55word"
 async def cipher(target: Any) -> str:
     """Leads once, and gives the cipher of the connection that renews; empty without TLS."""
     async with asyncio.timeout(LIMIT), leadership(target) as lead:
-        rows = await lead._store._lease_session.run("SHOW SESSION STATUS LIKE 'Ssl_cipher'")  # type: ignore[attr-defined]
+        rows = await lead.term.store._lease_session.run("SHOW SESSION STATUS LIKE 'Ssl_cipher'")  # type: ignore[attr-defined]
         return str(rows[0][0][1])
 
 
