@@ -15,7 +15,6 @@ from aiolease._election import candidate, leader, sighting
 from aiolease._election.candidate import Candidate
 from aiolease._election.heartbeat import Heartbeat
 from aiolease._election.leader import Leader
-from aiolease._election.leadership import Leadership
 from aiolease._election.sighting import HIDDEN, ClockHistory, Reading, Sighting
 from aiolease._election.term import Term
 from aiolease._jobs import changed, claims, runs, waiting_line
@@ -290,13 +289,13 @@ def _released_before_the_runs_ended() -> AbstractContextManager[Any]:
 
 
 def _ticks_by_the_client_clock() -> AbstractContextManager[Any]:
-    def mutated(lead: Leadership) -> datetime:
+    def mutated(_: Term) -> datetime:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, SimLoop)
         machine, now = loop.process.machine, loop.process.world.now
         return datetime(2026, 3, 1, tzinfo=UTC) + timedelta(seconds=now * machine.rate + machine.skew)
 
-    return patch.object(Leadership, "database_now", mutated)
+    return patch.object(Term, "database_now", mutated)
 
 
 def _everybody_is_fit() -> AbstractContextManager[Any]:
