@@ -11,7 +11,7 @@ else
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check docs bench soak servers clean
+.PHONY: help demo test quick check docs bench soak servers clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
@@ -22,6 +22,7 @@ PYTHON :=
 help:
 	@echo "make demo    start the example worker on a SQLite file (start it in several terminals)"
 	@echo "make test    run the tests; ARGS='-k lease' hands pytest its arguments"
+	@echo "make quick   run the tests that need no server: after each change, in less than a minute"
 	@echo "make check   check format, style, types and the arrows between modules, and build the documentation"
 	@echo "make docs    build the documentation as a site, in docs/_build/html"
 	@echo "make soak    simulate 100,000 seeds, then break five kinds of servers; SEEDS=, and SECONDS= for each kind"
@@ -35,6 +36,9 @@ demo: .venv/installed
 
 test: .venv/installed-dev servers
 	@$(BIN)/python -m pytest $(or $(ARGS),-n 3 --dist worksteal)
+
+quick: .venv/installed-dev
+	@$(BIN)/python -m pytest -m quick $(or $(ARGS),-n 2 --dist worksteal)
 
 # Every check runs, so that one run shows all there is to mend.
 check: .venv/installed-dev

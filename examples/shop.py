@@ -2,13 +2,13 @@
 
 Customers walk through live sessions with carts, owe invoices, want to hear of falling prices, and are written to
 through a queue. `Shop` holds the jobs on it as plain coroutines; it knows nothing of leases. `shop_database` runs its
-SQL on SQLite, MySQL and MariaDB, `shop_seed` fills it on its first day. Amounts are in cents, moments in UTC.
+SQL on SQLite, MySQL and MariaDB, `shop_seed` fills it on its first day, `shop_visitors` are its customers. Amounts are
+in cents, moments in UTC.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -19,9 +19,9 @@ from typing import Any, Final
 import anyio
 from loguru import logger
 
-import shop_seed
-from shop_database import Database, ShopError, ShopUnreachable, Transaction, as_text, insert, open_database
+from shop_database import Database, ShopError, ShopUnreachable, Transaction, as_text, open_database
 from shop_opening import open_doors
+from shop_visitors import receive
 
 __all__ = ["Letter", "Shop", "ShopError", "ShopUnreachable", "many", "open_shop"]
 
@@ -245,7 +245,7 @@ class Shop:
         # A scope cancels until it is heard. `Task.cancel()` does so once, and `asyncio.wait_for` of Python 3.11, which
         # asyncmy's time limits are made of, may swallow that.
         visiting = anyio.CancelScope()
-        visits = asyncio.create_task(self._receive(pause, visiting))
+        visits = asyncio.create_task(receive(self._transaction, pause, visiting))
         try:
             yield
         finally:
@@ -257,53 +257,6 @@ class Shop:
         async with self._transaction() as do:
             [[letters]] = (await do.execute("SELECT COUNT(*) - COUNT(DISTINCT notification_id) FROM shop_outbox")).rows
         return int(letters)
-
-    async def _receive(self, pause: float, visiting: anyio.CancelScope) -> None:
-        dice = random.Random()
-        sessions: list[int] = []
-        with visiting:
-            while True:
-                await asyncio.sleep(pause)
-                try:
-                    sessions = [*sessions[-19:], await self._welcome(dice)]
-                    await self._shop_around(dice, dice.choice(sessions))
-                except ShopError as error:
-                    logger.debug("a visitor was turned away: {}", error)
-
-    async def _welcome(self, dice: random.Random) -> int:
-        """A visitor comes and fills a cart; returns the new session."""
-        async with self._transaction() as do:
-            session = (await do.execute(*insert("shop_session", shop_seed.session(dice, await do.now())))).id
-            for product in sorted(dice.sample(range(1, shop_seed.PRODUCTS + 1), dice.randint(0, 2))):
-                item = {"session_id": session, "product_id": product, "quantity": 1}
-                taken = await do.execute(
-                    "UPDATE shop_product SET stock = stock - 1 WHERE id = :id AND stock > 0", {"id": product}
-                )
-                if taken.count:
-                    await do.execute(*insert("shop_cart_item", item))
-        return session
-
-    async def _shop_around(self, dice: random.Random, session: int) -> None:
-        """A visitor comes back, one buys, one pays, and a price changes."""
-        # Each in a transaction of its own: whoever holds one lock waits for none, and no job meets a deadlock.
-        async with self._transaction() as do:
-            now = await do.now()
-            seen = {"now": as_text(now), "id": session}
-            await do.execute("UPDATE shop_session SET seen_at = :now WHERE id = :id AND ended_at IS NULL", seen)
-        async with self._transaction() as do:
-            await do.execute(*insert("shop_invoice", shop_seed.invoice(dice, now, oldest=100)))
-        async with self._transaction() as do:
-            await do.execute(*insert("shop_notification", shop_seed.notification(dice, now)))
-        async with self._transaction() as do:
-            paid = {"today": now.date().isoformat(), "id": dice.randint(1, 2000)}
-            await do.execute("UPDATE shop_invoice SET paid_on = :today WHERE id = :id AND paid_on IS NULL", paid)
-        product = dice.randint(1, shop_seed.PRODUCTS)
-        async with self._transaction() as do:
-            [[price]] = (await do.execute("SELECT list_price FROM shop_product WHERE id = :id", {"id": product})).rows
-            new = {"price": int(price * dice.uniform(0.7, 1.05)), "id": product}
-            await do.execute("UPDATE shop_product SET price = :price WHERE id = :id", new)
-        async with self._transaction() as do:
-            await do.execute(*insert("shop_price_alert", shop_seed.alert(dice, product, price)))
 
     @asynccontextmanager
     async def _transaction(self, connection: Any = None) -> AsyncIterator[Transaction]:

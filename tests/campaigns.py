@@ -12,18 +12,19 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
+
+import pymysql
 
 from aiolease import Leadership, run_as_leader
 from aiolease._clock import boot_clock
 from aiolease.events import Elected, Event
-from tests.servers import Server
+from tests.project import ROOT
+from tests.servers import Action, Server, TCPProxy
 
 LIMIT = 20.0
 """Seconds within which everything here has to happen."""
 
-ROOT = Path(__file__).parents[1]
 
 E = TypeVar("E", bound=Event)
 
@@ -220,3 +221,29 @@ async def spend(server: Server, seconds: float, *names: str) -> int:
 
 async def elected(heard: Recorder) -> Elected:
     return await heard.first(Elected)
+
+
+@asynccontextmanager
+async def proxied(server: Server, url: str) -> AsyncIterator[tuple[TCPProxy, str]]:
+    """A proxy before the server, and the URL of the database behind it."""
+    async with TCPProxy(server.host, server.port) as proxy:
+        yield proxy, through(url, proxy.port)
+
+
+def once(statement: bytes, action: Action) -> Callable[[bytes], Action | None]:
+    """A fault that happens to one query: the next that holds some text."""
+    left = [action]
+
+    def choose(query: bytes) -> Action | None:
+        return left.pop() if left and statement in query else None
+
+    return choose
+
+
+def kill_sessions(server: Server, url: str) -> set[int]:
+    """Ends all connections to a database, as an administrator does; gives their ids."""
+    killed = set(sessions(server, url))
+    for number in killed:
+        with contextlib.suppress(pymysql.Error):  # gone by itself
+            server.sql(f"KILL {number}")
+    return killed

@@ -14,12 +14,31 @@ import socket
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
+from loguru import logger
 
-from tests.awkward import make_awkward
+from tests.quick import is_quick
 from tests.servers import GaleraCluster, MariaDBServer, MySQLServer, Server
+from tests.servers.awkward import make_awkward
+
+if TYPE_CHECKING:
+    from loguru import Message
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the quick tests."""
+    for item in items:
+        if is_quick(item):
+            item.add_marker("quick")
+
+
+def pytest_collection_finish() -> None:
+    """Puts aside all that the imports have made: `nothing_left` then looks through what a test has made."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -169,3 +188,12 @@ def open_sockets() -> dict[str, str]:
                 with socket.socket(fileno=os.dup(int(entry.name))) as copy:
                     found[name] = str(copy.getpeername())
     return found
+
+
+@pytest.fixture
+def log() -> Iterator[list[Message]]:
+    """What was logged during the test."""
+    records: list[Message] = []
+    sink = logger.add(records.append, level="TRACE", format="{level} {message}")
+    yield records
+    logger.remove(sink)

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 import aiolease
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.project import ROOT
 
 PUBLIC = {
     # leadership

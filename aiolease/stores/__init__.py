@@ -1,4 +1,17 @@
-"""From what people have, a pool, an engine, a URL, to a store. One store per target and event loop, shared."""
+"""Where it is kept: from what people have, a pool, an engine, a URL, to a store. This is the map of the wing.
+
+* `contract`: what a store must do: the lease, the ledger, fenced transactions, and what people ask;
+* `records`: its rows, as values;
+* `sql`: every statement once, rendered by a dialect; row and record;
+* `mysql`, `sqlite`: a dialect each, the connection, the tables, fenced transactions, and how a candidate waits;
+* `memory`: the same rules in Python, for tests, without a statement.
+
+A new database is a package beside those two, and a case in `_make` or `_from_url` here. It needs a `Dialect`, its
+tables (`sql.schema`), something that sends statements (`sql.ledger_store.Sending`, and the seven methods of a lease),
+and a `Transaction`. Then `tests/test_stores.py` and `tests/test_ledger_stores.py` run against it.
+
+One store per target and event loop is shared by all that use it.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +20,13 @@ import inspect
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote
 
 from aiolease._names import check_name
 from aiolease._waiting import wait_shielded
 from aiolease.errors import ConfigurationError
-from aiolease.stores.contract import LeaseStore, LedgerStore
-from aiolease.stores.records import Lease
+from aiolease.stores.contract import Store, is_store, missing_from
 
 __all__ = ["Store", "open_store"]
 
@@ -25,16 +37,6 @@ _HELP = (
     "use a pool of asyncmy or aiomysql, a SQLAlchemy AsyncEngine, mysql://user:password@host:3306/database, "
     "sqlite:///relative.db or sqlite:////absolute.db"
 )
-
-
-class Store(LeaseStore, LedgerStore, Protocol):
-    """A store as `open_store` makes it: it has connections, and can be closed."""
-
-    async def status(self, name: str) -> Lease | None:
-        """Reads a lease for people, from any process; ``None`` if it never had a leader."""
-
-    async def aclose(self) -> None:
-        """Closes the connections."""
 
 
 @dataclass(slots=True)
@@ -71,10 +73,10 @@ async def open_store(
         create_tables: Whether to create the tables if they are missing.
 
     Raises:
-        ConfigurationError: The target is none of these.
+        ConfigurationError: The target is none of these, or a store that lacks a part.
     """
-    if _is_store(target):
-        yield target
+    if (given := _given_store(target)) is not None:
+        yield given
         return
     identity = target if isinstance(target, str) else id(target)
     key = (id(asyncio.get_running_loop()), identity, table_prefix, create_tables)
@@ -95,8 +97,19 @@ async def open_store(
                 raise cancelled
 
 
-def _is_store(target: object) -> bool:
-    return all(hasattr(target, method) for method in ("claim", "renew", "release", "watch"))
+def _given_store(target: Any) -> Store | None:
+    """The target itself if it is a store.
+
+    Raises:
+        ConfigurationError: It is a store that lacks a part.
+    """
+    if not is_store(target):
+        return None
+    if missing := missing_from(target):
+        problem = f"this store lacks {', '.join(missing)}; see aiolease.stores.contract.Store"
+        raise ConfigurationError("target", f"<{type(target).__name__}>", problem)
+    store: Store = target
+    return store
 
 
 def _make(target: Target, table_prefix: str, create_tables: bool) -> Store:
@@ -105,19 +118,18 @@ def _make(target: Target, table_prefix: str, create_tables: bool) -> Store:
     kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(target).__mro__}
     if ("sqlalchemy", "AsyncEngine") in kinds:
         from aiolease.stores.mysql import drivers
-        from aiolease.stores.mysql.transactions import EngineLender
+        from aiolease.stores.mysql.lenders import EngineLender
 
         driver = drivers.engine_driver(target)
         return _mysql(driver, EngineLender(target, driver.description), table_prefix, create_tables)
     for package in ("asyncmy", "aiomysql"):
         if (package, "Pool") in kinds:
             from aiolease.stores.mysql import drivers
+            from aiolease.stores.mysql.lenders import PoolLender
+            from aiolease.stores.mysql.unofficial import pool_parameters
 
             make = drivers.asyncmy_driver if package == "asyncmy" else drivers.aiomysql_driver
-            # Private, but the only place: a connection of our own needs the pool's parameters.
-            from aiolease.stores.mysql.transactions import PoolLender
-
-            return _mysql(make(lambda: target._conn_kwargs), PoolLender(target), table_prefix, create_tables)
+            return _mysql(make(lambda: pool_parameters(target)), PoolLender(target), table_prefix, create_tables)
     problem = _HELP
     if inspect.isawaitable(target) or any("PoolContextManager" in name for _, name in kinds):
         problem = "await it first: `pool = await create_pool(…)`, or `async with create_pool(…) as pool:`"
@@ -160,5 +172,5 @@ def check_target(target: Target, name: str) -> None:
         ConfigurationError: One of them cannot work.
     """
     check_name(name)
-    if not _is_store(target):
+    if _given_store(target) is None:
         _make(target, "aiolease_", create_tables=True)

@@ -125,9 +125,6 @@ class LeaseStore(Protocol):
     def forget(self, name: str) -> None:
         """The term is over and its row is not to be touched: gives up what wakes the candidates. Never waits."""
 
-    async def resign(self, name: str) -> int | None:
-        """Asks the holder's term to resign at its next renewal; returns its token, ``None`` if the lease is free."""
-
 
 class LedgerStore(Protocol):
     """What the ledger needs of a database. Every method may raise as those of `LeaseStore` do."""
@@ -221,3 +218,30 @@ class LedgerStore(Protocol):
         Raises:
             InvalidJob: No leader of this lease ever had such a job.
         """
+
+
+class Store(LeaseStore, LedgerStore, Protocol):
+    """What `aiolease.stores.open_store` gives: the lease, the ledger, and what people ask of a lease from outside."""
+
+    async def status(self, name: str) -> Lease | None:
+        """Reads a lease for people, from any process; ``None`` if it never had a leader."""
+
+    async def resign(self, name: str) -> int | None:
+        """Asks the holder's term to resign at its next renewal; returns its token, ``None`` if the lease is free."""
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+
+
+_PARTS = tuple(name for part in (LeaseStore, LedgerStore, Store) for name in vars(part) if not name.startswith("_"))
+_SIGNS = ("claim", "renew", "release", "watch")
+
+
+def is_store(target: object) -> bool:
+    """Whether a target is meant to be a store: it has the methods of a lease."""
+    return all(hasattr(target, method) for method in _SIGNS)
+
+
+def missing_from(target: object) -> list[str]:
+    """Names the parts of `Store` that a target lacks."""
+    return [name for name in _PARTS if not hasattr(target, name)]

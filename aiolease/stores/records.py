@@ -7,13 +7,11 @@ All of a batch takes effect or nothing of it, and nothing once a newer term has 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from aiolease.errors import ConfigurationError, StoreUnavailable
+from aiolease.errors import ConfigurationError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +31,6 @@ class RunKey:
     tick: datetime
     attempt: int
     token: int
-
-
-UNREADABLE = (AttributeError, TypeError, ValueError, OverflowError)
-"""What making a record of a row raises if it has a value that makes none."""
-
-
-@contextmanager
-def readable(store: str, what: str) -> Iterator[None]:
-    """Around what makes a record of a row: a value that makes none, such as a zero date, is trouble of the store's.
-
-    Raises:
-        StoreUnavailable: The row cannot be read.
-    """
-    try:
-        yield
-    except UNREADABLE as error:
-        problem = f"{what} has a value that cannot be read, written by another hand: {type(error).__name__}: {error}"
-        raise StoreUnavailable(store, problem) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +77,6 @@ class Lease:
     def held_by(self, holder: str, token: int) -> bool:
         """Whether the row still belongs to this term."""
         return self.holder == holder and self.token == token
-
-
-T = TypeVar("T")
 
 
 Place = tuple[str, datetime]
@@ -288,29 +265,3 @@ def checked_limit(limit: int) -> int:
     if limit < 1:
         raise ConfigurationError("limit", limit, "ask for one row at least")
     return limit
-
-
-def step_of(rows: int, jobs: Sequence[str]) -> int:
-    """How many old rows of each of some jobs are deleted at once, if it may be so many of all; of many jobs, a few."""
-    return max(rows // max(len(jobs), 1), 20)
-
-
-def read_each(
-    rows: Iterable[tuple[Any, ...]], make: Callable[[tuple[Any, ...]], T], unreadable: dict[str, str]
-) -> list[T]:
-    """Makes records of rows, the first column of which is a job; notes the jobs of rows that make none, and why."""
-    found = []
-    for row in rows:
-        try:
-            found.append(make(row))
-        except UNREADABLE as error:
-            unreadable[str(row[0])] = f"a row has a value that cannot be read: {type(error).__name__}: {error}"
-    return found
-
-
-def there(place: Place, row: tuple[Any, ...], make: Callable[[tuple[Any, ...]], RunRecord]) -> RunRecord:
-    """The record of a row that was looked up; of one that cannot be read, that it is there, and finished."""
-    try:
-        return make(row)
-    except UNREADABLE:
-        return RunRecord(job=place[0], tick=place[1], token=0, holder="", status="lost")

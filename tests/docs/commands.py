@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tests.docs.page import Block
-from tests.docs.running import ROOT, TIME_TO_END
+from tests.docs.running import TIME_TO_END
+from tests.project import ROOT
 
 
 @dataclass(slots=True, kw_only=True)

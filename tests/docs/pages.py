@@ -6,8 +6,8 @@ import importlib
 from pathlib import Path
 
 from tests.docs.page import Block, parse
-from tests.docs.running import ROOT
 from tests.docs.setup import Setup
+from tests.project import ROOT
 
 
 def pages() -> list[Path]:

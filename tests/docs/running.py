@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tests.docs.page import Block
 from tests.docs.printed import missing
+from tests.project import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 TIME_TO_END = 30.0
 
 SQL_PROGRAM = """

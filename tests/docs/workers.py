@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.docs.pages import blocks_of
-from tests.docs.running import ROOT, start
+from tests.docs.running import start
 from tests.docs.setup import Stage
+from tests.project import ROOT
 
 LIMIT = 30.0
 

@@ -28,8 +28,9 @@ Breakage = Literal[
 
 def break_it(breakage: Breakage) -> None:
     """Breaks a rule in this process. Those of the jobs are broken for MySQL and MariaDB only."""
+    from aiolease.stores.mysql.fence import FenceSQL
     from aiolease.stores.mysql.ledger import MySQLLedger
-    from aiolease.stores.mysql.transactions import FenceSQL
+    from aiolease.stores.sql.ledger_store import SQLLedger
 
     statements = FenceSQL.statements
     match breakage:
@@ -39,7 +40,7 @@ def break_it(breakage: Breakage) -> None:
             FenceSQL.statements = lambda self, term, final=None: ("DO 0", ())  # type: ignore[method-assign]
             Term.check = lambda self: None  # type: ignore[method-assign]
         case "unclaimed":
-            MySQLLedger.record = _without_claims(MySQLLedger.record)  # type: ignore[method-assign]
+            SQLLedger.record = _without_claims(SQLLedger.record)  # type: ignore[method-assign]
         case "unfenced claims":
             MySQLLedger._fenced = _without_fence  # type: ignore[assignment, method-assign]
         case "forgets":

@@ -28,7 +28,7 @@ import pymysql
 from aiolease import StoreUnavailable, open_store
 from aiolease.stores import Store
 from aiolease.stores.records import RunRecord
-from tests.campaigns import ROOT, through
+from tests.campaigns import through
 from tests.faults.breakage import Breakage
 from tests.faults.database import DRIVERS, TABLES
 from tests.faults.havoc import HOG, Havoc, Worker
@@ -38,6 +38,7 @@ from tests.faults.ledger import Found, Payment
 from tests.faults.plan import WORKERS, Fault, Plan, Program, ServerKind
 from tests.faults.verdict import Verdict, judge
 from tests.faults.worker import Settings
+from tests.project import ROOT
 from tests.servers import GaleraCluster, MariaDBServer, MySQLServer, Server, TCPProxy
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import pymysql
 
-from aiolease.stores.sqlite.transactions import microseconds, moment
+from aiolease.stores.sqlite.dialect import microseconds, moment
 from tests.faults.jobs import rules
 from tests.faults.journal import Journal, Line
 from tests.faults.plan import NETWORK, Fault

@@ -1,4 +1,4 @@
-"""Transactions on SQLite: those of the store's own thread, and the fenced ones, over a connection of aiosqlite.
+"""Fenced transactions on SQLite, over a connection of aiosqlite.
 
 SQLite has one writer: from its first moment a fenced transaction excludes everyone else's writes, renewals included.
 So it must end within the time that is left to the term; the term ends when it does not, and its block is cancelled.
@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from aiolease.errors import AioleaseError, CommitUnknown, ConfigurationError, StoreUnavailable, TransactionEnded
 from aiolease.events import describe
 from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.records import RunKey, TermKey
+from aiolease.stores.sql.lease import FenceStatements, of_run, of_term
+from aiolease.stores.sqlite.dialect import SQLiteDialect
 
 if TYPE_CHECKING:
     import aiosqlite
@@ -29,59 +29,18 @@ _SAVEPOINT = "aiolease_transaction"
 _TRY = 0.1
 """Seconds that one try waits for another's write to end."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-@contextmanager
-def transaction(connection: sqlite3.Connection, mode: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE") -> Iterator[None]:
-    """A transaction that may write from its start, or one that only reads; it ends with the block."""
-    connection.execute(f"BEGIN {mode}")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-def moment(value: int) -> datetime:
-    """A moment as the tables keep it: microseconds since the epoch."""
-    return _EPOCH + timedelta(microseconds=value)
-
-
-def microseconds(at: datetime) -> int:
-    """What the tables keep of a moment."""
-    return (at - _EPOCH) // _MICROSECOND
-
-
-@dataclass(frozen=True, slots=True)
-class FenceStatements:
-    """What a fence sends: the count of the term's fence, and the success of its final run.
-
-    Attributes:
-        fence: Changes one row if the term is the latest.
-        final: Changes one row if the run is the running one.
-        now: The clock of the store.
-    """
-
-    fence: str
-    final: str
-    now: Callable[[], int]
-
 
 class SQLiteTransaction:
     """One fenced transaction, on a connection of its own."""
 
-    def __init__(self, store: str, connection: aiosqlite.Connection, statements: FenceStatements) -> None:
+    def __init__(self, connection: aiosqlite.Connection, fence: Fence) -> None:
         self.connection = connection
-        self._store = store
-        self._statements = statements
+        self._store = fence.store
+        self._fence = fence
 
     @classmethod
-    async def begin(cls, store: str, path: Path, statements: FenceStatements) -> SQLiteTransaction:
-        """Opens a connection and begins, as the only writer; waits for others as long as it is let.
+    async def begin(cls, path: Path, fence: Fence) -> SQLiteTransaction:
+        """Opens a connection and begins, as the only writer; waits for others until the caller cancels.
 
         Raises:
             ConfigurationError: aiosqlite is not installed.
@@ -91,7 +50,7 @@ class SQLiteTransaction:
             import aiosqlite
         except ImportError:
             problem = "transactions on SQLite need aiosqlite: install aiolease[aiosqlite]"
-            raise ConfigurationError("target", store, problem) from None
+            raise ConfigurationError("target", fence.store, problem) from None
         # What follows a COMMIT or ROLLBACK of the block's own begins a transaction again, and is undone at the end.
         connection = aiosqlite.connect(path, timeout=_TRY, isolation_level="IMMEDIATE")
         try:
@@ -108,9 +67,9 @@ class SQLiteTransaction:
         except BaseException as error:
             await connection.close()
             if isinstance(error, sqlite3.Error):
-                raise StoreUnavailable(store, str(error)) from error
+                raise StoreUnavailable(fence.store, str(error)) from error
             raise
-        return cls(store, connection, statements)
+        return cls(connection, fence)
 
     async def commit(self, term: TermKey, final: RunKey | None = None) -> None:
         """See `Transaction.commit`. What a deferred constraint says comes out as it is."""
@@ -123,7 +82,7 @@ class SQLiteTransaction:
                         self._store, f"read the results of the block to their end: {error}"
                     ) from error
                 raise TransactionEnded(self._store) from error
-            await _fence(self._store, self.connection, term, final, self._statements)
+            await self._fence.execute(self.connection, term, final)
             try:
                 await self.connection.commit()
             except sqlite3.IntegrityError:  # a deferred constraint, of the user's tables: nothing was committed
@@ -143,31 +102,56 @@ class SQLiteTransaction:
         await self.connection.close()
 
 
-async def fence_connection(  # noqa: PLR0917
-    store: str, path: Path, connection: Any, term: TermKey, final: RunKey | None, statements: FenceStatements
-) -> None:
-    """Fences a transaction that the user commits: on aiosqlite's connection, or SQLAlchemy's connection or session.
+class Fence:
+    """The fence of a transaction, over a connection of aiosqlite: the count of its term, and the success of a run."""
 
-    Raises:
-        FenceBroken: The term is over.
-        Refused: The run is not the running one.
-        TransactionEnded: The connection is in no transaction, and commits each statement by itself.
-        ConfigurationError: It is a connection of something else, or to another file.
-        StoreUnavailable: The file is locked, or cannot be written; or the connection is closed.
-    """
-    if hasattr(connection, "flush"):  # a session: what it still holds back must not come after the fence
-        await connection.flush()  # the user's own SQL: what it raises comes out as it is
-    try:
-        raw = await _raw(connection)
-        await _fence(store, raw, term, final, statements)
-        if not await _is_to(raw, path):
-            raise ConfigurationError("connection", f"<{type(connection).__name__}>", f"it is not to {path}")
-        if not raw.in_transaction:  # it was committed by itself, and guards nothing
-            raise TransactionEnded(store)
-    except (AioleaseError, FenceBroken, Refused):
-        raise
-    except Exception as error:
-        raise StoreUnavailable(store, describe(error)) from error
+    def __init__(self, store: str, statements: FenceStatements, dialect: SQLiteDialect, now: Callable[[], int]) -> None:
+        self.store = store
+        self._statements = statements
+        self._dialect = dialect
+        self._now = now
+
+    async def execute(self, connection: aiosqlite.Connection, term: TermKey, final: RunKey | None) -> None:
+        """Counts, and records.
+
+        Raises:
+            FenceBroken: The term is over.
+            Refused: The run is not the running one.
+            StoreUnavailable: The file is locked, or cannot be written.
+        """
+        try:
+            if await _changed(connection, self._statements.count.text, of_term(term)) != 1:
+                raise FenceBroken
+            if final is not None:
+                values = self._dialect.named(of_run(term, final), self._now())
+                if await _changed(connection, self._statements.final.text, values) != 1:
+                    raise Refused
+        except sqlite3.Error as error:
+            raise StoreUnavailable(self.store, str(error)) from error
+
+    async def put_on(self, connection: Any, path: Path, term: TermKey, final: RunKey | None) -> None:
+        """Fences a transaction that the user commits: on aiosqlite's connection, or SQLAlchemy's, or its session.
+
+        Raises:
+            FenceBroken: The term is over.
+            Refused: The run is not the running one.
+            TransactionEnded: The connection is in no transaction, and commits each statement by itself.
+            ConfigurationError: It is a connection of something else, or to another file.
+            StoreUnavailable: The file is locked, or cannot be written; or the connection is closed.
+        """
+        if hasattr(connection, "flush"):  # a session: what it still holds back must not come after the fence
+            await connection.flush()  # the user's own SQL: what it raises comes out as it is
+        try:
+            raw = await _raw(connection)
+            await self.execute(raw, term, final)
+            if not await _is_to(raw, path):
+                raise ConfigurationError("connection", f"<{type(connection).__name__}>", f"it is not to {path}")
+            if not raw.in_transaction:  # it was committed by itself, and guards nothing
+                raise TransactionEnded(self.store)
+        except (AioleaseError, FenceBroken, Refused):
+            raise
+        except Exception as error:
+            raise StoreUnavailable(self.store, describe(error)) from error
 
 
 async def _raw(connection: Any) -> Any:
@@ -194,22 +178,6 @@ async def _is_to(connection: aiosqlite.Connection, path: Path) -> bool:
 
 def _is_same(file: Path, path: Path) -> bool:
     return file.is_file() and file.samefile(path)
-
-
-async def _fence(
-    store: str, connection: aiosqlite.Connection, term: TermKey, final: RunKey | None, statements: FenceStatements
-) -> None:
-    name = {"name": term.name, "holder": term.holder, "token": term.token}
-    try:
-        if await _changed(connection, statements.fence, name) != 1:
-            raise FenceBroken
-        if final is not None:
-            tick, now = microseconds(final.tick), statements.now()
-            run = {"lease": term.name, "job": final.job, "tick": tick, "attempt": final.attempt, "token": final.token}
-            if await _changed(connection, statements.final, run | {"now": now}) != 1:
-                raise Refused
-    except sqlite3.Error as error:
-        raise StoreUnavailable(store, str(error)) from error
 
 
 async def _changed(connection: aiosqlite.Connection, statement: str, values: dict[str, Any]) -> int:

@@ -1,0 +1,89 @@
+"""What MySQL and MariaDB say in their own words, and how a statement gets its values: ``%s``, bound by the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from aiolease.stores.sql.dialect import Dialect, Purpose, Table
+from aiolease.stores.sql.statement import NO_VALUES, ONCE, Statement, Step, Values
+
+Bound = tuple[str, tuple[object, ...]]
+"""A statement, or several, as the drivers take it; and its values."""
+
+# Where few runs of many are asked for, the servers would at times read those that are finished, or sort. What is
+# written is found by its key, whatever else is in the table: a scan would lock the rows of other leases.
+_INDEXES = {"key": "PRIMARY", "unfinished": "unfinished", "queued": "unfinished"}
+
+
+class MySQLDialect(Dialect):
+    """See `Dialect`."""
+
+    now = "UTC_TIMESTAMP(6)"
+    count = "`count`"
+    greatest = "GREATEST"
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def table(self, name: Table) -> str:
+        """See `Dialect.table`."""
+        return f"{self._prefix}{name}"
+
+    def index(self, purpose: Purpose) -> str:
+        """See `Dialect.index`."""
+        index = _INDEXES.get(purpose)
+        return f"FORCE INDEX ({index})" if index else ""
+
+    def later(self, microseconds: str) -> str:
+        """See `Dialect.later`."""
+        return f"UTC_TIMESTAMP(6) + INTERVAL {microseconds} MICROSECOND"
+
+    def same(self, one: str, other: str) -> str:
+        """See `Dialect.same`."""
+        return f"{one} <=> {other}"
+
+    def unless_there(self, key: str, column: str) -> str:
+        """See `Dialect.unless_there`."""
+        return f"ON DUPLICATE KEY UPDATE {column} = {column}"
+
+    def sane(self, column: str) -> str:
+        """See `Dialect.sane`. A date that makes none is before all others."""
+        return f"IF({column} < '1000-01-01', NULL, {column})"
+
+    def kept(self, moment: datetime) -> datetime:
+        """See `Dialect.kept`. One without a time zone came from the tables."""
+        return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+
+    def moment(self, value: Any) -> datetime:
+        """See `Dialect.moment`."""
+        moment: datetime = value.replace(tzinfo=UTC)
+        return moment
+
+    def bind(self, statement: Statement, values: Values = NO_VALUES, rows: Sequence[Values] = ONCE) -> Bound:
+        """A statement with its values: see `Statement.positional`."""
+        return statement.positional(values, rows, self.kept)
+
+    def bind_step(self, step: Step) -> Bound:
+        """A step with its values, and the check of how many rows it changed."""
+        sql, values = self.bind(step.statement, step.values, step.rows)
+        return (sql if step.changes is None else f"{sql}; {check(step.changes)}"), values
+
+
+def check(count: int) -> str:
+    """A statement that fails unless the one before it changed so many rows.
+
+    No SELECT: a session with ``sql_select_limit = 0`` would not evaluate it.
+    """
+    return f"SET @aiolease_check = IF(ROW_COUNT() = {count}, 1, (SELECT 1 UNION SELECT 2))"
+
+
+CHECK_FAILED = 1242
+"""What a check raises: a subquery that returns more than one row."""
+
+
+def packet(statements: Iterable[Bound]) -> Bound:
+    """Several statements as one packet."""
+    parts = list(statements)
+    return "; ".join(sql for sql, _ in parts), tuple(value for _, values in parts for value in values)

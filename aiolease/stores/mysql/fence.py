@@ -1,0 +1,60 @@
+"""The fence of a transaction on MySQL and MariaDB: a statement that counts, and a check of what it changed."""
+
+from __future__ import annotations
+
+import math
+
+from aiolease.stores.mysql.dialect import Bound, MySQLDialect, check
+from aiolease.stores.records import RunKey, TermKey
+from aiolease.stores.sql.lease import FenceStatements, of_run, of_term
+from aiolease.stores.sql.statement import Statement, Values
+
+FENCE_RESULTS = 2
+"""The results of a fence: of its UPDATE, and of the check."""
+
+
+class FenceSQL:
+    """The statements of the fence, for one prefix of the tables."""
+
+    def __init__(self, dialect: MySQLDialect) -> None:
+        self.without_snapshot = False
+        """Whether the server can be asked to update rows that have changed since a transaction's snapshot."""
+        self.limits_idle = False
+        """Whether the server can end a session that is idle in a transaction which has written."""
+        self._dialect = dialect
+        self.database = ""
+
+    @property
+    def database(self) -> str:
+        """The database of the fence: the user's session may have gone to another with USE."""
+        return self._database
+
+    @database.setter
+    def database(self, database: str) -> None:
+        self._database = database
+        quoted = database.replace("`", "``").replace("%", "%%")
+        self._statements = FenceStatements(self._dialect, f"`{quoted}`.")
+
+    def statements(self, term: TermKey, final: RunKey | None = None) -> Bound:
+        """The fence, which fails unless it matched one row; being a write, a cluster certifies it.
+
+        With `final`, that run is recorded as succeeded behind it, which fails unless it is the running one.
+        """
+        sql, values = self._checked(self._statements.count, of_term(term))
+        if final is not None:
+            more, more_values = self._checked(self._statements.final, of_run(term, final))
+            sql, values = f"{sql}; {more}", values + more_values
+        return sql, values
+
+    def limit_idle(self, seconds: float) -> str:
+        """Has the server end this session if it is idle in a transaction that has written; nothing if it cannot."""
+        variable = "@@SESSION.idle_write_transaction_timeout"
+        limit = f"SET {variable} = IF({variable} = 0, {math.ceil(seconds)}, {variable}); "
+        return limit if self.limits_idle else ""
+
+    def _checked(self, statement: Statement, values: Values) -> Bound:
+        update, bound = self._dialect.bind(statement, values)
+        if self.without_snapshot:
+            # The row was written by others since the transaction's snapshot; that is no conflict.
+            update = f"SET STATEMENT innodb_snapshot_isolation = OFF FOR {update}"
+        return f"{update}; {check(1)}", bound

@@ -1,0 +1,119 @@
+"""The statements of a lease as MySQL and MariaDB get them, and the name of the lock that its leader holds.
+
+Written so that both servers take it without a warning. Drivers count changed rows, not matched ones; so no decision
+rests on such a count alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from aiolease.stores.mysql.dialect import Bound, MySQLDialect, packet
+from aiolease.stores.records import Lease
+from aiolease.stores.sql.dialect import microseconds
+from aiolease.stores.sql.lease import TERM, LeaseStatements
+from aiolease.stores.sql.rows import Rows
+from aiolease.stores.sql.statement import Statement
+
+HAS_LOCK = 9
+"""Where a row that was read with its lock says whether the session holds that: behind all columns of the lease."""
+
+
+class LeaseSQL:
+    """The statements of the leases of one prefix.
+
+    Attributes:
+        database: The database of the session, as it says itself.
+        hints: Whether leaders hold locks, and candidates wait in them.
+    """
+
+    def __init__(self, store: str, prefix: str, dialect: MySQLDialect, rows: Rows) -> None:
+        self.database = ""
+        self.hints = True
+        self._store = store
+        self._prefix = prefix
+        self._dialect = dialect
+        self._rows = rows
+        self._shared = LeaseStatements(dialect, rows)
+        lease, fence, now = dialect.table("lease"), dialect.table("fence"), dialect.now
+        fence_token = f"(SELECT f.token FROM {fence} AS f WHERE f.name = l.name)"
+        # The leader asks for its lock at each heartbeat, without waiting; asking twice would stack it.
+        locked = "IF(IS_USED_LOCK(:lock) = CONNECTION_ID(), 1, GET_LOCK(:lock, 0))"
+        self._read_and_lock = Statement(
+            f"SELECT {rows.lease_columns}, IF({TERM}, {locked}, NULL) FROM {lease} WHERE name = :name"
+        )
+        # A row that somebody set back by hand, or from an older backup, goes on above its fence.
+        self._raise_token = Statement(
+            f"UPDATE {lease} AS l SET l.token = {fence_token}, l.beat = l.beat + 1 WHERE l.name = :name "
+            f"AND (l.holder IS NULL OR l.expires_at <= {now}) AND l.token < {fence_token}"
+        )
+        self._make_fence = Statement(
+            f"INSERT INTO {fence} (name, token) SELECT l.name, l.token FROM {lease} AS l WHERE l.name = :name "
+            f"{dialect.unless_there('name', f'{fence}.fence')}"
+        )
+        # Lease and fence in one statement, which commits by itself.
+        self._claim = Statement(
+            f"UPDATE {lease} AS l JOIN {fence} AS f ON f.name = l.name "
+            f"SET l.holder = :holder, l.token = :token, l.beat = :beat, l.elected_at = {now}, l.renewed_at = {now}, "
+            f"l.expires_at = {dialect.later(':duration')}, l.resign_token = NULL, f.holder = :holder, f.token = :token "
+            "WHERE l.name = :name AND l.token = :seen_token AND l.beat = :seen_beat AND f.token <= l.token "
+            f"AND (l.holder IS NULL OR l.expires_at <= {now} OR :force)"
+        )
+
+    def lease(self, row: tuple[Any, ...]) -> Lease:
+        """Makes a lease of a row.
+
+        Raises:
+            StoreUnavailable: The row cannot be read.
+        """
+        return self._rows.lease(row, self._store)
+
+    def lock_name(self, name: str) -> str:
+        """The lock of a lease's leader. Names of locks are server-wide, and of 64 characters at most on MySQL."""
+        key = f"{self.database}\0{self._prefix}\0{name}".encode()
+        return f"aiolease-{hashlib.sha256(key).hexdigest()[:40]}"
+
+    def read(self, names: Sequence[str]) -> Bound:
+        """Reads rows."""
+        return self._dialect.bind(self._shared.read, rows=[{"name": name} for name in names])
+
+    def read_and_lock(self, name: str, holder: str, token: int) -> Bound:
+        """Reads the row and, if it belongs to the term, sees to it that the term holds the lock."""
+        if not self.hints:
+            return self.read([name])
+        values = {"name": name, "holder": holder, "token": token, "lock": self.lock_name(name)}
+        return self._dialect.bind(self._read_and_lock, values)
+
+    def make(self, name: str) -> Bound:
+        """Makes the rows of a lease and of its fence, where they are missing: three statements."""
+        statements = (self._shared.make, self._raise_token, self._make_fence)
+        return packet(self._dialect.bind(statement, {"name": name}) for statement in statements)
+
+    def claim(self, name: str, holder: str, duration: float, *, seen: Lease, force: bool) -> Bound:
+        """Claims a row that is in the state that was seen."""
+        values = {
+            "name": name,
+            "holder": holder,
+            "token": seen.token + 1,
+            "beat": seen.beat + 1,
+            "duration": microseconds(duration),
+            "seen_token": seen.token,
+            "seen_beat": seen.beat,
+            "force": int(force),
+        }
+        return self._dialect.bind(self._claim, values)
+
+    def renew(self, name: str, holder: str, token: int, beat: int, duration: float) -> Bound:
+        """Extends a term's lease."""
+        values = {"name": name, "holder": holder, "token": token, "beat": beat, "duration": microseconds(duration)}
+        return self._dialect.bind(self._shared.renew, values)
+
+    def release(self, name: str, holder: str, token: int) -> Bound:
+        """Clears the holder."""
+        return self._dialect.bind(self._shared.release, {"name": name, "holder": holder, "token": token})
+
+    def resign(self, name: str) -> Bound:
+        """Asks the term to resign, and reads the row."""
+        return packet([self._dialect.bind(self._shared.resign, {"name": name}), self.read([name])])

@@ -1,0 +1,99 @@
+"""The readings that candidates of one process wait for: one statement reads all rows that are due at one moment."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Awaitable, Callable
+
+from aiolease.errors import StoreUnavailable
+from aiolease.stores.mysql.writes import while_wanted
+from aiolease.stores.records import Lease
+
+_LIMIT = 10.0
+"""Seconds that a reading may take whose caller has no limit of its own."""
+
+
+class Polls:
+    """The readings that candidates of this process wait for, made in one statement for all that are due together."""
+
+    def __init__(self, read_many: Callable[[list[str]], Awaitable[dict[str, Lease]]], store: str = "") -> None:
+        self._store = store
+        self._read_many = read_many
+        self._waiting: dict[asyncio.Future[Lease | None], tuple[str, float]] = {}
+        self._changed = asyncio.Event()
+        self._woken = False
+        self._task: asyncio.Task[None] | None = None
+        self._phase = random.random()  # processes of one machine must not all ask at the same moment
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    async def read(self, name: str, seconds: float, poll: float, limit: float = _LIMIT) -> Lease | None:
+        """Reads the row after `poll` at most, sooner after `seconds`, or when a lease of this process is released.
+
+        Raises:
+            StoreUnavailable: The reading took longer than `limit` seconds. It is ended when nobody else waits for it.
+        """
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+        if poll < seconds:
+            # On a grid, so that all candidates with one interval come together; not on a moment that is as good as now.
+            due = (math.floor(loop.time() / poll + self._phase + 0.1) + 1 - self._phase) * poll
+        answer: asyncio.Future[Lease | None] = loop.create_future()
+        self._waiting[answer] = (name, due)
+        self._changed.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+        try:
+            async with asyncio.timeout_at(max(due, loop.time()) + limit):
+                return await answer
+        except TimeoutError:
+            raise StoreUnavailable(self._store, f"no answer within {limit:.2g} s") from None
+        finally:
+            self._waiting.pop(answer, None)
+            self._changed.set()
+
+    def wake(self) -> None:
+        """A lease of this process was released: its other candidates need not wait."""
+        self._woken = True
+        self._changed.set()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            self._changed.clear()
+            now = loop.time()
+            soonest = min(due for _, due in self._waiting.values())
+            if soonest > now and not self._woken:
+                try:
+                    async with asyncio.timeout_at(soonest):
+                        await self._changed.wait()
+                except TimeoutError:
+                    pass
+                continue
+            batch = {answer: name for answer, (name, due) in self._waiting.items() if self._woken or due <= now + 0.01}
+            self._woken = False
+            await self._answer(batch)
+
+    async def _answer(self, batch: dict[asyncio.Future[Lease | None], str]) -> None:
+        query = asyncio.ensure_future(self._read_many(sorted(set(batch.values()))))
+        # A caller that stops waiting takes its future away; when none is left, nobody wants the answer.
+        await while_wanted(query, batch)
+        for answer, name in batch.items():
+            self._waiting.pop(answer, None)
+            if answer.done():
+                continue
+            if query.cancelled():
+                answer.cancel()
+            elif (error := query.exception()) is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(query.result().get(name))
+
+    async def aclose(self) -> None:
+        """Ends what is under way; those that wait for it hear no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])

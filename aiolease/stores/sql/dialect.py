@@ -1,0 +1,73 @@
+"""What a database says in its own words, inside the statements that all databases share. No I/O here."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from datetime import datetime
+from typing import ClassVar, Literal
+
+Table = Literal["lease", "fence", "job", "run"]
+
+Purpose = Literal["key", "unfinished", "unfinished_of_job", "queued", "skipped"]
+"""What a statement looks for in the table of runs, or of jobs: rows by their key, the few unfinished runs of a lease,
+the unfinished, queued or skipped runs of a job."""
+
+
+class Dialect(ABC):
+    """The words of one database, for one prefix of the tables.
+
+    Attributes:
+        now: The database's clock as an expression; it does not stand still during a transaction that waits.
+        count: The name of the column `count`, which is a function's, too.
+        greatest: The function that takes the greatest of several values.
+    """
+
+    now: ClassVar[str]
+    count: ClassVar[str]
+    greatest: ClassVar[str]
+
+    @abstractmethod
+    def table(self, name: Table) -> str:
+        """The name of a table, as it stands in a statement."""
+
+    @abstractmethod
+    def index(self, purpose: Purpose) -> str:
+        """The hint that makes the database use the right index; empty where it finds it by itself."""
+
+    @abstractmethod
+    def later(self, microseconds: str) -> str:
+        """The moment so many microseconds from now; a parameter, or a number."""
+
+    @abstractmethod
+    def same(self, one: str, other: str) -> str:
+        """Whether two values are the same, NULL being the same as NULL."""
+
+    @abstractmethod
+    def unless_there(self, key: str, column: str) -> str:
+        """Ends an INSERT that does nothing if there is a row of this key.
+
+        Args:
+            key: The column of the key.
+            column: Another column, for a database that has to update something.
+        """
+
+    @abstractmethod
+    def sane(self, column: str) -> str:
+        """A moment, or NULL if another hand wrote one there that cannot be read."""
+
+    @abstractmethod
+    def kept(self, moment: datetime) -> object:
+        """What the tables keep of a moment."""
+
+    @abstractmethod
+    def moment(self, value: object) -> datetime:
+        """The aware moment of what the tables keep.
+
+        Raises:
+            TypeError: Another hand wrote what is none; or `ValueError`, `OverflowError`, `AttributeError`.
+        """
+
+
+def microseconds(seconds: float) -> int:
+    """A duration as the statements take it."""
+    return round(seconds * 1_000_000)

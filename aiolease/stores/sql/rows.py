@@ -1,0 +1,140 @@
+"""Which columns the statements read, and how a row becomes a record: by name, once for all databases. No I/O here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from aiolease.errors import StoreUnavailable
+from aiolease.stores.records import JobRecord, Lease, Place, RunRecord
+from aiolease.stores.sql.dialect import Dialect
+
+T = TypeVar("T")
+
+Row = tuple[Any, ...]
+_Makes = Mapping[str, Callable[[Any], Any] | None]
+"""What makes the attribute of a column's value; ``None`` if it is that."""
+
+
+UNREADABLE = (AttributeError, TypeError, ValueError, OverflowError)
+"""What making a record of a row raises if it has a value that makes none."""
+
+
+class Rows:
+    """The columns of the tables, each the attribute of its record, and what makes the attribute of a column's value.
+
+    Attributes:
+        lease_columns: What a statement that reads leases selects; last the database's clock.
+        job_columns: Of jobs.
+        run_columns: Of runs.
+        moment: Makes an aware moment of what the tables keep.
+    """
+
+    def __init__(self, dialect: Dialect) -> None:
+        moment, moment_or_none = dialect.moment, _or_none(dialect.moment)
+        self.moment = moment
+        self._lease: _Makes = {
+            "name": None,
+            "holder": None,
+            "token": int,
+            "beat": int,
+            "elected_at": moment,
+            "renewed_at": moment,
+            "expires_at": moment,
+            "resign_token": _or_none(int),
+            "now": moment,
+        }
+        self._job: _Makes = {
+            "job": _text,
+            "schedule": str,
+            "timezone": str,
+            "known_since": moment,
+            "schedule_since": moment,
+            "resumed_at": moment_or_none,
+            "paused_at": moment_or_none,
+            "high_tick": moment_or_none,
+            "requested_at": moment_or_none,
+        }
+        self._run: _Makes = {
+            "job": None,
+            "tick": moment,
+            "attempt": int,
+            "token": int,
+            "holder": None,
+            "status": None,
+            "started_at": moment_or_none,
+            "finished_at": moment_or_none,
+            "error": None,
+            "tick_from": moment_or_none,
+            "count": _or_none(int),
+        }
+        own_words = {"now": dialect.now, "count": dialect.count}
+        self.lease_columns, self.job_columns, self.run_columns = (
+            ", ".join(own_words.get(column, column) for column in columns)
+            for columns in (self._lease, self._job, self._run)
+        )
+
+    def lease(self, row: Row, store: str) -> Lease:
+        """Makes a lease of a row; further columns are left out.
+
+        Raises:
+            StoreUnavailable: The row cannot be read; `store` is the store's description.
+        """
+        with readable(store, "the row of a lease"):
+            return Lease(**_record(self._lease, row))
+
+    def job(self, row: Row) -> JobRecord:
+        """Makes a job of a row; raises what `UNREADABLE` lists."""
+        return JobRecord(**_record(self._job, row))
+
+    def run(self, row: Row) -> RunRecord:
+        """Makes a run of a row; raises what `UNREADABLE` lists."""
+        return RunRecord(**_record(self._run, row))
+
+
+def _record(makes: _Makes, row: Row) -> dict[str, Any]:
+    return {column: make(value) if make else value for (column, make), value in zip(makes.items(), row, strict=False)}
+
+
+def _or_none(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else make(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("its job is no text")
+    return value
+
+
+def read_each(rows: Iterable[Row], make: Callable[[Row], T], unreadable: dict[str, str]) -> list[T]:
+    """Makes records of rows, the first column of which is a job; notes the jobs of rows that make none, and why."""
+    found = []
+    for row in rows:
+        try:
+            found.append(make(row))
+        except UNREADABLE as error:
+            unreadable[str(row[0])] = f"a row has a value that cannot be read: {type(error).__name__}: {error}"
+    return found
+
+
+def there(place: Place, row: Row, make: Callable[[Row], RunRecord]) -> RunRecord:
+    """The record of a row that was looked up; of one that cannot be read, that it is there, and finished."""
+    try:
+        return make(row)
+    except UNREADABLE:
+        return RunRecord(job=place[0], tick=place[1], token=0, holder="", status="lost")
+
+
+@contextmanager
+def readable(store: str, what: str) -> Iterator[None]:
+    """Around what makes a record of a row: a value that makes none, such as a zero date, is trouble of the store's.
+
+    Raises:
+        StoreUnavailable: The row cannot be read.
+    """
+    try:
+        yield
+    except UNREADABLE as error:
+        problem = f"{what} has a value that cannot be read, written by another hand: {type(error).__name__}: {error}"
+        raise StoreUnavailable(store, problem) from error

@@ -1,0 +1,38 @@
+"""Fixtures of the tests of stores: each database in turn, and stores on it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from aiolease.stores import Store
+from tests.stores.databases import Awkward, Database, InMemory, InSQLite, MakeStore, OnServer
+
+
+@pytest.fixture(params=["memory", "sqlite", "mariadb", "mysql9", "mariadb_awkward", "mysql9_awkward"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A fresh, empty database of every kind."""
+    if request.param == "memory":
+        yield InMemory()
+    elif request.param == "sqlite":
+        yield InSQLite(tmp_path / "leases.db")
+    else:
+        server = request.getfixturevalue(request.param)
+        server.recover()
+        made = Awkward(server) if request.param.endswith("awkward") else OnServer(server)
+        yield made
+        server.drop_database(made.schema)
+
+
+@pytest.fixture
+async def make_store(database: Database) -> AsyncIterator[MakeStore]:
+    """Opens any number of handles on the database; closes them in the end."""
+    async with AsyncExitStack() as stack:
+
+        async def make(*, table_prefix: str = "aiolease_", create_tables: bool = True) -> Store:
+            return await stack.enter_async_context(database.open(table_prefix, create_tables))
+
+        yield make

@@ -1,0 +1,16 @@
+"""The table that fenced transactions write to."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.campaigns import database_of
+from tests.servers import Server
+from tests.stores.transactions.lending import Work
+
+
+@pytest.fixture
+def work(mysql_server: Server, mysql_url: str) -> Work:
+    database = database_of(mysql_url)
+    mysql_server.sql("CREATE TABLE work (id BIGINT AUTO_INCREMENT PRIMARY KEY, who VARCHAR(40) UNIQUE)", database)
+    return Work(mysql_server, database)
