@@ -172,7 +172,7 @@ def test_log_phrases_through_the_standard_library() -> None:
         class Handler(logging.Handler):
             def emit(self, record):
                 print(record.levelname, record.getMessage(), record.lease, record.token, sep="|")
-                right = record.module in ("leader", "candidate")  # who told, not who wrote it down
+                right = record.module in ("leader", "heartbeat", "candidate")  # who told, not who wrote it down
                 if record.levelname == "TRACE":
                     right = right and record.beat == 2 and record.took == 0
                 if record.levelname == "ERROR":

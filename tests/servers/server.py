@@ -277,6 +277,7 @@ class Server:
         Args:
             grants: What may follow ``GRANT``, for example ``SELECT, INSERT ON shop.*``.
         """
+        self.sql(f"DROP USER IF EXISTS '{name}'@'%'")  # of a test that was cut off
         self.sql(f"CREATE USER '{name}'@'%' IDENTIFIED BY '{password}'")
         self.sql(f"GRANT {grants} TO '{name}'@'%'")
 
