@@ -28,11 +28,16 @@ if TYPE_CHECKING:
     from loguru import Message
 
 
+LONG = ("/simulation/", "/faults/", "/test_failover.py", "/test_frozen_")
+"""Where the tests are that take minutes."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the quick tests."""
+    """Marks the quick tests; puts those first that take minutes, so that no worker is left with them at the end."""
     for item in items:
         if is_quick(item):
             item.add_marker("quick")
+    items.sort(key=lambda item: not any(part in item.nodeid for part in LONG))
 
 
 def pytest_collection_finish() -> None:

@@ -313,7 +313,7 @@ async def test_a_short_lease_connects_over_a_slow_network(mariadb: MariaDBServer
             target_of(kind, "localhost", mariadb, url, port=proxy.port) as target,
             leadership(target, lease_duration=1.0, timeout=LIMIT) as lead,
         ):
-            assert lead.token == 2
+            assert lead.token >= 2  # a claim whose answer comes too late on a busy machine is given back
 
 
 async def test_a_store_that_closes_leaves_no_connecting(mariadb: MariaDBServer, own_database: str) -> None:
