@@ -567,7 +567,7 @@ class Agenda:
     def _due(self, each: _Standing, now: datetime) -> Due:
         """What becomes of the ticks of a job that are due, considering what else of it goes on."""
         job, after = each.job, each.settled_until
-        while_busy = self._due_while_busy(each)
+        while_busy = self._due_while_busy(each, now)
         if while_busy is not None:
             after = while_busy.last
         found = due(job.schedule, after, now, missed=job.missed, max_age=job.max_age, young=self._young)
@@ -625,7 +625,7 @@ class Agenda:
             del self._put_off[name]
             each = self._jobs[name]
             each.busy_until = now
-            if each.paused or name in self.aside or (skip := self._due_while_busy(each)) is None:
+            if each.paused or name in self.aside or (skip := self._due_while_busy(each, now)) is None:
                 continue
             self._plan_series(plan, each, Due(skipped=[skip]))
             self._plan_skip(plan, each.job, skip)
@@ -633,10 +633,13 @@ class Agenda:
             plan.batch.seen[name] = each.high_tick
 
     @staticmethod
-    def _due_while_busy(each: _Standing) -> Skip | None:
+    def _due_while_busy(each: _Standing, now: datetime) -> Skip | None:
         """The ticks of a job that were put off, and fell due before its last run ended."""
-        after, until, schedule = each.settled_until, each.busy_until, each.job.schedule
-        if until is None or until <= after:
+        after, schedule = each.settled_until, each.job.schedule
+        if each.busy_until is None:
+            return None
+        until = min(each.busy_until, now)  # the clock may have gone back meanwhile
+        if until <= after:
             return None
         first, last = schedule.next_after(after), schedule.latest_between(after, until)
         if first is None or last is None:

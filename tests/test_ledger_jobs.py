@@ -453,6 +453,25 @@ async def test_a_tick_beside_a_running_one_is_a_row(log: list[Message]) -> None:
 
 
 @virtual
+async def test_ticks_that_were_put_off_are_not_claimed_ahead_of_a_clock_that_went_back(log: list[Message]) -> None:
+    """Found by the simulation, seed 81003551: the job was set aside, since its row is ahead of the clock each time."""
+    async with world() as here:
+        work = Work(200)
+        process = here.start(registry(work, 2))
+        await here.until(41)
+        process.store.delay("record", 3)
+        await here.until(52)
+        here.step(-15)
+        await here.until(60)
+        process.store.delay("record", 3)
+        await here.until(199)
+        assert not any("set aside" in message for message in log)
+        assert not any("could not write" in message for message in log)
+        ticks = sum(row.count or 1 for row in here.records())
+        assert ticks > 80
+
+
+@virtual
 async def test_skipped_ticks_that_only_lengthen_a_row_cost_no_writing_of_their_own() -> None:
     """A job each second that takes 99.5: beside its claim and its end it costs a first skip, and one per heartbeat."""
     async with world() as here:
