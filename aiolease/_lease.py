@@ -231,7 +231,8 @@ class Sighting:
         if earlier is not None and (earlier.token, earlier.beat) == (lease.token, lease.beat):
             return earlier
         wait = _trusted_wait(lease, lease.duration, reading, before)
-        if new_term or (stepped_at is not None and reading.received - stepped_at < lease.duration):
+        stepped = stepped_at is not None and reading.received - stepped_at < lease.duration
+        if new_term or stepped or (earlier is not None and _went_back(lease, reading, before)):
             wait = lease.duration
         return cls(token=lease.token, beat=lease.beat, seen_at=reading.received, wait=wait, duration=lease.duration)
 
@@ -247,6 +248,17 @@ class Sighting:
     def claimable(self, lease: Lease, clock: float) -> bool:
         """Whether a candidate that saw this may claim `lease`, a held row: a later reading of the same state."""
         return self.outlasted(clock) or (lease.expired and clock - self.seen_at >= self.wait)
+
+
+def _went_back(lease: Lease, reading: Reading, before: Reading | None) -> bool:
+    """Whether a renewal that came after the reading before is older than that by the database's clock.
+
+    Then the clock had gone back before the renewal, and has gone forward since, or it would be seen: the row runs out
+    too early by that clock.
+    """
+    if before is None:
+        return False
+    return (before.now - lease.renewed_at) / timedelta(seconds=1) > 0.1 + before.took + reading.took
 
 
 def _trusted_wait(lease: Lease, duration: float, reading: Reading, before: Reading | None) -> float:

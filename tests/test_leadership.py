@@ -777,6 +777,44 @@ def test_a_step_back_shortens_the_time_of_the_leader(before: list[Reading], back
     assert clocks.setback(START + timedelta(seconds=100), 100, 30.0) == pytest.approx(back)
 
 
+@pytest.mark.parametrize(("renewed_at", "wait"), [(96, 26), (92.1, 22.1), (91.95, 22), (91.85, 30), (85, 30)])
+def test_a_renewal_that_seems_older_than_the_reading_before_it(renewed_at: float, wait: float) -> None:
+    """It came after that reading, so the clock had gone back before it, and has gone forward as far since."""
+    before = Sighting.of(row(age=10, now=92), reading(92, 92))
+    renewed = replace(row(age=100 - renewed_at, now=100), beat=7)
+    assert (before.token, before.beat) != (renewed.token, renewed.beat)
+    assert Sighting.of(renewed, reading(100, 100), before, reading(92, 92)).wait == pytest.approx(wait)
+    # Without a sighting of an earlier state it may be the row as that reading showed it.
+    first = Sighting.of(renewed, reading(100, 100), None, reading(92, 92)).wait
+    assert first == pytest.approx(max(renewed_at + 30 - 100, 22))
+
+
+@virtual_time
+async def test_three_steps_around_a_lost_answer_do_not_make_two_leaders() -> None:
+    """Found by the simulation, seed 82007760.
+
+    The clock goes forward, and a process starts. The leader's renewal is not answered, the clock goes back, the leader
+    renews, the clock goes forward as far, and no further renewal arrives.
+    """
+    server, fleet = MemoryServer(), list[Process]()
+    first = Process(server, fleet, lease_duration=12.0, heartbeat_interval=2.5)
+    await first.leads()
+    await until(lambda: len(first.log.of(Renewed)) == 2, LONG)
+    await asyncio.sleep(0.1)
+    server.step_clock(8)
+    second = Process(server, fleet, lease_duration=12.0)
+    await asyncio.sleep(0.1)
+    first.store.lose_reply("renew")
+    await until(lambda: first.log.of(RenewFailed), LONG)
+    server.step_clock(-8)
+    await until(lambda: len(first.log.of(Renewed)) == 3, LONG)
+    server.step_clock(8)
+    first.store.down = True
+    await second.leads()  # its body finds no other
+    assert first.log.of(Lost)
+    await end(first.task, second.task)
+
+
 @pytest.mark.parametrize("tenths", range(5, 120, 5))
 @virtual_time
 async def test_a_process_that_starts_after_a_step_does_not_lead_beside_the_leader(tenths: int) -> None:
