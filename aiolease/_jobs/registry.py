@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -185,8 +184,6 @@ class JobRegistry:
             LeadershipLost: The term has ended already.
             ConfigurationError: Jobs of these names run in this term already.
         """
-        if drain_timeout is not None:
-            warnings.warn("JobRegistry.run drains nothing: leave out drain_timeout", DeprecationWarning, stacklevel=2)
         await self._terms.run(self.registered, lead, asyncio.Event(), context=context, drain_timeout=0.0)
 
     def _campaign(self, target: Target, name: str, context: Any, drain_timeout: float, options: Options) -> Campaign:
