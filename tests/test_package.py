@@ -16,6 +16,7 @@ import pytest
 import aiolease
 import aiolease.errors
 from tests.project import ROOT
+from tests.quick import LONG
 
 PUBLIC = {
     # leadership
@@ -208,3 +209,9 @@ def test_rooms_are_small() -> None:
                 if (lines := (node.end_lineno or 0) - first.lineno + 1) > 60:
                     functions.append(f"{file.name}: {node.name} {lines}")
     assert (files, functions) == ([], [])
+
+
+def test_the_tests_that_are_called_long_are_there() -> None:
+    """A test that was renamed would be called quick, and nobody would notice."""
+    text = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name in sorted(LONG) if f"def {name}(" not in text] == []

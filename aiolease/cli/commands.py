@@ -37,7 +37,7 @@ _LIMIT = 10.0
 
 def schema(_: argparse.Namespace) -> int:
     """Prints the statements that make the tables on MySQL or MariaDB."""
-    from aiolease.stores.mysql.store import schema
+    from aiolease.stores.mysql.schema import schema
 
     sys.stdout.write(schema())
     return 0

@@ -8,7 +8,7 @@
 
 A new database is a package beside those two, and a case in `_make` or `_from_url` here. It needs a `Dialect`, its
 tables (`sql.schema`), something that sends statements (`sql.ledger_store.Sending`, and the seven methods of a lease),
-and a `Transaction`. Then `tests/test_stores.py` and `tests/test_ledger_stores.py` run against it.
+and a `Transaction`. Then the tests of `tests/stores` run against it.
 
 One store per target and event loop is shared by all that use it.
 """

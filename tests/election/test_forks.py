@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import queue
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import pytest
 from aiolease import Leadership, run_as_leader
 from aiolease._election.signals import handled
 from aiolease.testing import MemoryStore
+from tests.printing import Printed
 from tests.project import ROOT
 
 LIMIT = 30.0
@@ -69,35 +68,18 @@ class Program:
             text=True,
             start_new_session=True,
         )
-        self.lines: list[str] = []
-        self._unseen: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self.printed = Printed(self.process)
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._unseen.put(line.rstrip())
-        self._unseen.put(None)
+    @property
+    def lines(self) -> list[str]:
+        return self.printed.lines
 
     def prints(self, text: str) -> str:
-        """Waits for a line with `text`, after those that were waited for."""
-        until = time.monotonic() + LIMIT
-        while True:
-            try:
-                line = self._unseen.get(timeout=max(until - time.monotonic(), 0))
-            except queue.Empty:
-                line = None
-            if line is None:
-                self.close()
-                pytest.fail(f"did not print {text!r}, but: {self.lines}")
-            self.lines.append(line)
-            if text in line:
-                return line
+        return self.printed.wait_for(text)
 
     def ends(self) -> int:
         status = self.process.wait(LIMIT)
-        while (line := self._unseen.get(timeout=LIMIT)) is not None:
-            self.lines.append(line)
+        self.printed.until_the_end()
         return status
 
     def close(self) -> None:
@@ -118,9 +100,7 @@ def program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
     yield start
     for each in programs:
         each.close()
-        for pipe in (each.process.stdout, each.process.stderr):
-            assert pipe is not None
-            pipe.close()
+        each.printed.close()
 
 
 TERMINATES = """

@@ -7,7 +7,6 @@ import inspect
 import json
 import os
 import pickle
-import queue
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from pydantic import Field
 
 from aiolease import ConfigurationError, JobRegistry, LeaseSettings, leadership
 from aiolease.testing import MemoryStore
+from tests.printing import Printed
 from tests.project import ROOT
 
 LIMIT = 15.0
@@ -93,30 +93,11 @@ class Worker:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self.lines: list[str] = []
-        self._unseen: queue.Queue[str | None] = queue.Queue()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._unseen.put(line.rstrip())
-        self._unseen.put(None)
+        self.printed = Printed(self.process)
 
     def prints(self, text: str) -> float:
-        """Waits for a line with `text`, after those that were waited for; returns when it was printed."""
-        until = time.monotonic() + LIMIT
-        while True:
-            try:
-                line = self._unseen.get(timeout=max(until - time.monotonic(), 0))
-            except queue.Empty:
-                line = None
-            if line is None:
-                pytest.fail(f"did not print {text!r}, but: {self.lines}")
-            self.lines.append(line)
-            if text in line:
-                return float(line.rpartition(" ")[2])
+        """Waits for a line with `text`; returns when it was printed."""
+        return float(self.printed.wait_for(text).rpartition(" ")[2])
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -124,19 +105,14 @@ class Worker:
     def ends(self) -> tuple[int, list[str], str]:
         """Waits for its end; returns its status, all that it printed, and its errors."""
         status = self.process.wait(LIMIT)
-        self._reader.join(LIMIT)
-        while (line := self._unseen.get(timeout=LIMIT)) is not None:
-            self.lines.append(line)
+        lines = self.printed.until_the_end()
         assert self.process.stderr is not None
-        return status, [line.rpartition(" ")[0] for line in self.lines], self.process.stderr.read()
+        return status, [line.rpartition(" ")[0] for line in lines], self.process.stderr.read()
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait(LIMIT)
-        self._reader.join(LIMIT)
-        for pipe in (self.process.stdout, self.process.stderr):
-            assert pipe is not None
-            pipe.close()
+        self.printed.close()
 
 
 def place(printed: list[str], start: str) -> int:

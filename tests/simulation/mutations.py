@@ -39,11 +39,11 @@ from tests.simulation.process import SimLoop
 def _release_before_the_body_ended() -> AbstractContextManager[Any]:
     end = Leader.end
 
-    def mutated(tenure: Leader, reason: Any, **how: bool) -> None:
-        first = tenure.term.lost is None and not tenure.body.ended
-        end(tenure, reason, **how)
+    def mutated(keeper: Leader, reason: Any, **how: bool) -> None:
+        first = keeper.term.lost is None and not keeper.body.ended
+        end(keeper, reason, **how)
         if first:
-            tenure._early = asyncio.get_running_loop().create_task(tenure.release())  # type: ignore[attr-defined]
+            keeper._early = asyncio.get_running_loop().create_task(keeper.release())  # type: ignore[attr-defined]
 
     return patch.object(Leader, "end", mutated)
 
@@ -130,8 +130,8 @@ def _a_cancellation_is_swallowed() -> AbstractContextManager[Any]:
 
 
 def _not_released() -> AbstractContextManager[Any]:
-    async def mutated(tenure: Leader) -> None:
-        tenure._store.forget(tenure.term.key.name)
+    async def mutated(keeper: Leader) -> None:
+        keeper._store.forget(keeper.term.key.name)
 
     return patch.object(Leader, "release", mutated)
 
@@ -317,13 +317,13 @@ def _everybody_is_fit() -> AbstractContextManager[Any]:
 
 
 def _renews_for_ever() -> AbstractContextManager[Any]:
-    async def mutated(tenure: Leader) -> None:
-        while tenure.term.lost is None:
-            if (left := tenure.term.deadline - tenure._clock()) <= 0:
-                tenure.end("expired")
+    async def mutated(keeper: Leader) -> None:
+        while keeper.term.lost is None:
+            if (left := keeper.term.deadline - keeper._clock()) <= 0:
+                keeper.end("expired")
             else:
-                await tenure._woken(left)
-        tenure._emit(BodyStuck(**tenure.term.facts(), since_lost=0.0, renewing=True))
+                await keeper._woken(left)
+        keeper._emit(BodyStuck(**keeper.term.facts(), since_lost=0.0, renewing=True))
         await asyncio.Event().wait()
 
     return patch.object(Leader, "_guard", mutated)
@@ -332,9 +332,9 @@ def _renews_for_ever() -> AbstractContextManager[Any]:
 def _no_heartbeat_while_unwinding() -> AbstractContextManager[Any]:
     end = Leader.end
 
-    def mutated(tenure: Leader, reason: Any, **how: bool) -> None:
-        end(tenure, reason, **how)
-        tenure._heartbeat.renewing = False
+    def mutated(keeper: Leader, reason: Any, **how: bool) -> None:
+        end(keeper, reason, **how)
+        keeper._heartbeat.renewing = False
 
     return patch.object(Leader, "end", mutated)
 

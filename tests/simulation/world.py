@@ -145,8 +145,8 @@ def _due(process: Process) -> float:
 
 
 @contextmanager
-def _watching(tenure: leader.Leader) -> Iterator[None]:
+def _watching(keeper: leader.Leader) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, SimLoop)
-    with loop.process.watched(tenure._next_deadline, tenure._wake.set):
+    with loop.process.watched(keeper._next_deadline, keeper._wake.set):
         yield

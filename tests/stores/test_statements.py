@@ -52,7 +52,7 @@ KINDS = {
     "a request": r"UPDATE \"?aiolease_job\"? SET requested_at = COALESCE",
     "a pause": r"UPDATE \"?aiolease_job\"? SET paused_at = COALESCE",
     "a resumption": r"UPDATE \"?aiolease_job\"? SET resumed_at = ",
-    "the settling of runs": r"UPDATE \"?aiolease_run\"?.* SET status = .*tick_from = NULL",
+    "the settling of runs": r"UPDATE \"?aiolease_run\"?(?: INDEXED BY \S+)? SET status = .*tick_from = NULL",
     "the settling of a job": r"UPDATE \"?aiolease_job\"? SET known_since = ",
     "a pruning": r"DELETE FROM \"?aiolease_run",
     "a history": r"FROM \"?aiolease_run.* ORDER BY tick DESC LIMIT",

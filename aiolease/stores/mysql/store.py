@@ -26,7 +26,7 @@ from aiolease.stores.mysql.lease import HAS_LOCK, LeaseSQL
 from aiolease.stores.mysql.ledger import ASK_LIMIT, IDLE, MySQLLedger
 from aiolease.stores.mysql.lenders import DriverLender, Lender
 from aiolease.stores.mysql.polls import Polls
-from aiolease.stores.mysql.schema import MySQLSchema, schema, schema_statements
+from aiolease.stores.mysql.schema import MySQLSchema
 from aiolease.stores.mysql.session import Session
 from aiolease.stores.mysql.settling import SETTLE, SETTLED
 from aiolease.stores.mysql.transactions import MySQLTransaction, fence_connection
@@ -35,8 +35,6 @@ from aiolease.stores.mysql.writes import Kind, Write, Writes
 from aiolease.stores.records import Lease, RunKey, TermKey
 from aiolease.stores.sql.ledger_store import SQLLedger
 from aiolease.stores.sql.rows import Rows as Records
-
-__all__ = ["MySQLStore", "schema", "schema_statements"]
 
 
 class MySQLStore(SQLLedger):

@@ -36,7 +36,7 @@ from aiolease import (
 from aiolease._clock import boot_clock
 from aiolease.events import Elected, Renewed, Waiting
 from aiolease.stores import check_target
-from aiolease.stores.mysql.store import schema_statements
+from aiolease.stores.mysql.schema import schema_statements
 from tests.campaigns import (
     LIMIT,
     Journal,
