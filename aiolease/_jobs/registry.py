@@ -131,7 +131,7 @@ class JobRegistry:
                 raise DuplicateJob(key)
             for term in self._terms.running:
                 text = f"{key!r} was registered while the jobs run: it starts with the next term"
-                emit(Notice(lease=term.lead.name, severity="WARNING", text=text))
+                emit(Notice(**term.lead.term.facts(), severity="WARNING", text=text), term.lead.term.observer)
             given = argument(key, function, JobRun)
             self.registered[key] = Job(name=key, function=function, schedule=schedule, argument=given, **options)
             return function

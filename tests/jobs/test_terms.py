@@ -9,7 +9,7 @@ from datetime import UTC, timedelta
 import pytest
 
 from aiolease import JobRegistry, JobRun, LeadershipLost, current_leadership, leadership
-from aiolease.events import Released
+from aiolease.events import Event, Notice, Released
 from aiolease.testing import MemoryServer, MemoryStore
 from tests.jobs.worlds import Diary, Observed, a_term, memory
 from tests.virtual import START, virtual
@@ -37,6 +37,27 @@ async def test_a_run_knows_what_it_is() -> None:
     assert repr(run) == "<JobRun 'job' 2026-01-01T00:00:30Z attempt 1>"
     with pytest.raises(LeadershipLost):
         run.check()
+
+
+@virtual
+async def test_a_job_that_is_registered_while_the_jobs_run_waits_for_the_next_term() -> None:
+    """The log says so, and `on_event` hears it, with the facts of the term."""
+    jobs, ran, heard = JobRegistry(), list[str](), list[Event]()
+    jobs.every(1, name="first")(lambda: ran.append("first"))
+    store = memory()
+    for term in (1, 2):
+        async with leadership(store, on_event=heard.append) as lead:
+            running = asyncio.create_task(jobs.run(lead))
+            await asyncio.sleep(3)
+            if term == 1:
+                jobs.every(1, name="second")(lambda: ran.append("second"))
+                await asyncio.sleep(3)
+                assert set(ran) == {"first"}
+            running.cancel()
+            await asyncio.wait([running])
+    assert set(ran) == {"first", "second"}
+    [told] = [event for event in heard if isinstance(event, Notice) and "'second' was registered" in event.text]
+    assert (told.lease, told.token, told.severity) == ("default", 1, "WARNING")
 
 
 @virtual
