@@ -14,12 +14,14 @@ __all__ = [
     "CommitUnknown",
     "ConfigurationError",
     "DuplicateJob",
+    "GiveUp",
     "InvalidJob",
     "InvalidSchedule",
     "LeadershipLost",
     "LeaseHeld",
     "LossReason",
     "NotLeader",
+    "RequestRefused",
     "RunAlreadyEnded",
     "SchemaMissing",
     "StoreRejected",
@@ -83,6 +85,34 @@ class InvalidJob(AioleaseError, ValueError):
         self.job = job
         self.problem = problem
         super().__init__(f"job {job!r}: {problem}")
+
+
+class GiveUp(AioleaseError):
+    """Raised by a job whose run is not to be tried again: it has failed at once, whatever retries are left.
+
+    Attributes:
+        reason: Why.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class RequestRefused(AioleaseError):
+    """What somebody asked of a job cannot be done as the ledger stands; nothing was changed.
+
+    Attributes:
+        lease: The lease.
+        job: The job.
+        reason: Why, and what to do.
+    """
+
+    def __init__(self, lease: str, job: str, reason: str) -> None:
+        self.lease = lease
+        self.job = job
+        self.reason = reason
+        super().__init__(f"job {job!r} of {lease!r}: {reason}")
 
 
 class DuplicateJob(AioleaseError, ValueError):

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from aiolease._jobs.schedule import Schedule, read_schedule
 from aiolease.errors import StoreUnavailable
+from aiolease.stores.batch import Batch, JobDefinition
 from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.memory import Ledger, MemoryServer, MemoryStore
-from aiolease.stores.records import Batch, JobDefinition, Lease, RunRecord, TermKey
+from aiolease.stores.records import Lease, RunRecord, TermKey
 from tests.simulation.audit import Span
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import Any
 
 from aiolease._election.claim import new_holder
 from aiolease.stores import Store
+from aiolease.stores.batch import Batch, Change, JobDefinition
 from aiolease.stores.contract import LeaseStore, LedgerStore
-from aiolease.stores.records import Batch, Change, JobDefinition, Lease, RunKey, RunRecord, RunStatus, TermKey
+from aiolease.stores.records import Lease, RunKey, RunRecord, RunStatus, TermKey
 from tests.stores.plans import AT_ONCE, BUSY, EARLIER_TOKEN, FAILING, FEW, FIRST, JOBS, KEPT, LEASES, Recorder
 
 

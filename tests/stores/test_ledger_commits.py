@@ -15,8 +15,9 @@ import asyncmy
 import pytest
 
 from aiolease.stores import Store
+from aiolease.stores.batch import Batch
 from aiolease.stores.contract import FenceBroken, Refused
-from aiolease.stores.records import Batch, RunKey, RunStatus, TermKey
+from aiolease.stores.records import RunKey, RunStatus, TermKey
 from tests.campaigns import LIMIT
 from tests.stores.databases import Awkward, Database, InMemory, InSQLite, MakeStore, OnServer
 from tests.stores.ledgers import (

@@ -21,7 +21,8 @@ import asyncmy
 import pytest
 
 from aiolease.stores import Store, open_store
-from aiolease.stores.records import Batch, JobDefinition, RunRecord
+from aiolease.stores.batch import Batch, JobDefinition
+from aiolease.stores.records import RunRecord
 from aiolease.stores.sqlite import SQLiteStore
 from tests.servers import Server, TCPProxy
 from tests.stores.driving import Called, change, drive, lead, methods

@@ -8,20 +8,9 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from aiolease.errors import InvalidJob
+from aiolease.stores.batch import Batch, Change, JobDefinition, LedgerReading
 from aiolease.stores.contract import Refused
-from aiolease.stores.records import (
-    AHEAD,
-    SETTLED_BY_HAND,
-    Batch,
-    Change,
-    JobDefinition,
-    JobRecord,
-    LedgerReading,
-    Place,
-    RunRecord,
-    TermKey,
-    kept,
-)
+from aiolease.stores.records import AHEAD, SETTLED_BY_HAND, JobRecord, Place, RunRecord, TermKey, kept
 
 
 class Ledger:

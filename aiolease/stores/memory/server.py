@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from aiolease.errors import ConfigurationError
+from aiolease.stores.batch import Batch, Change, JobDefinition
 from aiolease.stores.contract import FenceBroken
 from aiolease.stores.memory.ledger import Ledger
-from aiolease.stores.records import Batch, Change, JobDefinition, Lease, RunKey, TermKey
+from aiolease.stores.records import Lease, RunKey, TermKey
 
 _VIRTUAL_START = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -9,19 +9,10 @@ from typing import TypeVar
 
 from aiolease._names import check_name
 from aiolease._waiting import time_limited
+from aiolease.stores.batch import Batch, JobDefinition, LedgerReading
 from aiolease.stores.contract import look_limit
 from aiolease.stores.memory.server import MemoryServer
-from aiolease.stores.records import (
-    Batch,
-    JobDefinition,
-    Lease,
-    LedgerReading,
-    Place,
-    RunKey,
-    RunRecord,
-    TermKey,
-    checked_limit,
-)
+from aiolease.stores.records import Lease, Place, RunKey, RunRecord, TermKey, checked_limit
 
 T = TypeVar("T")
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from aiolease._waiting import time_limited
 from aiolease.errors import AioleaseError
+from aiolease.stores.batch import JobDefinition
 from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.mysql.dialect import CHECK_FAILED, Bound, MySQLDialect, packet
 from aiolease.stores.mysql.drivers import Rows, error_number
@@ -19,7 +20,7 @@ from aiolease.stores.mysql.enrolling import Enrolling
 from aiolease.stores.mysql.fence import FENCE_RESULTS, FenceSQL
 from aiolease.stores.mysql.pruning import Pruning
 from aiolease.stores.mysql.session import Session
-from aiolease.stores.records import JobDefinition, TermKey
+from aiolease.stores.records import TermKey
 from aiolease.stores.sql.recording import AT_ONCE
 from aiolease.stores.sql.statement import Asked, Step
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from aiolease.stores.records import SETTLED_BY_HAND, LedgerReading
+from aiolease.stores.batch import LedgerReading
+from aiolease.stores.records import SETTLED_BY_HAND
 from aiolease.stores.sql.dialect import Dialect
 from aiolease.stores.sql.rows import Row, Rows, read_each
 from aiolease.stores.sql.statement import Statement

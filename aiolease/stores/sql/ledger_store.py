@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from aiolease._names import check_name
 from aiolease.errors import InvalidJob
-from aiolease.stores.records import Batch, JobDefinition, LedgerReading, Place, RunRecord, TermKey, checked_limit
+from aiolease.stores.batch import Batch, JobDefinition, LedgerReading
+from aiolease.stores.records import Place, RunRecord, TermKey, checked_limit
 from aiolease.stores.sql.dialect import Dialect
 from aiolease.stores.sql.ledger import LedgerStatements
 from aiolease.stores.sql.recording import Recording

@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from aiolease.stores.records import AHEAD, Batch, Change, JobDefinition, RunRecord, RunStatus, TermKey, kept
+from aiolease.stores.batch import Batch, Change, JobDefinition
+from aiolease.stores.records import AHEAD, RunRecord, RunStatus, TermKey, kept
 from aiolease.stores.sql.dialect import Dialect
 from aiolease.stores.sql.ledger import THIS_JOB
 from aiolease.stores.sql.statement import Statement, Step

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
+from aiolease.stores.batch import JobDefinition
 from aiolease.stores.contract import FenceBroken, Refused
-from aiolease.stores.records import JobDefinition, TermKey
+from aiolease.stores.records import TermKey
 from aiolease.stores.sql.lease import FenceStatements, of_term
 from aiolease.stores.sql.ledger import PruneStatements, step_of
 from aiolease.stores.sql.recording import Recording

@@ -7,7 +7,8 @@ from datetime import timedelta
 import pytest
 
 from aiolease import leadership, open_store
-from aiolease.stores.records import Batch, JobDefinition, TermKey
+from aiolease.stores.batch import Batch, JobDefinition
+from aiolease.stores.records import TermKey
 from tests.servers import MariaDBServer, MySQLServer, Server
 from tests.stores.ledgers import change, claiming, run
 
