@@ -101,6 +101,15 @@ def kept(error: str | None) -> str | None:
     return error and error[:MAX_ERROR].encode(errors="replace").decode()
 
 
+MAX_EARLIER = 4000
+"""Characters of what the ledger keeps of the earlier attempts of a run: the last ones."""
+
+
+def kept_line(line: str | None) -> str | None:
+    """How an attempt ended, as one line of `RunRecord.earlier`."""
+    return line and " | ".join(part for part in line.splitlines() if part).encode(errors="replace").decode()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
     """What the database knows of a job. Every moment is aware UTC by the database's clock.

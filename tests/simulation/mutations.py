@@ -132,7 +132,7 @@ def _a_cancellation_is_swallowed() -> AbstractContextManager[Any]:
 
 def _not_released() -> AbstractContextManager[Any]:
     async def mutated(keeper: Leader) -> None:
-        keeper._store.forget(keeper.term.key.name)
+        keeper._store.abandon(keeper.term.key.name)
 
     return patch.object(Leader, "release", mutated)
 

@@ -80,7 +80,7 @@ async def drive_leases(store: Store, recorder: Recorder) -> None:
     await measure("watches", asyncio.gather(*looks))
     releases = (store.release(each.name, each.holder, each.token) for each in terms)
     await measure("releases", asyncio.gather(*releases))
-    store.forget("idle-000")
+    store.abandon("idle-000")
     seen = await store.read("idle-299")
     await measure("watch in the lock", store.watch("idle-299", 1.0, lease=seen, poll=0.5, hint=True))
 

@@ -146,8 +146,8 @@ class MemoryStore:
         server = self.server
         await self.exchange("resume", lambda: server.ledgers[name].resume(name, job, server.now()))
 
-    def forget(self, name: str) -> None:
-        """See `LeaseStore.forget`."""
+    def abandon(self, name: str) -> None:
+        """See `LeaseStore.abandon`."""
 
     async def resign(self, name: str) -> int | None:
         """See `LeaseStore.resign`."""
