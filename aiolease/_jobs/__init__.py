@@ -41,7 +41,7 @@ The loop, which has all the I/O:
 The planner, which has no I/O:
 
 - ``planner``: the plan of one turn, and what became of it. ``plan``: what is in it.
-- ``job_state``: how a job stands.
+- ``job_state``: how a job stands in the term. ``standing``: how it stands by its rows alone, for everyone who looks.
 - ``next_ticks``: the heap. ``claims``: ticks that are due. ``series``: skipped ticks. ``requests``: triggers, pauses.
 - ``waiting_line``: whose turn it is. ``places``: how many may run. ``backlog``: queued runs that were not read yet.
 - ``changed``: the ticks of a schedule that has changed.

@@ -30,6 +30,7 @@ class Job:
     missed: Missed = "once"
     max_age: float | None = None
     rerun_lost: bool = False
+    late_after: float | None = None
 
     @property
     def one_by_one(self) -> bool:
