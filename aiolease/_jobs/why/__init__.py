@@ -1,0 +1,92 @@
+"""Why a job ran, or did not run, at a moment: from schedule, ledger and terms, in sentences. Pure, for people.
+
+`why` decides what a moment stands for: a row, a tick without a row, or neither. Then it is told
+
+* `rows`: what became of a tick that has a row;
+* `gaps`: why there is none: not due, before the job was known, paused, nobody led, the leader lacked the job;
+* `clocks`: hours that a change of the clock skipped, or showed twice;
+* `facts`: what it is reckoned from.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from aiolease._jobs.schedule import Schedule
+from aiolease._jobs.why.clocks import is_tick
+from aiolease._jobs.why.facts import Facts, Verdict, Why
+from aiolease._jobs.why.gaps import tell_future, tell_no_tick, tell_unclaimed
+from aiolease._jobs.why.rows import tell_row
+from aiolease.stores.records import RunRecord
+
+__all__ = ["Facts", "Verdict", "Why", "latest", "reading_start", "why"]
+
+_MOMENT = timedelta(microseconds=1)
+
+
+def why(facts: Facts, moment: datetime | None = None) -> Why:
+    """Tells why a job ran, or did not run.
+
+    Args:
+        facts: What is known of it.
+        moment: When; its latest tick if none is given. A tick within the same minute, second or millisecond is meant,
+            too, if the moment has no seconds, or no parts of them.
+    """
+    schedule = facts.schedule
+    asked = moment if moment is not None else latest(facts)
+    row = _row_of(facts, asked)
+    if row is None and (schedule is None or not is_tick(schedule, asked)):
+        near = _nearby(facts, schedule, asked)
+        asked, row = near or asked, _row_of(facts, near or asked)
+    answer = Why(moment=asked, verdict="no row")
+    if row is not None:
+        answer.moment = row.tick if row.tick_from is None else asked
+        tell_row(facts, row, answer)
+    elif schedule is None:
+        answer.sentences.append(
+            f"There is no row of {facts.at(asked)}, and this version does not know its schedule, "
+            f"`{facts.record.schedule}`: ask with the version that the leader has."
+        )
+    elif not is_tick(schedule, asked):
+        tell_no_tick(facts, schedule, answer)
+    elif asked > facts.now:
+        tell_future(facts, answer)
+    else:
+        tell_unclaimed(facts, answer)
+    return answer
+
+
+def latest(facts: Facts) -> datetime:
+    """The latest tick of a job: of its schedule since that holds, or of a row; else its first one to come."""
+    schedule, since = facts.schedule, facts.record.schedule_since
+    found = [run.tick for run in facts.rows if run.tick <= facts.now]
+    tick = None if schedule is None else schedule.latest_between(since, facts.now)
+    found += [tick] if tick is not None else []
+    if found:
+        return max(found)
+    return (schedule.next_after(facts.now) if schedule is not None else None) or facts.now
+
+
+def reading_start(schedule: Schedule | None, moment: datetime) -> datetime:
+    """From where on rows are to be read to tell of a moment: those of its tick, and of the tick before."""
+    before = None if schedule is None else schedule.latest_between(moment - timedelta(days=400), moment - _MOMENT)
+    return before or moment
+
+
+def _row_of(facts: Facts, moment: datetime) -> RunRecord | None:
+    """The row of a tick, or of a range of skipped ones in which it lies."""
+    for run in facts.rows:
+        if run.tick == moment or (run.tick_from is not None and run.tick_from <= moment <= run.tick):
+            return run
+    return None
+
+
+def _nearby(facts: Facts, schedule: Schedule | None, moment: datetime) -> datetime | None:
+    """The tick that is meant by a moment that leaves out seconds, or parts of one."""
+    width = timedelta(minutes=1) if moment.second == 0 else timedelta(seconds=1)
+    if moment.microsecond:
+        width = timedelta(milliseconds=1)
+    found = [run.tick for run in facts.rows if moment <= run.tick < moment + width]
+    tick = None if schedule is None else schedule.next_after(moment - _MOMENT)
+    found += [tick] if tick is not None and tick < moment + width else []
+    return min(found, default=None)
