@@ -53,6 +53,13 @@ def test_a_moment_may_leave_out_seconds() -> None:
     assert ask(TICK.replace(second=29), job(), run(tick=tick)).verdict == "not due"
 
 
+def test_a_row_of_a_former_schedule_was_not_triggered() -> None:
+    """A row that is no tick of the schedule was triggered; one from before the schedule changed was not."""
+    row = run(tick=TICK - HOUR)
+    assert "somebody triggered it" in said(ask(row.tick, job(), row))
+    assert "It fell due at 2026-11-30 13:00:00 UTC" in said(ask(row.tick, job(schedule_since=TICK), row))
+
+
 def test_run_late_since_the_leader_changed() -> None:
     """A tick that fell due between two terms says so, with when they ended and began."""
     terms = [
@@ -149,6 +156,15 @@ def test_waiting_for_a_place() -> None:
         ask(TICK, job(), run("queued"), busy=3)
     )
     assert "should begin within seconds" in said(ask(TICK, job(), run("queued")))
+
+
+def test_a_retry_waits_for_its_turn() -> None:
+    """A retry whose moment has come waits as every other run."""
+    answer = ask(TICK, job(), run("queued", attempt=2, failures=1, not_before=NOW - MINUTE), busy=2)
+    assert "Attempt 2 might have begun at 2026-11-30 17:59:00 UTC" in said(answer)
+    assert "2 runs go on" in said(answer)
+    early = ask(TICK, job(), run("queued", attempt=2, failures=1, not_before=NOW + MINUTE), busy=2)
+    assert "go on" not in said(early)
 
 
 def test_waiting_for_the_run_before() -> None:

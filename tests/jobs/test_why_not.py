@@ -119,6 +119,19 @@ def test_in_the_future() -> None:
     assert ask(NOW + HOUR, job(), run()).verdict == "not due"
 
 
+def test_a_tick_within_the_minute_is_meant() -> None:
+    """A moment to the minute stands for a tick within it that has no row, too."""
+    answer = ask(TICK, job(schedule="cron 30 0 9 * * *", high_tick=TICK - DAY))
+    assert (answer.verdict, answer.moment) == ("not claimed", TICK + 30 * SECOND)
+
+
+def test_the_clock_change_to_come() -> None:
+    """A tick to come at which the clock jumps says so."""
+    answer = ask(at("2027-03-14 07:00"), job(schedule="cron 30 2 * * *"))
+    assert answer.verdict == "in the future"
+    assert "was put forward from 02:00 to 03:00" in said(answer)
+
+
 def test_a_job_that_was_never_due_tells_of_its_first_tick() -> None:
     """Without a moment, and without a tick so far, the first one to come is told of."""
     answer = ask(None, job(known_since=NOW - HOUR, schedule_since=NOW - HOUR, high_tick=None))
@@ -177,6 +190,8 @@ def test_the_pause_came_later() -> None:
     answer = ask(TICK, record, *rows)
     assert answer.verdict == "no row"
     assert "deleted" in said(answer)
+    assert answer.sentences[-1] == "Term 7 (web7) led at that moment."
+    assert "" not in ask(TICK, record, *rows, terms=[]).sentences
 
 
 # -- no row any more
@@ -213,6 +228,7 @@ def test_nobody_leads() -> None:
         assert answer.verdict == "nobody leads"
         assert text in said(answer)
         assert "When somebody leads it is run, or skipped" in said(answer)
+        assert "Term 7 was the last that had begun (web7)" in said(answer)
 
 
 def test_the_leader_lacks_the_job() -> None:

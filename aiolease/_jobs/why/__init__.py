@@ -36,8 +36,8 @@ def why(facts: Facts, moment: datetime | None = None) -> Why:
     asked = moment if moment is not None else latest(facts)
     row = _row_of(facts, asked)
     if row is None and (schedule is None or not is_tick(schedule, asked)):
-        near = _nearby(facts, schedule, asked)
-        asked, row = near or asked, _row_of(facts, near or asked)
+        asked = _nearby(facts, schedule, asked) or asked
+        row = _row_of(facts, asked)
     answer = Why(moment=asked, verdict="no row")
     if row is not None:
         answer.moment = row.tick if row.tick_from is None else asked

@@ -6,9 +6,10 @@ from datetime import datetime, timedelta
 
 from aiolease._jobs.in_words import in_words, span
 from aiolease._jobs.schedule import Schedule
+from aiolease._jobs.standing import standing
 from aiolease._jobs.why.clocks import by_its_own_clock, never_shown, of_a_tick, of_no_tick
 from aiolease._jobs.why.facts import Facts, Verdict, Why, tell_of_leader, tell_who_leads
-from aiolease.stores.records import JobRecord
+from aiolease.stores.seen import JobSeen
 
 _SOON = timedelta(seconds=15)
 """So long after a tick a leader may be about to claim it: after a beat of the default lease, and a while."""
@@ -172,25 +173,14 @@ def _ended_pause(facts: Facts) -> datetime | None:
 
 def _pause_of(facts: Facts, tick: datetime) -> str:
     """The pause that goes on, and keeps a tick from being run; empty if none does."""
-    record, whole = facts.record, facts.pause
-    now = max(facts.now, tick)
-    if record.is_paused(now) and record.paused_at is not None:
-        pause, what = record, "The job"
-    elif whole is not None and whole.paused_at is not None and whole.is_paused(now) and _is_of(whole.paused_at, record):
-        pause, what = whole, "The whole lease"
-    else:
+    seen, now = JobSeen(record=facts.record), max(facts.now, tick)
+    stands = standing(seen, facts.pause, now, lease_duration=0.0)
+    if stands.paused_since is None:
         return ""
-    until = "until somebody resumes it" if pause.paused_until is None else f"until {facts.at(pause.paused_until)}"
-    note = f" ({pause.pause_note})" if pause.pause_note else ""
-    if whole is not None and whole.paused_at == pause.paused_at:
-        what = "The whole lease"
-    assert pause.paused_at is not None
-    return f"{what} is paused, since {facts.at(pause.paused_at)}, {until}{note}."
-
-
-def _is_of(since: datetime, record: JobRecord) -> bool:
-    """Whether a pause of the whole lease holds for a job that is not paused by itself: it became known since."""
-    return record.known_since >= since and (record.resumed_at is None or record.resumed_at < since)
+    what = "The whole lease" if stands.paused_with_all else "The job"
+    until = "until somebody resumes it" if stands.paused_until is None else f"until {facts.at(stands.paused_until)}"
+    note = f" ({stands.pause_note})" if stands.pause_note else ""
+    return f"{what} is paused, since {facts.at(stands.paused_since)}, {until}{note}."
 
 
 def _is_without(facts: Facts) -> bool:

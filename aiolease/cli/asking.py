@@ -1,0 +1,177 @@
+"""The commands that ask for something: `trigger`, `rerun`, `backfill`, `cancel`, `pause`, `resume`, and their kin."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from aiolease._jobs.in_words import moment_text, tick_text
+from aiolease.cli.lease import OpenLease, on_lease
+from aiolease.cli.printing import one_line, print_json, print_line, trouble
+from aiolease.stores.records import RunRecord
+
+_LOOK = 0.5
+"""Seconds between two looks at a run that is waited for."""
+
+
+def _said(arguments: argparse.Namespace, lease: OpenLease, text: str, **facts: object) -> int:
+    """Says what was done: in a line, or for programs."""
+    if arguments.json:
+        job = {"job": arguments.job} if hasattr(arguments, "job") else {}
+        print_json({"done": arguments.command, "lease": lease.name, **job, **facts})
+    else:
+        print_line(text)
+    return 0
+
+
+def _of(lease: OpenLease, job: str) -> str:
+    return f"{job!r} of {lease.name!r}"
+
+
+async def _when(lease: OpenLease) -> str:
+    row = await lease.ask(lambda store: store.status(lease.name))
+    return "when somebody leads" if row is None or row.free else "at the next heartbeat of a leader that has it"
+
+
+@on_lease
+async def trigger(lease: OpenLease, arguments: argparse.Namespace) -> int:
+    """Has a job run once, at the leader's next heartbeat."""
+    job = arguments.job
+    tick = await lease.ask(lambda store: store.trigger(lease.name, job))
+    text = f"triggered {_of(lease, job)}: it runs {await _when(lease)}, as the tick {tick_text(tick)} UTC"
+    return await _waited(lease, arguments, tick, text)
+
+
+@on_lease
+async def rerun(lease: OpenLease, arguments: argparse.Namespace) -> int:
+    """Has one run of a job run again."""
+    job = arguments.job
+    tick = await lease.tick_meant(job, arguments.tick)
+    await lease.ask(lambda store: store.rerun(lease.name, job, tick, force=arguments.force))
+    text = f"asked for the tick {tick_text(tick)} UTC of {_of(lease, job)} again: it runs {await _when(lease)}"
+    return await _waited(lease, arguments, tick, f"{text}, behind what is due")
+
+
+async def _waited(lease: OpenLease, arguments: argparse.Namespace, tick: datetime, text: str) -> int:
+    """Says what was asked for, and waits for its end if that is wanted."""
+    if not arguments.wait:
+        return _said(arguments, lease, text, tick=tick)
+    if not arguments.json:
+        print_line(text)
+    try:
+        async with asyncio.timeout(arguments.timeout):
+            run = await _end_of(lease, arguments.job, tick)
+    except TimeoutError:
+        return trouble(f"{_of(lease, arguments.job)} has not ended within {arguments.timeout:g} s; it goes on", 1)
+    if arguments.json:
+        print_json(asdict(run))
+    else:
+        error = f": {one_line(run.error)}" if run.error else ""
+        print_line(f"{run.status}, attempt {run.attempt} in term {run.token}{error}")
+    return 0 if run.status == "succeeded" else 1
+
+
+async def _end_of(lease: OpenLease, job: str, tick: datetime) -> RunRecord:
+    while True:
+        rows = await lease.ask(lambda store: store.look_up(lease.name, [(job, tick)]))
+        if rows and rows[0].status not in {"queued", "running"}:
+            return rows[0]
+        await asyncio.sleep(_LOOK)
+
+
+@on_lease
+async def backfill(lease: OpenLease, arguments: argparse.Namespace) -> int:
+    """Has the ticks of a range run that have no run, or were skipped."""
+    job, since, until = arguments.job, arguments.since, arguments.until or datetime.now(UTC)
+    await lease.ask(lambda store: store.backfill(lease.name, job, since, until))
+    text = (
+        f"asked for a backfill of {_of(lease, job)} from {moment_text(since)} to {moment_text(until)}: its ticks run "
+        f"{await _when(lease)}, behind what is due; `aiolease runs {job}` shows them, `aiolease cancel {job}` ends it"
+    )
+    return _said(arguments, lease, text, since=since, until=until)
+
+
+@on_lease
+async def cancel(lease: OpenLease, arguments: argparse.Namespace) -> int:
+    """Has the leader cancel the runs of a job that go on."""
+    await lease.ask(lambda store: store.cancel(lease.name, arguments.job))
+    when = await _when(lease)
+    text = f"asked to cancel the runs of {_of(lease, arguments.job)}: they are failed {when}, and not tried again"
+    return _said(arguments, lease, text)
+
+
+@on_lease
+async def pause(lease: OpenLease, arguments: argparse.Namespace) -> int:
+    """Has none of a job's ticks run from now on, or of all jobs."""
+    job, until, note = arguments.job, arguments.until, arguments.note
+    since = await _paused_since(lease, job)
+    await lease.ask(lambda store: store.pause(lease.name, job, until=until, note=note))
+    what = f"all jobs of {lease.name!r}" if job is None else _of(lease, job)
+    end = "" if until is None else f" until {moment_text(until)}"
+    verb = "were" if job is None else "was"
+    if since is None:
+        ticks = "no tick is run" if job is None else "its ticks are not run"
+        text = f"paused {what}{end}: {ticks}; what is running or queued goes on"
+    else:
+        new = f"; the pause lasts{end} now" if end else "; it has the new note" if note else ""
+        text = f"{what} {verb} paused already, since {_shown(since)}{new}"
+    return _said(arguments, lease, text, paused_at=since, until=until, note=note)
+
+
+@on_lease
+async def resume(lease: OpenLease, arguments: argparse.Namespace) -> int:
+    """Ends a pause."""
+    job = arguments.job
+    since = await _paused_since(lease, job)
+    await lease.ask(lambda store: store.resume(lease.name, job))
+    what = f"all jobs of {lease.name!r}" if job is None else _of(lease, job)
+    if since is None:
+        text = f"{what} {'were' if job is None else 'was'} not paused"
+    else:
+        runs = (
+            "those that are not paused by themselves run from their next ticks on"
+            if job is None
+            else ("it runs from its next tick on")
+        )
+        text = f"resumed {what}: {runs}, seen at the next heartbeat; those since {_shown(since)} are not made up for"
+    return _said(arguments, lease, text, paused_at=since)
+
+
+def _shown(moment: datetime) -> str:
+    return moment_text(moment.replace(microsecond=0))
+
+
+async def _paused_since(lease: OpenLease, job: str | None) -> datetime | None:
+    """Since when a job, or all of a lease, is paused. Only for telling: another may pause it at the same time."""
+    stock = await lease.ask(lambda store: store.take_stock(lease.name, attention=True))
+    record = stock.pause if job is None else stock.jobs.get(job)
+    return record.paused_at if record is not None and record.is_paused(stock.now) else None
+
+
+@on_lease
+async def settle(lease: OpenLease, arguments: argparse.Namespace) -> int:
+    """Sets a job's rows right."""
+    await lease.ask(lambda store: store.settle(lease.name, arguments.job))
+    of = _of(lease, arguments.job)
+    text = f"settled {of}: it goes on with its next tick; the leader learns of it within a minute"
+    return _said(arguments, lease, text)
+
+
+@on_lease
+async def forget(lease: OpenLease, arguments: argparse.Namespace) -> int:
+    """Takes a job that is gone, and its runs, out of the database."""
+    # Through the rows of a long history, in steps: it may take longer than one answer.
+    await lease.ask_long(lambda store: store.forget(lease.name, arguments.job))
+    return _said(arguments, lease, f"forgot {_of(lease, arguments.job)}: its rows are gone")
+
+
+@on_lease
+async def resign(lease: OpenLease, arguments: argparse.Namespace) -> int:
+    """Asks the leader to resign."""
+    token = await lease.ask(lambda store: store.resign(lease.name))
+    if token is None:
+        return trouble(f"nobody leads {lease.name!r}, there is nothing to resign", 1)
+    text = f"asked the leader of {lease.name!r} (term {token}) to resign; it does so at its next heartbeat"
+    return _said(arguments, lease, text, token=token)

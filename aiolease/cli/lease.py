@@ -1,0 +1,97 @@
+"""The lease that a command is about, and the database that has it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from aiolease._names import check_name
+from aiolease._waiting import time_limited
+from aiolease.errors import ConfigurationError
+from aiolease.stores import Store, open_store
+from aiolease.stores.records import RunRecord
+
+T = TypeVar("T")
+
+_LIMIT = 10.0
+"""Seconds that the database may take for one answer."""
+
+_LONG = 600.0
+"""Seconds that a command of many steps may take."""
+
+
+class OpenLease:
+    """The lease that a command is about, and the store that has it.
+
+    Attributes:
+        name: The lease.
+        database: Which database, for people.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.name = name
+        self.database = store.description
+        self._store = store
+
+    async def ask(self, question: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
+        """Has one exchange with the store, within a time limit."""
+        return await time_limited(_LIMIT, self.database, question(self._store))
+
+    async def ask_long(self, question: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
+        """Has an exchange of many steps with the store."""
+        return await time_limited(_LONG, self.database, question(self._store))
+
+    async def tick_meant(self, job: str, moment: datetime) -> datetime:
+        """The tick of the row that somebody means, who may have left out seconds, or parts of one."""
+        width = timedelta(minutes=1) if moment.second == 0 else timedelta(seconds=1)
+        width = timedelta(milliseconds=1) if moment.microsecond else width
+        rows: list[RunRecord] = await self.ask(lambda store: store.rows_from(self.name, job, moment, 1))
+        if rows and rows[0].tick < moment + width and (rows[0].tick_from or rows[0].tick) >= moment:
+            return rows[0].tick
+        return moment
+
+
+def on_lease(command: Callable[[OpenLease, argparse.Namespace], Awaitable[int]]) -> Callable[[argparse.Namespace], int]:
+    """Makes a command that needs a lease one that takes its arguments only."""
+
+    @functools.wraps(command)
+    def run(arguments: argparse.Namespace) -> int:
+        async def opened() -> int:
+            async with open_lease(arguments) as lease:
+                return await command(lease, arguments)
+
+        if getattr(arguments, "job", None) is not None:
+            check_name(arguments.job, "JOB")
+        return asyncio.run(opened())
+
+    return run
+
+
+@asynccontextmanager
+async def open_lease(arguments: argparse.Namespace) -> AsyncIterator[OpenLease]:
+    """Opens the lease that the arguments and the environment name. Who only looks makes no tables."""
+    url, name, _ = settings_of(arguments)
+    async with open_store(url, create_tables=False) as store:
+        yield OpenLease(store, name)
+
+
+def settings_of(arguments: argparse.Namespace) -> tuple[str, str, dict[str, Any]]:
+    """The database, the lease, and the timings that the arguments and the environment name.
+
+    Raises:
+        ConfigurationError: One of them cannot work, or there is no database.
+    """
+    from aiolease._settings import LeaseSettings
+
+    settings = LeaseSettings() if arguments.url is None else LeaseSettings(url=arguments.url)
+    given, option = getattr(arguments, "lease", None), arguments.name
+    if given is not None and option is not None and given != option:
+        raise ConfigurationError("--lease", option, f"{given!r} is named, too: name one lease")
+    chosen = given if given is not None else option
+    name = check_name(settings.name if chosen is None else chosen, "NAME")
+    return settings.url, name, settings.options() | {"name": name}

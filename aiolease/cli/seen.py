@@ -1,0 +1,157 @@
+"""What `status`, `watch` and `check` look at, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from aiolease._jobs.in_words import moment_text, span
+from aiolease._jobs.standing import JobStanding, standing
+from aiolease.cli.lease import OpenLease
+from aiolease.cli.printing import one_line
+from aiolease.stores.records import AHEAD, JobRecord, Lease
+from aiolease.stores.seen import JobSeen, Overview
+
+_LEASE = 30.0
+"""Seconds that a lease is taken to last if nobody ever led."""
+
+_SETTLED_IN = timedelta(seconds=15)
+"""So long after its election a leader may not have said yet which jobs it has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """One look at a lease and its jobs.
+
+    Attributes:
+        name: The lease.
+        lease: Its row; ``None`` if nobody ever led.
+        overview: What the ledger has of its jobs.
+        jobs: How they stand, in the order of their names.
+        offset: Seconds by which this machine's clock is ahead of the database's.
+    """
+
+    name: str
+    lease: Lease | None
+    overview: Overview
+    jobs: list[JobStanding]
+    offset: float
+
+    @property
+    def now(self) -> datetime:
+        """The database's clock at the look."""
+        return self.overview.now
+
+    @property
+    def led(self) -> bool:
+        """Whether somebody leads."""
+        return self.lease is not None and not self.lease.free
+
+    @property
+    def pause(self) -> JobRecord | None:
+        """The pause of the whole lease, if it goes on."""
+        pause = self.overview.pause
+        return pause if pause is not None and pause.is_paused(self.now) else None
+
+    def job_seen(self, job: str) -> JobSeen:
+        """What the ledger has of a job."""
+        return self.overview.jobs[job]
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """Something that is wrong.
+
+    Attributes:
+        text: What, in one line.
+        command: What tells more of it, or mends it; empty if nothing does.
+        job: Of which job; ``None`` of the lease.
+    """
+
+    text: str
+    command: str = ""
+    job: str | None = None
+
+
+async def look(lease: OpenLease) -> Seen:
+    """Looks at a lease and its jobs: two statements."""
+    row = await lease.ask(lambda store: store.status(lease.name))
+    before = datetime.now(UTC)
+    overview = await lease.ask(lambda store: store.overview(lease.name))
+    between = before + (datetime.now(UTC) - before) / 2
+    duration = row.duration if row is not None else _LEASE
+    jobs = [
+        standing(seen, overview.pause, overview.now, lease_duration=duration)
+        for _, seen in sorted(overview.jobs.items())
+    ]
+    offset = (between - overview.now).total_seconds()
+    return Seen(name=lease.name, lease=row, overview=overview, jobs=jobs, offset=offset)
+
+
+def wrong_with(seen: Seen, *, failures: int = 1) -> list[Wrong]:
+    """What is wrong, the worst first: no leader, jobs that fail, jobs that do not run, clocks.
+
+    Args:
+        seen: The look.
+        failures: A job that failed fewer times in a row is not wrong.
+    """
+    found = [*_of_the_leader(seen)]
+    failing = [job for job in seen.jobs if job.failures >= failures]
+    found += [_failing(seen, job) for job in sorted(failing, key=lambda job: (-job.failures, job.job))]
+    for job, problem in sorted(seen.overview.unreadable.items()):
+        found.append(Wrong(f"{job!r} is set aside, its rows cannot be read: {problem}", f"settle {job}", job))
+    if seen.led:
+        found += [*_of_those_that_do_not_run(seen)]
+    if abs(seen.offset) > AHEAD:
+        way = "ahead of" if seen.offset > 0 else "behind"
+        found.append(Wrong(f"the clock of this machine is {span(abs(seen.offset))} {way} the database's"))
+    return found
+
+
+def _of_the_leader(seen: Seen) -> Iterator[Wrong]:
+    row = seen.lease
+    if row is None or seen.led:
+        return
+    overdue = sum(job.overdue > 0 for job in seen.jobs)
+    late = f"; {overdue} jobs are overdue" if overdue > 1 else "; 1 job is overdue" if overdue else ""
+    if row.holder is None:
+        yield Wrong(f"nobody leads {seen.name!r}: term {row.token} was released{late}")
+    else:
+        since = f"since {moment_text(row.expires_at.replace(microsecond=0))}"
+        yield Wrong(f"nobody leads {seen.name!r} {since}: {row.holder} did not renew it{late}")
+
+
+def _failing(seen: Seen, job: JobStanding) -> Wrong:
+    last = job.last
+    often = f"has failed {job.failures} times in a row" if job.failures > 1 else "has failed"
+    if last is None or last.status not in {"failed", "lost"}:
+        return Wrong(f"{job.job!r} {often}", f"why {job.job}", job.job)
+    when = (
+        f"the last time for {moment_text(last.tick, job.timezone)}"
+        if job.failures > 1
+        else (f"for {moment_text(last.tick, job.timezone)}")
+    )
+    return Wrong(f"{job.job!r} {often}, {when}: {one_line(last.error or last.status)}", f"why {job.job}", job.job)
+
+
+def _of_those_that_do_not_run(seen: Seen) -> Iterator[Wrong]:
+    for job in sorted(seen.jobs, key=lambda job: -job.overdue):
+        record = seen.job_seen(job.job).record
+        if is_without(seen, record):
+            text = f"the leader (term {seen.lease.token if seen.lease else 0}) has no job {job.job!r}: deploy it"
+            yield Wrong(f"{text}, or forget it if it is gone", f"forget {job.job}", job.job)
+        elif job.overdue and job.next_tick is not None:
+            text = f"{job.job!r} is overdue: its tick of {moment_text(job.next_tick, job.timezone)} passed"
+            yield Wrong(f"{text} {span(job.overdue)} ago", f"why {job.job}", job.job)
+        elif record.high_tick is not None and record.high_tick > seen.now + timedelta(seconds=AHEAD):
+            text = f"{job.job!r} is silent until {moment_text(record.high_tick)}, by a clock that was ahead"
+            yield Wrong(text, f"settle {job.job}", job.job)
+
+
+def is_without(seen: Seen, record: JobRecord) -> bool:
+    """Whether the leader has said which jobs it has, and this one is not among them."""
+    row = seen.lease
+    if row is None or row.free or seen.now - row.elected_at < _SETTLED_IN:
+        return False
+    return record.token is not None and record.token != row.token

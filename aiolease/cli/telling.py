@@ -1,0 +1,146 @@
+"""Rows as text: a lease, jobs, runs, and the same for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from datetime import datetime
+
+from aiolease._jobs.in_words import local_text, moment_text, span, tick_text
+from aiolease._jobs.standing import JobStanding
+from aiolease.cli.printing import one_line
+from aiolease.cli.seen import Seen, is_without, wrong_with
+from aiolease.stores.records import Lease, RunRecord
+
+JOBS = ("job", "schedule", "last run (UTC)", "ended", "last success", "next tick (UTC)", "state")
+"""The head of the table of jobs."""
+
+RUNS = ("tick (UTC)", "status", "attempt", "term", "took", "")
+"""The head of the table of runs."""
+
+
+def described(seen: Seen) -> Iterator[str]:
+    """A lease as a short table. Ages and rests are by the database's clock, like all that the row says."""
+    lease = seen.lease
+    if lease is None:
+        yield f"{seen.name!r} never had a leader"
+        return
+    yield f"lease     {lease.name}"
+    leader = lease.holder or "nobody, it was released"
+    yield f"leader    {leader if lease.holder is None or not lease.expired else f'nobody, {leader} did not renew it'}"
+    yield f"term      {lease.token}"
+    yield f"elected   {_moment(lease.elected_at)}, {ago(lease.elected_at, lease.now)}"
+    yield f"renewed   {_moment(lease.renewed_at)}, {ago(lease.renewed_at, lease.now)}"
+    if lease.holder is not None and lease.expired:
+        yield f"expired   {_moment(lease.expires_at)}, {ago(lease.expires_at, lease.now)}"
+    elif lease.holder is not None:
+        rest = (lease.expires_at - lease.now).total_seconds()
+        yield f"expires   {_moment(lease.expires_at)}, in {span(rest)} unless renewed"
+    if lease.holder is not None and lease.resign_token == lease.token:
+        yield "resign    was asked for"
+    if seen.pause is not None:
+        pause = seen.pause
+        yield f"paused    the whole lease, {_pause(pause.paused_at, pause.paused_until, pause.pause_note)}"
+    if seen.jobs:
+        running, waiting = sum(job.running for job in seen.jobs), sum(job.queued for job in seen.jobs)
+        yield f"runs      {running} running, {waiting} waiting"
+
+
+def status_facts(seen: Seen) -> dict[str, object]:
+    """What `status` says, for programs."""
+    nothing = dict.fromkeys(field.name for field in fields(Lease)) | {"name": seen.name, "now": seen.now}
+    return {
+        **(nothing if seen.lease is None else asdict(seen.lease)),
+        "led": seen.led,
+        "wrong": [asdict(wrong) for wrong in wrong_with(seen)],
+        "pause": None if seen.pause is None else _pause_facts(seen),
+        "clock_offset": seen.offset,
+        "jobs": [asdict(seen.job_seen(job.job).record) | asdict(job) for job in seen.jobs],
+    }
+
+
+def _pause_facts(seen: Seen) -> dict[str, object]:
+    assert seen.pause is not None
+    return {field: getattr(seen.pause, field) for field in ("paused_at", "paused_until", "pause_note")}
+
+
+def job_rows(seen: Seen) -> Iterator[tuple[str, ...]]:
+    """The rows of the table of jobs."""
+    for job in seen.jobs:
+        last = "none yet" if job.last is None else tick_text(job.last.tick)
+        ended = "" if job.last is None else job.last.status
+        success = "never" if job.last_success is None else ago(job.last_success, seen.now)
+        schedule = f"{job.schedule} {job.timezone}".strip()
+        yield job.job, schedule, last, ended, success, _next(job), ", ".join(doing(seen, job))
+
+
+def _next(job: JobStanding) -> str:
+    if job.next_tick is None:
+        return ""
+    beside = local_text(job.next_tick, job.timezone)
+    return f"{tick_text(job.next_tick)} ({beside})" if beside else tick_text(job.next_tick)
+
+
+def doing(seen: Seen, job: JobStanding) -> list[str]:
+    """What a job is doing, and what stands in its way."""
+    record = seen.job_seen(job.job).record
+    said = [f"failed {job.failures} in a row"] if job.failures > 1 else []
+    said += [f"overdue by {span(job.overdue)}"] if job.overdue else []
+    said += [status if count == 1 else f"{count} {status}" for count, status in _busy(job) if count]
+    said += ["triggered"] if record.requested_at is not None else []
+    said += ["cancel asked for"] if record.cancel_at is not None else []
+    said += [f"backfill from {tick_text(record.backfill_since)}"] if record.backfill_since is not None else []
+    said += ["the leader has it not"] if is_without(seen, record) else []
+    if job.paused and not (job.paused_with_all and seen.pause is not None):
+        said.append(f"paused {_pause(job.paused_since, job.paused_until, job.pause_note)}")
+    return said
+
+
+def _busy(job: JobStanding) -> tuple[tuple[int, str], ...]:
+    return (job.running, "running"), (job.queued, "queued")
+
+
+def _pause(since: datetime | None, until: datetime | None, note: str | None) -> str:
+    said = "" if since is None else f"since {_moment(since)}"
+    said += "" if until is None else f" until {_moment(until)}"
+    return said + (f" ({one_line(note)})" if note else "")
+
+
+def run_row(run: RunRecord, now: datetime) -> tuple[str, ...]:
+    """The row of one run in the table of a history."""
+    took = ""
+    if run.started_at is not None and run.status == "running":
+        took = f"{_length(run.started_at, now)} so far"
+    elif run.started_at is not None and run.finished_at is not None and run.status != "lost":
+        took = _length(run.started_at, run.finished_at)  # when a lost one ended nobody knows
+    return tick_text(run.tick), run.status, str(run.attempt), str(run.token), took, _of_a_run(run, now)
+
+
+def _of_a_run(run: RunRecord, now: datetime) -> str:
+    """The error or the reason of a run, what it waits for, and who asked for it."""
+    said = one_line(run.error or (run.errors[-1] if run.errors else ""))
+    if run.tick_from is not None and run.count is not None and run.count > 1:
+        said = f"{run.count} ticks since {tick_text(run.tick_from)}: {said}"
+    before = [f"by {run.request}"] if run.request is not None else []
+    if run.status == "queued" and run.not_before is not None and run.not_before > now:
+        before.append(f"not before {tick_text(run.not_before.replace(microsecond=0))}")
+    return "; ".join([*before, *([said] if said else [])])
+
+
+def run_facts(run: RunRecord) -> dict[str, object]:
+    """A run for programs."""
+    return asdict(run)
+
+
+def ago(moment: datetime, now: datetime) -> str:
+    """How long ago a moment was."""
+    return f"{span((now - moment).total_seconds())} ago"
+
+
+def _moment(moment: datetime) -> str:
+    return moment_text(moment.replace(microsecond=0))
+
+
+def _length(start: datetime, end: datetime) -> str:
+    seconds = max((end - start).total_seconds(), 0.0)
+    return f"{seconds:.2f} s" if seconds < 10 else span(seconds)
