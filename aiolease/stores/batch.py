@@ -46,6 +46,19 @@ class Backfilled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trimmed:
+    """What is left of a row of skipped ticks when those at its beginning are taken out of it, to be run after all.
+
+    Attributes:
+        tick_from: The first tick that is left; ``None`` if it is the row's own.
+        count: How many ticks are left. Refused unless there were more.
+    """
+
+    tick_from: datetime | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """A conditional change of a run's row; without effect on a row that has moved on.
 
@@ -53,12 +66,14 @@ class Change:
         key: The attempt it is about.
         was: The status that the row must have.
         status: The status that it gets. ``"running"`` sets `RunRecord.started_at`; one that ends the run sets
-            `RunRecord.finished_at`; ``"queued"`` clears both.
+            `RunRecord.finished_at`; ``"queued"`` clears both, and what a row of skipped ticks says of its range. Each
+            but ``"queued"`` clears `RunRecord.not_before`.
         attempt: The attempt that the row gets.
         adopt: Whether the row gets the token and holder of the term that writes.
         error: What the row's error becomes.
         required: Whether the whole batch is refused if the row has moved on.
-        again: Of one that is queued: what else becomes of it.
+        again: Of one that is queued: what else becomes of it. Without it the run goes back to the line of its job:
+            its `RunRecord.not_before` is cleared.
     """
 
     key: RunKey
@@ -86,6 +101,7 @@ class Batch:
         requests: The `JobRecord.requested_at` of jobs that were seen, and are cleared. Refused if one is another.
         extends: Of claims that are skipped: the `RunRecord.tick` of the row of skipped ticks that becomes theirs, with
             their tick, and their count beside its own. Refused if there is no such row.
+        trims: Of rows of skipped ticks, by their places: what is left of them. Refused if there is no such row.
         backfills: How far the backfills of jobs were queued.
         cancels: The `JobRecord.cancel_at` of jobs whose runs have been cancelled, and are cleared if they still are.
         asked: The `JobRecord.asked_at` of jobs whose runs have been read, and are cleared if they still are.
@@ -97,6 +113,7 @@ class Batch:
     seen: dict[str, datetime | None] = field(default_factory=dict)
     requests: dict[str, datetime] = field(default_factory=dict)
     extends: dict[Place, datetime] = field(default_factory=dict)
+    trims: dict[Place, Trimmed] = field(default_factory=dict)
     backfills: dict[str, Backfilled] = field(default_factory=dict)
     cancels: dict[str, datetime] = field(default_factory=dict)
     asked: dict[str, datetime] = field(default_factory=dict)
@@ -107,6 +124,7 @@ class Batch:
             or self.claims
             or self.high_ticks
             or self.requests
+            or self.trims
             or self.backfills
             or self.cancels
             or self.asked

@@ -121,7 +121,7 @@ class LeaseStore(Protocol):
             StoreUnavailable: A conflict, or the connection is lost.
         """
 
-    def forget(self, name: str) -> None:
+    def abandon(self, name: str) -> None:
         """The term is over and its row is not to be touched: gives up what wakes the candidates. Never waits."""
 
 

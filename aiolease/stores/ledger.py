@@ -21,7 +21,7 @@ class LedgerStore(Protocol):
 
         Args:
             name: The lease.
-            attention: Reads only the jobs that are, or were, paused or triggered, and no runs.
+            attention: Reads only the jobs that are, or were, paused, or of which somebody asked something, and no runs.
             runs: Whether to read the runs.
             counted: Counts the queued runs instead of reading them: there may be any number.
         """

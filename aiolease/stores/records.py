@@ -101,6 +101,15 @@ def kept(error: str | None) -> str | None:
     return error and error[:MAX_ERROR].encode(errors="replace").decode()
 
 
+MAX_EARLIER = 4000
+"""Characters of what the ledger keeps of the earlier attempts of a run: the last ones."""
+
+
+def kept_line(line: str | None) -> str | None:
+    """How an attempt ended, as one line of `RunRecord.earlier`."""
+    return line and " | ".join(part for part in line.splitlines() if part).encode(errors="replace").decode()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
     """What the database knows of a job. Every moment is aware UTC by the database's clock.
@@ -200,6 +209,12 @@ class RunRecord:
     def errors(self) -> tuple[str, ...]:
         """How the earlier attempts ended, the newest last."""
         return tuple((self.earlier or "").splitlines())
+
+
+def attempt_line(run: RunRecord, ended_at: datetime | None, how: str) -> str:
+    """A line of `RunRecord.earlier`: which attempt it was, of which term, when it ended, and how."""
+    when = f", {ended_at:%Y-%m-%d %H:%M:%S} UTC" if ended_at else ""
+    return f"attempt {run.attempt} (term {run.token}{when}): {how}"
 
 
 SETTLED_BY_HAND = "settled by hand"

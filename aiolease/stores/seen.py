@@ -15,6 +15,9 @@ A term's row has its beginning as its tick. It is running, then succeeded if the
 WHOLE_LEASE = "all jobs"
 """The job whose row keeps the pause of a whole lease; see `TERMS`."""
 
+MOST_FAILURES = 100
+"""How many failures in a row are counted; of more, so many."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSeen:
@@ -24,7 +27,7 @@ class JobSeen:
         record: The job.
         last: Its newest run that has ended: succeeded, failed or lost; ``None`` if there is none.
         last_success: When its newest run that has succeeded ended; ``None`` if there is none.
-        failures: How many runs have failed, or were lost, since that one.
+        failures: How many runs have failed, or were lost, since that one; at most `MOST_FAILURES`.
         running: How many of its runs go on.
         queued: How many wait, of whatever kind.
     """

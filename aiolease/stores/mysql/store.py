@@ -208,8 +208,8 @@ class MySQLStore(SQLLedger):
         self._polls.wake()
         return released
 
-    def forget(self, name: str) -> None:
-        """See `LeaseStore.forget`."""
+    def abandon(self, name: str) -> None:
+        """See `LeaseStore.abandon`."""
         self._leading.pop(name, None)
         if not self._lease_session.busy:
             self._lease_session.discard()  # and with the session its lock

@@ -140,8 +140,8 @@ class SQLiteStore(SQLLedger):
     def _fencing(self) -> Fence:
         return Fence(self.description, self._fence, self._dialect, self._clock)
 
-    def forget(self, name: str) -> None:
-        """See `LeaseStore.forget`. Candidates look by themselves."""
+    def abandon(self, name: str) -> None:
+        """See `LeaseStore.abandon`. Candidates look by themselves."""
 
     async def resign(self, name: str) -> int | None:
         """See `Store.resign`."""
