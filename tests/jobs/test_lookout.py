@@ -63,7 +63,7 @@ class Process:
         return [each.jobs for each in self.observed.events if isinstance(each, UnknownJobs)]
 
     def looks(self) -> int:
-        return sum(method == "take_stock" for method, _ in self.store.sent)
+        return sum(method == "overview" for method, _ in self.store.sent)
 
 
 @virtual
@@ -156,9 +156,9 @@ async def test_a_look_that_fails_is_no_news(fault: str, log: list[Message]) -> N
     leader, follower = Process(registry("mine"), server), Process(registry("yours"), server)
     async with leader.runs(), follower.runs() as campaign:
         if fault == "fail":
-            follower.store.fail("take_stock", StoreUnavailable("memory", "cut"), times=3)
+            follower.store.fail("overview", StoreUnavailable("memory", "cut"), times=3)
         else:
-            follower.store.lose_request("take_stock", times=3)
+            follower.store.lose_request("overview", times=3)
         await asyncio.sleep(2.5 * LEASE)
         assert (campaign.status().state, follower.unknown) == ("following", [])
         await asyncio.sleep(6 * LEASE)
