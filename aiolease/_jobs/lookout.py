@@ -155,32 +155,31 @@ class Lookout:
 
         1. A job has no row, though the leader has made those of its jobs.
         2. Its row shows an earlier term, or none, though the leader has noted its term in others.
-        3. The leader is of a version that notes no term. It claims ticks of other jobs, and not those of this one.
+        3. The leader is of a version that notes no term. It claims ticks of other jobs, and none of this one.
         """
         rows = [seen.record for seen in overview.jobs.values()]
         began = overview.now - timedelta(seconds=sight.age)
         notes = any(row.token == sight.token for row in rows)
-        claims = any(row.high_tick is not None and row.high_tick >= began for row in rows)
+        claims = any(_has_claimed_since(began, row) for row in rows)
         for name, job in self._jobs.items():
             if name in overview.unreadable:
                 continue
-            if name not in overview.jobs:
+            row = overview.jobs[name].record if name in overview.jobs else None
+            if row is None:
                 yield name
-                continue
-            row = overview.jobs[name].record
-            if notes:
+            elif notes:
                 if row.token is None or row.token < (sight.token or 0):
                     yield name
-            elif claims and name in jobs and self._is_left_out(job, row, jobs[name], sight):
+            elif claims and not _has_claimed_since(began, row) and self._passes(job, row, jobs.get(name), sight):
                 yield name
 
-    def _is_left_out(self, job: Job, row: JobRecord, how: JobStanding, sight: Sight) -> bool:
-        """Whether a leader that notes no term lets ticks of a job pass. Not if another version leads, or catches up."""
+    def _passes(self, job: Job, row: JobRecord, how: JobStanding | None, sight: Sight) -> bool:
+        """Whether the leader lets ticks of a job pass; not if another version leads, or if it works off a backlog."""
         longest = 2 * self._duration
-        if job.missed == "all" or min(sight.age, how.late) <= longest or not self._has_stayed(how, sight):
+        if how is None or min(sight.age, how.late) <= longest or not self._has_stayed(how, sight):
             return False
         known = read_schedule(row.schedule, row.timezone)
-        return known is not None and means_the_same(known, job.schedule, self._looked[-1])
+        return job.missed != "all" and known is not None and means_the_same(known, job.schedule, self._looked[-1])
 
     def _tell_overdue(self, jobs: Mapping[str, JobStanding], facts: dict[str, Any]) -> None:
         unknown = () if self._unknown is None else self._unknown.jobs
@@ -203,6 +202,10 @@ class Lookout:
         return (
             f"{len(jobs)} jobs of {self._lease!r} are overdue, the first since {since:%Y-%m-%d %H:%M:%S} UTC: {names}"
         )
+
+
+def _has_claimed_since(moment: datetime, row: JobRecord) -> bool:
+    return row.high_tick is not None and row.high_tick >= moment
 
 
 def _event(how: JobStanding, *, quiet: bool = False, **facts: Any) -> Overdue:
