@@ -33,6 +33,7 @@ from aiolease._election.leadership import Leadership, current_leadership
 from aiolease._election.status import CampaignStatus
 from aiolease._jobs.registry import JobRegistry
 from aiolease._jobs.run import JobRun
+from aiolease._jobs.standing import JobStanding
 from aiolease._logging import RunFilter, use_stdlib_logging
 from aiolease.errors import (
     AioleaseError,
@@ -57,9 +58,12 @@ from aiolease.events import (
     Elected,
     Event,
     Following,
+    JobsSeen,
+    Leaderless,
     LoopBlocked,
     Lost,
     Notice,
+    Overdue,
     Released,
     ReleaseFailed,
     Renewed,
@@ -69,6 +73,7 @@ from aiolease.events import (
     RunStarted,
     TickSkipped,
     TicksMissed,
+    UnknownJobs,
     Waiting,
 )
 from aiolease.stores import open_store
@@ -96,6 +101,9 @@ __all__ = [
     "InvalidSchedule",
     "JobRegistry",
     "JobRun",
+    "JobStanding",
+    "JobsSeen",
+    "Leaderless",
     "Leadership",
     "LeadershipLost",
     "Lease",
@@ -106,6 +114,7 @@ __all__ = [
     "Lost",
     "NotLeader",
     "Notice",
+    "Overdue",
     "ReleaseFailed",
     "Released",
     "RenewFailed",
@@ -123,6 +132,7 @@ __all__ = [
     "TickSkipped",
     "TicksMissed",
     "TransactionEnded",
+    "UnknownJobs",
     "Waiting",
     "__version__",
     "current_leadership",

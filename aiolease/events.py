@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar
 
+from aiolease._event import Event, Level, named
+from aiolease._looks import JobsSeen, Leaderless, Overdue, UnknownJobs
 from aiolease.errors import LossReason
 
 __all__ = [
@@ -18,11 +20,15 @@ __all__ = [
     "Elected",
     "Event",
     "Following",
+    "JobsSeen",
+    "Leaderless",
     "Level",
     "LoopBlocked",
     "Lost",
     "Notice",
     "Observer",
+    "Overdue",
+    "ReleaseFailed",
     "Released",
     "RenewFailed",
     "Renewed",
@@ -31,36 +37,9 @@ __all__ = [
     "RunStarted",
     "TickSkipped",
     "TicksMissed",
+    "UnknownJobs",
     "Waiting",
 ]
-
-_NAMED = 10
-"""How many jobs a line names at most."""
-
-Level = str
-"""A level's name, the same in loguru and in the standard library, which has no TRACE."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Something that happened to one lease.
-
-    Attributes:
-        lease: The lease's name.
-        holder: The identity of the term or of the attempt, ``None`` where there is none.
-        token: The term's number, ``None`` where there is none.
-    """
-
-    level: ClassVar[Level] = "INFO"
-
-    lease: str
-    holder: str | None = None
-    token: int | None = None
-
-    @property
-    def phrase(self) -> str:
-        """The line for the log; its words are stable."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -377,30 +356,8 @@ class TicksMissed(Event):
 
     @property
     def phrase(self) -> str:
-        names = ", ".join(self.jobs[:_NAMED]) + (", …" if len(self.jobs) > _NAMED else "")
-        since = f"{self.since:%Y-%m-%d %H:%M:%S}"
-        return f"skipped {self.count} ticks of {len(self.jobs)} jobs since {since}, from before this term: {names}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnknownJobs(Event):
-    """Another process leads (`holder`, `token`), and does not run jobs that this process has. Once until that changes.
-
-    Attributes:
-        jobs: Their names, sorted.
-    """
-
-    level: ClassVar[Level] = "WARNING"
-
-    jobs: tuple[str, ...]
-
-    @property
-    def phrase(self) -> str:
-        named = ", ".join(self.jobs[:20]) + (f" and {len(self.jobs) - 20} more" if len(self.jobs) > 20 else "")
-        return (
-            f"the leader of {self.lease!r} (term {self.token}, {self.holder}) does not run jobs of this process: "
-            f"{named}; give two applications two leases"
-        )
+        jobs, since = named(self.jobs), f"{self.since:%Y-%m-%d %H:%M:%S}"
+        return f"skipped {self.count} ticks of {len(self.jobs)} jobs since {since}, from before this term: {jobs}"
 
 
 def describe(error: BaseException | None) -> str:
@@ -420,7 +377,7 @@ def level_of(event: Event) -> Level:
         return event.severity
     if isinstance(event, RunFinished):
         return {"succeeded": "INFO", "lost": "WARNING"}.get(event.status, "ERROR")
-    if isinstance(event, TickSkipped) and event.quiet:
+    if isinstance(event, TickSkipped | Overdue) and event.quiet:
         return "DEBUG"
     return event.level
 

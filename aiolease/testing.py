@@ -185,7 +185,7 @@ def virtual_time(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
 
 Method = Literal[
     "read", "claim", "renew", "release", "resign", "begin", "commit", "fence",
-    "take_stock", "enroll", "record", "prune", "history", "trigger", "pause", "resume", "settle",
+    "take_stock", "enroll", "record", "prune", "overview", "history", "trigger", "pause", "resume", "settle",
 ]  # fmt: skip
 
 
@@ -201,6 +201,7 @@ class MemoryStore(_PlainStore):
     ``"begin"``, ``"commit"``, ``"fence"``            ``transaction()``: its connection, fence and COMMIT; ``fence()``
     ``"take_stock"``, ``"enroll"``, ``"record"``,     the ledger as a leader reads it, tells it its jobs, writes which
     ``"prune"``                                       ticks it claims and how runs ended, and deletes old rows
+    ``"overview"``                                    how its jobs stand, as each process looks once per lease
     ``"history"``, ``"trigger"``, ``"pause"``,        those methods of the store
     ``"resume"``, ``"settle"``
     ================================================  ==================================================================

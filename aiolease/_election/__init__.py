@@ -38,6 +38,7 @@ the last claim can lose a term with it.
 The rooms, from the door inwards:
 
 - ``elect``: `leadership` and `run_as_leader`. ``campaign``: elected, lost, elected again. ``status``: how it stands.
+  ``looks``: once per lease it looks whether all is well. ``vacancy``: for how long nobody has led; pure.
 - ``candidate``: reads, waits, claims. ``claim``: what it claims with, and has won. ``health``: what this process learnt
   from the database, and whether its application calls it fit. ``sighting``: who may claim; pure.
 - ``leader``: one term, from `Elected` to the release. ``heartbeat``: renews. ``body``: the user's block, and what

@@ -20,9 +20,11 @@ from aiolease._election.claim import StayOut
 from aiolease._election.health import Eligible, Health
 from aiolease._election.leader import lead
 from aiolease._election.leadership import Leadership
+from aiolease._election.looks import Looks
 from aiolease._election.signals import handled
 from aiolease._election.status import CampaignStatus, Lookout, State
 from aiolease._election.timings import OnStall, Timings, check_stall
+from aiolease._election.vacancy import Vacancy
 from aiolease._functions import check_eligible
 from aiolease._logging import emit
 from aiolease._waiting import wait_shielded
@@ -71,8 +73,10 @@ class Campaign:
         self._target = target
         self._name = name
         self._body = body
-        self._lookout = lookout and lookout(name, self._timings, self._observer)
-        self._health = Health()
+        duration = self._timings.lease_duration
+        self._health = Health(vacancy=Vacancy(duration))
+        watcher = lookout and lookout(name, self._timings, self._observer)
+        self._looks = Looks(watcher, self._health, duration)
         self._state: State = "starting"
         self._lead: Leadership | None = None
         self._failure: str | None = None
@@ -106,7 +110,7 @@ class Campaign:
             last_contact=contact.last_contact,
             error=contact.error
             or (self._lead and self._lead.term.trouble)
-            or (self._lookout.trouble if self._lookout and self._state == "following" else None)
+            or self._looks.trouble(self._state)
             or (self._failure if self._state == "failed" else None),
         )
 
@@ -131,7 +135,7 @@ class Campaign:
         try:
             async with open_store(self._target) as store:
                 stay_out: StayOut | None = None
-                looking = asyncio.create_task(self._look_out(store))
+                looking = asyncio.create_task(self._looks.go_on(store, lambda: self._state))
                 try:
                     while not self._stopping.is_set():
                         stay_out = await self._one_term(store, stay_out)
@@ -147,15 +151,6 @@ class Campaign:
             self._state = "stopped"
             raise
         self._state = "stopped"
-
-    async def _look_out(self, store: Store) -> None:
-        clock, contact = current_clock(), self._health
-        while self._lookout is not None:
-            await asyncio.sleep(self._timings.lease_duration)
-            if self._state != "following":
-                self._lookout.forget()
-            elif contact.leader is not None and contact.token is not None:
-                await self._lookout.look(store, contact.leader, contact.token, clock() - contact.since)
 
     async def run_until_signalled(self, drain_timeout: float | None) -> None:
         """Campaigns until SIGTERM or SIGINT: the first request lets the body drain, the second cancels it.

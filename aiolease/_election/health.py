@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from aiolease._election.sighting import ClockHistory, Reading
+from aiolease._election.vacancy import Vacancy
 from aiolease._interrupts import is_for_the_program
 from aiolease.errors import SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.events import describe
@@ -25,7 +26,7 @@ class Health:
 
     `attempted` is set once the first attempt is over, and was not refused for good. `reading` is the latest answer: by
     it and the next it is seen that the database's clock was stepped. `since` is the local clock when the term was first
-    seen.
+    seen. `vacancy` says for how long nobody has led.
     """
 
     leader: str | None = None
@@ -36,11 +37,13 @@ class Health:
     since: float = 0.0
     clocks: ClockHistory = field(default_factory=ClockHistory)
     stepped_at: float | None = None
+    vacancy: Vacancy = field(default_factory=Vacancy)
     attempted: asyncio.Event = field(default_factory=asyncio.Event)
 
     def saw(self, lease: Lease | None, received: float, took: float) -> Reading | None:
         """Notes an answer of the database, which had come by that moment of the local clock; returns the one before."""
         before = self.reading
+        self.vacancy.saw(lease, received)
         if lease is not None:
             self.reading = Reading(now=lease.now, received=received, took=took)
             self.clocks.note(self.reading, lease.duration)
