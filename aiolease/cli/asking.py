@@ -87,7 +87,7 @@ async def backfill(lease: OpenLease, arguments: argparse.Namespace) -> int:
     job, since, until = arguments.job, arguments.since, arguments.until or datetime.now(UTC)
     await lease.ask(lambda store: store.backfill(lease.name, job, since, until))
     text = (
-        f"asked for a backfill of {_of(lease, job)} from {moment_text(since)} to {moment_text(until)}: its ticks run "
+        f"asked for a backfill of {_of(lease, job)} from {_shown(since)} to {_shown(until)}: its ticks run "
         f"{await _when(lease)}, behind what is due; `aiolease runs {job}` shows them, `aiolease cancel {job}` ends it"
     )
     return _said(arguments, lease, text, since=since, until=until)
@@ -109,7 +109,7 @@ async def pause(lease: OpenLease, arguments: argparse.Namespace) -> int:
     since = await _paused_since(lease, job)
     await lease.ask(lambda store: store.pause(lease.name, job, until=until, note=note))
     what = f"all jobs of {lease.name!r}" if job is None else _of(lease, job)
-    end = "" if until is None else f" until {moment_text(until)}"
+    end = "" if until is None else f" until {_shown(until)}"
     verb = "were" if job is None else "was"
     if since is None:
         ticks = "no tick is run" if job is None else "its ticks are not run"

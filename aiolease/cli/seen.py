@@ -74,12 +74,17 @@ class Wrong:
     job: str | None = None
 
 
+def local_clock() -> datetime:
+    """The clock of this machine."""
+    return datetime.now(UTC)
+
+
 async def look(lease: OpenLease) -> Seen:
     """Looks at a lease and its jobs: two statements."""
     row = await lease.ask(lambda store: store.status(lease.name))
-    before = datetime.now(UTC)
+    before = local_clock()
     overview = await lease.ask(lambda store: store.overview(lease.name))
-    between = before + (datetime.now(UTC) - before) / 2
+    between = before + (local_clock() - before) / 2
     duration = row.duration if row is not None else _LEASE
     jobs = [
         standing(seen, overview.pause, overview.now, lease_duration=duration)
@@ -124,15 +129,11 @@ def _of_the_leader(seen: Seen) -> Iterator[Wrong]:
 
 def _failing(seen: Seen, job: JobStanding) -> Wrong:
     last = job.last
-    often = f"has failed {job.failures} times in a row" if job.failures > 1 else "has failed"
-    if last is None or last.status not in {"failed", "lost"}:
-        return Wrong(f"{job.job!r} {often}", f"why {job.job}", job.job)
-    when = (
-        f"the last time for {moment_text(last.tick, job.timezone)}"
-        if job.failures > 1
-        else (f"for {moment_text(last.tick, job.timezone)}")
-    )
-    return Wrong(f"{job.job!r} {often}, {when}: {one_line(last.error or last.status)}", f"why {job.job}", job.job)
+    text = f"{job.job!r} has failed {job.failures} times in a row" if job.failures > 1 else f"{job.job!r} has failed"
+    if last is not None and last.status in {"failed", "lost"}:
+        when = moment_text(last.tick, job.timezone)
+        text += f": {one_line(last.error or last.status)}, at the tick of {when}"
+    return Wrong(text, f"why {job.job}", job.job)
 
 
 def _of_those_that_do_not_run(seen: Seen) -> Iterator[Wrong]:

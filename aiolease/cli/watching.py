@@ -40,9 +40,9 @@ async def _watch(lease: OpenLease, arguments: argparse.Namespace) -> int:
         return await _lines_for_ever(lease, arguments.interval)
     sys.stdout.write(_HIDE_CURSOR + _CLEAR)
     try:
-        await _screen_for_ever(lease, arguments.interval)
+        return await _screen_for_ever(lease, arguments.interval)
     finally:
-        sys.stdout.write(_SHOW_CURSOR)
+        sys.stdout.write(f"\n{_SHOW_CURSOR}")
         sys.stdout.flush()
 
 
@@ -53,7 +53,7 @@ async def _facts_for_ever(lease: OpenLease, interval: float) -> int:
         await asyncio.sleep(interval)
 
 
-async def _screen_for_ever(lease: OpenLease, interval: float) -> None:
+async def _screen_for_ever(lease: OpenLease, interval: float) -> int:
     """Draws the status over itself."""
     seen: Seen | None = None
     while True:

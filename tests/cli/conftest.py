@@ -12,6 +12,7 @@ import pytest
 
 from aiolease import open_store
 from tests.cli.commands import Aiolease, Run
+from tests.cli.worlds import NOW, World
 from tests.servers import Server
 
 
@@ -51,6 +52,16 @@ def any_url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     yield server.url(name)
     server.recover()
     server.drop_database(name)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    """A lease in memory, at a moment that stands still, which every command finds."""
+    world = World()
+    monkeypatch.setenv("AIOLEASE_URL", "sqlite:///not-used.db")
+    monkeypatch.setattr("aiolease.cli.lease.open_store", world.open_store)
+    monkeypatch.setattr("aiolease.cli.seen.local_clock", lambda: NOW)
+    return world
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,10 +114,14 @@ async def test_the_url_is_an_argument_or_a_variable(
 def test_who_looks_makes_nothing(aiolease: Aiolease, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked of a file that is not there fails and says so, and the file is not made."""
     monkeypatch.setenv("AIOLEASE_URL", "sqlite:///aiolease.db")
-    for command in ("status", "resign", "history job", "trigger job", "pause job", "resume job"):
+    for command in (
+        *("status", "check --json", "runs", "resign", "resume", "pause --note x"),
+        *("history job", "trigger job", "pause job", "resume job", "why job", "rerun job 02:00", "cancel job"),
+        *("backfill job --since 02:00", "forget job", "settle job"),
+    ):
         run = aiolease(*command.split())
-        assert (run.status, run.out) == (1, "")
-        assert "aiolease.db" in run.err
+        assert (run.status, "aiolease.db" in run.out + run.err) == (1, True), command
+        assert run.out == "" or command.startswith("check")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -184,7 +189,6 @@ async def test_resign_without_a_leader_is_trouble(aiolease: Aiolease, url: str) 
 @pytest.mark.parametrize(
     "arguments",
     [
-        (),
         ("statsu",),
         ("status", "one", "two"),
         ("status", "--wrong"),
@@ -203,7 +207,23 @@ async def test_resign_without_a_leader_is_trouble(aiolease: Aiolease, url: str) 
         ("history", "job", "-n", "9" * 5000),
         ("trigger",),
         ("trigger", "größe"),
-        ("trigger", "job", "--json"),
+        ("trigger", "job", "--timeout", "0"),
+        ("rerun", "job"),
+        ("rerun", "job", "soon"),
+        ("backfill", "job"),
+        ("backfill", "job", "--since", "never"),
+        ("pause", "job", "--until", "whenever"),
+        ("runs", "--since", "13:99"),
+        ("why",),
+        ("why", "job", "2026-02-30"),
+        ("watch", "--interval", "0"),
+        ("watch", "two words"),
+        ("check", "--max-age", "job"),
+        ("forget",),
+        ("next",),
+        ("run", "worker:jobs", "--drain-timeout", "long"),
+        ("migrate", "--wrong"),
+        ("status", "one", "--lease", "other"),
         ("pause", "job", "--lease", "two words"),
         ("resume", "job", "--lease"),
         ("resume", "job", "--url", "nonsense"),
@@ -257,6 +277,11 @@ def urls() -> Iterator[tuple[str, ...]]:
     yield "trigger", "job", "mysql://root:secret@db/shop"
     yield "pause", "job", "--lease", "mysql://root:secret@db/shop"
     yield "history", "job", "-n", "mysql://root:secret@db/shop"
+    yield "why", "job", "mysql://root:secret@db/shop"
+    yield "pause", "job", "--until", "mysql://root:secret@db/shop"
+    yield "check", "--max-age", "job=mysql://root:secret@db/shop"
+    yield "run", "mysql://root:secret@db/shop"
+    yield "next", "mysql://root:secret@db/shop"
     yield "status", "--uri=mysql://root:secret@db/shop"
     for url in (
         "mysql://root:secret@127.0.0.1:1/shop",
@@ -285,9 +310,23 @@ def test_no_password_is_shown(aiolease: Aiolease, url: str, arguments: tuple[str
     assert run.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["", "status", "history", "trigger", "pause", "resume", "resign", "schema"])
+COMMANDS = (
+    "run next status watch check runs history why trigger rerun backfill cancel pause resume resign settle forget "
+    "schema migrate"
+).split()
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_there_is_help(aiolease: Aiolease, command: str) -> None:
     """Every command explains itself."""
     run = aiolease(*command.split(), "--help")
     assert (run.status, run.err) == (0, "")
     assert run.out.startswith("usage: aiolease")
+
+
+def test_every_command_is_in_the_help(aiolease: Aiolease) -> None:
+    """The help lists all commands; each one of a lease takes ``--url`` and ``--lease``."""
+    assert re.findall(r"^    (\w+) ", aiolease("--help").out, re.MULTILINE) == COMMANDS
+    for command in COMMANDS:
+        said = aiolease(command, "--help").out
+        assert ("--url" in said and "--lease" in said) == (command not in {"next", "schema", "migrate"})

@@ -140,7 +140,7 @@ async def test_an_error_may_have_what_the_terminal_has_not(url: str) -> None:
 
 
 async def test_status_lists_the_jobs(aiolease: Aiolease, any_url: str) -> None:
-    """`aiolease status` shows every job that the database knows: its schedule, its last tick, and what it is doing."""
+    """`aiolease status` shows every job that the database knows: its schedule, its runs, and what it is doing."""
     async with open_store(any_url) as store:
         books = await Books.of(store)
         await books.claim(60, "queued")
@@ -156,12 +156,12 @@ async def test_status_lists_the_jobs(aiolease: Aiolease, any_url: str) -> None:
     assert facts(lease)["leader"] == "somebody"
     paused_at = stock.jobs["sweep"].paused_at
     assert paused_at is not None
-    last, since = shown(books.now - timedelta(minutes=5)), f"paused since {shown(paused_at)} UTC"
-    assert table(jobs) == [
-        ["job", "schedule", "last tick (UTC)", "state"],
-        ["report", "cron 0 9 * * * America/New_York", last, "running, 2 queued, triggered"],
-        ["sweep", "every 30s", "none yet", since],
-    ]
+    since = f"paused since {shown(paused_at)} UTC"
+    head, report_row, sweep_row = table(jobs)
+    assert head == ["job", "schedule", "last run (UTC)", "ended", "last success", "next tick (UTC)", "state"]
+    assert report_row[:2] == ["report", "cron 0 9 * * * America/New_York"]
+    assert report_row[-1] == "running, 2 queued, triggered"
+    assert (sweep_row[:3], sweep_row[-1]) == (["sweep", "every 30s", "none yet"], since)
     report, sweep = told["jobs"]
     assert (report["job"], report["running"], report["queued"], report["paused_at"]) == ("report", 1, 2, None)
     assert datetime.fromisoformat(report["high_tick"]) == books.now - timedelta(minutes=5)
@@ -270,11 +270,11 @@ async def test_the_lease_of_a_job_is_an_option_or_a_variable(
         ("from-variable", ("--lease", "from-option"), "from-option"),
     ):
         monkeypatch.setenv("AIOLEASE_NAME", variable)
-        for command in ("history", "trigger", "pause", "resume"):
+        for command in ("history", "trigger", "pause", "resume", "cancel", "settle"):
             assert f"'report' of '{name}'" in (await in_thread(aiolease, command, "report", *arguments)).out
 
 
-@pytest.mark.parametrize("command", ["history", "trigger", "pause", "resume"])
+@pytest.mark.parametrize("command", ["history", "trigger", "pause", "resume", "why", "runs", "cancel", "settle"])
 async def test_a_job_that_nobody_knows_is_trouble(aiolease: Aiolease, any_url: str, command: str) -> None:
     """A job that no leader of this lease ever had: a line on the standard error that names both, and status 1."""
     async with open_store(any_url) as store:

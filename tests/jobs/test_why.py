@@ -106,7 +106,7 @@ def test_failed() -> None:
     answer = ask(TICK, job(), run("failed", error="ValueError: no such customer"))
     assert answer.verdict == "failed"
     assert "and failed after 12.0 s: ValueError: no such customer." in said(answer)
-    assert answer.commands == ["aiolease rerun report '2026-11-30 14:00:00'   runs it again"]
+    assert answer.commands == ["aiolease rerun report '2026-11-30 14:00:00'  # runs it again"]
 
 
 def test_failed_after_retries() -> None:
@@ -211,7 +211,7 @@ def test_running() -> None:
     answer = ask(NOW - MINUTE, every(60, high_tick=NOW - MINUTE), run("running", tick=NOW - MINUTE))
     assert answer.verdict == "running"
     assert "and has not ended." in said(answer)
-    assert answer.commands == ["aiolease cancel report   ends it: it is failed then"]
+    assert answer.commands == ["aiolease cancel report  # ends it: it is failed then"]
     record = every(60, cancel_at=NOW - 5 * SECOND)
     assert "Somebody asked to cancel it at" in said(ask(NOW - MINUTE, record, run("running", tick=NOW - MINUTE)))
 
@@ -262,7 +262,7 @@ def test_skipped(reason: str, lies_behind: str) -> None:
     assert answer.verdict == "skipped"
     assert f"and was skipped: {reason}." in said(answer)
     assert lies_behind in said(answer)
-    assert answer.commands == ["aiolease rerun report '2026-11-30 14:00:00'   runs it after all"]
+    assert answer.commands == ["aiolease rerun report '2026-11-30 14:00:00'  # runs it after all"]
 
 
 def test_skipped_in_a_range() -> None:

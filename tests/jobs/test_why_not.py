@@ -32,7 +32,7 @@ def test_not_due_since_the_job_has_its_own_clock() -> None:
     answer = ask(at("2026-11-30 09:00"), job(), run())
     assert answer.verdict == "not due"
     assert "If 09:00 by the clock of America/New_York is meant, that is 2026-11-30 14:00:00 UTC" in said(answer)
-    assert answer.commands == ["aiolease why report '2026-11-30 14:00:00'   asks about that"]
+    assert answer.commands == ["aiolease why report '2026-11-30 14:00:00'  # asks about that"]
 
 
 def test_the_hour_that_was_skipped() -> None:
@@ -151,7 +151,7 @@ def test_paused() -> None:
         in said(answer)
     )
     assert "(the bank is closed)" in said(answer)
-    assert answer.commands == ["aiolease resume report   ends the pause"]
+    assert answer.commands == ["aiolease resume report  # ends the pause"]
     forever = ask(TICK, job(high_tick=TICK - DAY, paused_at=TICK - HOUR), run(tick=TICK - DAY))
     assert "until somebody resumes it" in said(forever)
 
@@ -260,7 +260,7 @@ def test_set_aside() -> None:
     answer = ask(TICK, LATE, unreadable="high_tick is no moment")
     assert answer.verdict == "set aside"
     assert "high_tick is no moment" in said(answer)
-    assert answer.commands == ["aiolease settle report   sets its rows right"]
+    assert answer.commands == ["aiolease settle report  # sets its rows right"]
 
 
 def test_not_claimed() -> None:

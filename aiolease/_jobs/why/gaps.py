@@ -38,7 +38,7 @@ def tell_no_tick(facts: Facts, schedule: Schedule, why: Why) -> None:
             f"Moments are in UTC here. If {moment:%H:%M} by the clock of {schedule.timezone} is meant, that is "
             f"{facts.at(meant)}."
         )
-        why.commands.append(f"{facts.command('why', meant)}   asks about that")
+        why.commands.append(f"{facts.command('why', meant)}  # asks about that")
     elif note := never_shown(schedule, moment):
         why.sentences.append(note)
 
@@ -52,7 +52,7 @@ def tell_future(facts: Facts, why: Why) -> None:
         why.sentences.append(note)
     if pause := _pause_of(facts, why.moment):
         why.sentences.append(f"{pause} So it will not be run, unless it is resumed before.")
-        why.commands.append(f"{facts.command('resume')}   ends the pause")
+        why.commands.append(f"{facts.command('resume')}  # ends the pause")
     if not facts.led:
         why.sentences.append(f"{tell_who_leads(facts)} It is run only if somebody leads by then, or later, as missed.")
     elif _is_without(facts):
@@ -67,10 +67,10 @@ def tell_unclaimed(facts: Facts, why: Why) -> None:
     why.sentences.append(f"It fell due at {facts.at(tick)}, and nobody has claimed it.")
     if pause := _pause_of(facts, tick):
         _say(why, "paused", pause, "The ticks of a pause are not made up for.")
-        why.commands.append(f"{facts.command('resume')}   ends the pause")
+        why.commands.append(f"{facts.command('resume')}  # ends the pause")
     elif facts.unreadable is not None:
         _say(why, "set aside", f"The leader has set the job aside: {facts.unreadable}.")
-        why.commands.append(f"{facts.command('settle')}   sets its rows right")
+        why.commands.append(f"{facts.command('settle')}  # sets its rows right")
     elif not facts.led:
         _say(why, "nobody leads", tell_who_leads(facts), tell_of_leader(facts, tick))
         why.sentences.append("When somebody leads it is run, or skipped with a reason, as `missed` and `max_age` say.")
@@ -85,7 +85,7 @@ def tell_unclaimed(facts: Facts, why: Why) -> None:
             f"That process has no such job ({has}): it runs another application, or another version of this one. "
             "Give the two different names of their leases, or deploy the version that has the job."
         )
-        why.commands.append("aiolease resign   has another process lead, if one is waiting")
+        why.commands.append("aiolease resign  # has another process lead, if one is waiting")
     elif going_on := [run for run in facts.rows if run.status in {"running", "queued"} and run.tick < tick]:
         what = "goes on" if going_on[-1].status == "running" else "waits"
         _say(why, "held", f"Its run of {facts.at(going_on[-1].tick)} {what} still.")
@@ -98,7 +98,7 @@ def tell_unclaimed(facts: Facts, why: Why) -> None:
             f"It has been due for {span((facts.now - tick).total_seconds())}. The leader does not lack the job: "
             "look into its log for CRITICAL lines. It may be stuck; or the job has a jitter as long as that."
         )
-        why.commands.append("aiolease resign   has another process lead")
+        why.commands.append("aiolease resign  # has another process lead")
 
 
 def _tell_before(facts: Facts, moment: datetime, why: Why) -> bool:
@@ -190,7 +190,7 @@ def _is_without(facts: Facts) -> bool:
 
 def _backfill(facts: Facts, tick: datetime) -> str:
     moment = f"'{tick:%Y-%m-%d %H:%M:%S}'"
-    return f"{facts.command('backfill')} --since {moment} --until {moment}   runs it after all"
+    return f"{facts.command('backfill')} --since {moment} --until {moment}  # runs it after all"
 
 
 def _say(why: Why, verdict: Verdict, *sentences: str) -> None:

@@ -103,7 +103,7 @@ def _tell_failed(facts: Facts, row: RunRecord, why: Why) -> None:
         if row.failures:
             why.sentences.append(f"It had failed {_times(row.failures)} before that, and is not tried again.")
     why.sentences += _why_late(facts, row)
-    why.commands.append(f"{facts.command('rerun', row.tick)}   runs it again")
+    why.commands.append(f"{facts.command('rerun', row.tick)}  # runs it again")
 
 
 def _tell_lost(facts: Facts, row: RunRecord, why: Why) -> None:
@@ -116,7 +116,7 @@ def _tell_lost(facts: Facts, row: RunRecord, why: Why) -> None:
         if (note := _end_of_term(facts, row.token)) and row.started_at is not None:
             why.sentences.append(note)
     why.commands.append(
-        f"{facts.command('rerun', row.tick)}   runs it again; a job with rerun_lost=True does so itself"
+        f"{facts.command('rerun', row.tick)}  # runs it again; a job with rerun_lost=True does so itself"
     )
 
 
@@ -144,7 +144,7 @@ def _tell_running(facts: Facts, row: RunRecord, why: Why) -> None:
             f"Somebody asked to cancel it at {facts.at(facts.record.cancel_at)}; the leader does so at its next beat."
         )
     else:
-        why.commands.append(f"{facts.command('cancel')}   ends it: it is failed then")
+        why.commands.append(f"{facts.command('cancel')}  # ends it: it is failed then")
 
 
 def _tell_queued(facts: Facts, row: RunRecord, why: Why) -> None:
@@ -214,7 +214,7 @@ def _tell_skipped(facts: Facts, row: RunRecord, why: Why) -> None:
         newer = next((run for run in facts.rows if run.tick > row.tick and run.request is None), None)
         if newer is not None:
             why.sentences.append(f"That was the one of {facts.at(newer.tick)}: {newer.status}.")
-    why.commands.append(f"{facts.command('rerun', why.moment)}   runs it after all")
+    why.commands.append(f"{facts.command('rerun', why.moment)}  # runs it after all")
 
 
 def _what_went_on(facts: Facts, row: RunRecord) -> list[str]:
