@@ -19,6 +19,9 @@ class OverviewStatements:
 
     A job whose newest run has succeeded costs a few rows, whatever the tables hold. Of one that fails its failures are
     counted, unless there are `MOST_FAILURES` of them in a row.
+
+    Attributes:
+        clock: The database's clock, for a lease without jobs.
     """
 
     def __init__(self, dialect: Dialect, rows: Rows) -> None:
@@ -47,18 +50,13 @@ class OverviewStatements:
         )
         self._every = Statement(f"{every} ORDER BY j.job")
         self._one = Statement(f"{every} AND j.job IN (:job, '{WHOLE_LEASE}') ORDER BY j.job")
-        self._clock = Statement(f"SELECT {dialect.now}")
+        self.clock = Statement(f"SELECT {dialect.now}")
 
     def asking(self, name: str, jobs: Sequence[str] | None) -> Asked:
         """What reads the jobs, or more of them."""
         if jobs is not None and len(jobs) == 1:
             return self._one, {"lease": name, "job": jobs[0]}
         return self._every, {"lease": name}
-
-    @property
-    def clock(self) -> Statement:
-        """The database's clock, for a lease without jobs."""
-        return self._clock
 
     def read(self, found: Sequence[Row], now: object, jobs: Sequence[str] | None) -> Overview:
         """Makes it of what was found, at a moment as the database gives it."""

@@ -30,32 +30,11 @@ class Recording:
 
     def __init__(self, dialect: Dialect) -> None:
         job, run, now, by_key = dialect.table("job"), dialect.table("run"), dialect.now, dialect.index("key")
-        ends = f", finished_at = {now}, not_before = NULL"
-        starts = {
-            "running": f", started_at = {now}, not_before = NULL",
-            "queued": f", started_at = NULL, finished_at = NULL, tick_from = NULL, {dialect.count} = NULL",
-        }
-        again = (
-            ", not_before = :not_before, failures = failures + :failed, uncounted = uncounted + :uncounted, "
-            f"request = COALESCE(:request, request), earlier = {dialect.appended('earlier', ':line', MAX_EARLIER)}"
-        )
-
-        def changing(status: RunStatus, *, adopt: bool, more: str = "") -> Statement:
-            return Statement(
-                # By the key, whatever else is in the table: a scan would lock the rows of other leases.
-                f"UPDATE {run} {by_key} SET status = :status, attempt = :new_attempt, error = :error"
-                f"{starts.get(status, ends)}{more}{', token = :new_token, holder = :new_holder' if adopt else ''} "
-                f"WHERE {_THESE_JOBS} AND tick = :tick AND status = :was AND token = :token AND attempt = :attempt"
-            )
-
         both = (True, False)
-        line = {"queued": ", not_before = NULL"}
         self._change = {
-            (status, adopt): changing(status, adopt=adopt, more=line.get(status, ""))
-            for status in _STATUSES
-            for adopt in both
+            (status, adopt): _changing(dialect, status, adopt=adopt) for status in _STATUSES for adopt in both
         }
-        self._again = {adopt: changing("queued", adopt=adopt, more=again) for adopt in both}
+        self._again = {adopt: _changing(dialect, "queued", adopt=adopt, again=True) for adopt in both}
         self._claim = {
             (status, asked): _claiming(dialect, status, asked=asked) for status in _STATUSES for asked in both
         }
@@ -203,6 +182,29 @@ class Recording:
         for (tick, compared, seen), jobs in alike.items():
             values = {"lease": term.name, "tick": tick, "seen": seen}
             yield from _for_jobs(self._raise_if_seen if compared else self._raise, values, jobs)
+
+
+def _changing(dialect: Dialect, status: RunStatus, *, adopt: bool, again: bool = False) -> Statement:
+    """Changes rows; those that are queued for a further attempt have more to write."""
+    now = dialect.now
+    started = {
+        "running": f", started_at = {now}, not_before = NULL",
+        "queued": f", started_at = NULL, finished_at = NULL, tick_from = NULL, {dialect.count} = NULL, not_before = ",
+    }
+    moments = started.get(status, f", finished_at = {now}, not_before = NULL")
+    if again:
+        moments += (
+            ":not_before, failures = failures + :failed, uncounted = uncounted + :uncounted, "
+            f"request = COALESCE(:request, request), earlier = {dialect.appended('earlier', ':line', MAX_EARLIER)}"
+        )
+    elif status == "queued":
+        moments += "NULL"
+    return Statement(
+        # By the key, whatever else is in the table: a scan would lock the rows of other leases.
+        f"UPDATE {dialect.table('run')} {dialect.index('key')} SET status = :status, attempt = :new_attempt, "
+        f"error = :error{moments}{', token = :new_token, holder = :new_holder' if adopt else ''} "
+        f"WHERE {_THESE_JOBS} AND tick = :tick AND status = :was AND token = :token AND attempt = :attempt"
+    )
 
 
 def _claiming(dialect: Dialect, status: RunStatus, *, asked: bool) -> Statement:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from aiolease.stores.sql.dialect import Table
-
 SCHEMA_VERSION = 2
 """The version that this aiolease can work with."""
 
@@ -23,7 +21,7 @@ SCHEMA_REVISION = 3
 
 VERSION_ROW, REVISION_ROW = "schema version", "schema revision"
 
-AddedColumns = Mapping[Table, Mapping[str, str]]
+AddedColumns = Mapping[str, Mapping[str, str]]
 """The columns that revisions have added to tables, with their definitions."""
 
 
