@@ -80,6 +80,17 @@ async def open_lease(arguments: argparse.Namespace) -> AsyncIterator[OpenLease]:
         yield OpenLease(store, name)
 
 
+def url_of(arguments: argparse.Namespace) -> str:
+    """The database that the arguments or the environment name.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    from aiolease._settings import LeaseSettings
+
+    return (LeaseSettings() if arguments.url is None else LeaseSettings(url=arguments.url)).url
+
+
 def settings_of(arguments: argparse.Namespace) -> tuple[str, str, dict[str, Any]]:
     """The database, the lease, and the timings that the arguments and the environment name.
 

@@ -70,7 +70,7 @@ def _add_running(add: Add) -> None:
         "Modules are looked for in the current folder first. SIGTERM or Ctrl-C lets running jobs finish and hands "
         "over; a second one cancels them. Timings come from AIOLEASE_LEASE_DURATION and its kin.",
     )
-    run.add_argument("application", metavar="MODULE:REGISTRY", help=application)
+    run.add_argument("application", metavar="MODULE:REGISTRY", type=name, help=application)
     run.add_argument(
         "--lease", "--name", dest="name", metavar="NAME", type=name, help="the lease, instead of AIOLEASE_NAME"
     )
@@ -88,7 +88,7 @@ def _add_running(add: Add) -> None:
         "print the coming ticks of an application's jobs",
         "It needs no database. The schedules are told in words, the ticks in UTC and by the job's own clock.",
     )
-    coming.add_argument("application", metavar="MODULE:REGISTRY", help=application)
+    coming.add_argument("application", metavar="MODULE:REGISTRY", type=name, help=application)
     coming.add_argument("job", metavar="JOB", nargs="?", type=name, help="one of its jobs; all without one")
     coming.add_argument(
         "-n",
@@ -270,4 +270,18 @@ def _add_mending(add: Add) -> None:
 
 
 def _add_tables(add: Add) -> None:
-    add("schema", tables.schema, "print the statements that make the tables on MySQL or MariaDB", "")
+    schema = add("schema", tables.schema, "print the statements that make the tables", "It needs no database.")
+    schema.add_argument(
+        "--dialect", choices=tables.DIALECTS, default="mysql", help="of which database (default: %(default)s)"
+    )
+    migrate = add(
+        "migrate",
+        tables.migrate,
+        "bring the tables to this version, or make them",
+        "Workers of the version before may go on meanwhile. A worker does it by itself at its start, if it may.",
+    )
+    add_url(migrate)
+    migrate.add_argument(
+        "--check", action="store_true", help="change nothing: print the statements that are missing, status 1 if any"
+    )
+    add_json(migrate)
