@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 
+from aiolease import StoreUnavailable
 from aiolease._election.status import Sight
 from aiolease._election.timings import Timings
 from aiolease._jobs.lookout import Lookout
@@ -51,15 +53,17 @@ async def test_what_is_overdue_stays_so_under_the_next_leader() -> None:
     async with looking() as (process, lookout):
         for number in range(10):
             await asyncio.sleep(LEASE)
+            if number == 5:  # what could not be read has not changed
+                process.store.fail("overview", StoreUnavailable("memory", "cut"))
             await lookout.look(process.store, sight(token=2 + number // 4, age=number % 4 * LEASE))
         assert len(process.of(Overdue)) == 1
         assert process.of(Notice) == []
         lookout.forget()
         assert lookout.trouble is None
-        for _ in range(2):
+        for number in range(2):
             await asyncio.sleep(LEASE)
             await lookout.look(process.store, sight(age=100))
-        assert len(process.of(Overdue)) == 2
+            assert len(process.of(Overdue)) == 1 + number
 
 
 @virtual
@@ -110,7 +114,7 @@ async def test_signs_of_an_older_leader_that_does_not_run_a_job(change: str) -> 
                 rows["other"] = replace(rows["other"], high_tick=now)
             if change == "it claimed some" and number == 1:
                 rows["job"] = replace(rows["job"], high_tick=now)
-            await lookout.look(process.store, sight(age=2 * LEASE if change == "young" else LEASE * number))
+            await lookout.look(process.store, sight(age=2 * LEASE if change == "young" else 1000))
             told.append(bool(process.of(UnknownJobs)))
         assert told == [change == "none" and number >= 3 for number in range(1, 6)]
         assert (process.of(Overdue) != []) == (change in CHANGES)
@@ -148,3 +152,18 @@ async def test_the_looks_at_many_jobs_leave_the_loop_to_others() -> None:
         turns += 1
     assert turns >= 20
     assert len(process.of(JobsSeen)[-1].jobs) == 5000
+
+
+@virtual
+async def test_a_row_of_another_hand_ends_no_looking() -> None:
+    """A moment without a zone cannot be compared with others: that is an ERROR, and the next look comes."""
+    async with looking() as (process, lookout):
+        rows = process.store.server.ledgers["default"].jobs
+        good, rows["job"] = rows["job"], replace(rows["job"], high_tick=datetime(2026, 1, 1))  # noqa: DTZ001
+        await lookout.look(process.store, sight(age=100))
+        (notice,) = process.of(Notice)
+        assert (notice.severity, notice.text) == ("ERROR", lookout.trouble)
+        assert notice.text.startswith("could not judge how the jobs of 'default' stand: TypeError")
+        rows["job"] = good
+        await lookout.look(process.store, sight(age=100))
+        assert (lookout.trouble, process.latest["job"].job) == (None, "job")
