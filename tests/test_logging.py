@@ -7,7 +7,7 @@ import json
 import logging
 import pickle
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from loguru import logger
 
-from aiolease import JobRegistry, JobRun, RunFilter, events, leadership
+from aiolease import JobRegistry, JobRun, JobStanding, RunFilter, events, leadership
 from aiolease._logging import log_to_loguru, log_to_stdlib
 from aiolease.events import (
     BodyStuck,
     Elected,
     Event,
     Following,
+    JobsSeen,
+    Leaderless,
     LoopBlocked,
     Lost,
     Notice,
+    Overdue,
     Released,
     ReleaseFailed,
     Renewed,
@@ -46,6 +49,8 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 TERM: dict[str, Any] = {"lease": "cron", "holder": "web1-7-0123456789abcdef", "token": 7}
 RUN: dict[str, Any] = {**TERM, "job": "debt_aging", "tick": NOON}
 
+STANDING = JobStanding(job="debt_aging", schedule="cron 0 9 * * *", timezone="UTC", next_tick=NOON, failures=2)
+
 EVENTS: list[Event] = [
     Elected(**TERM, elected_at=NOON, database="memory"),
     Following(**TERM, database="memory", note="it may be alive"),
@@ -66,6 +71,10 @@ EVENTS: list[Event] = [
     RunFinished(**RUN, status="failed", took=1.0, error=ValueError("no customers")),
     TickSkipped(**TERM, job="debt_aging", since=NOON, count=3, reason="too old"),
     TicksMissed(**TERM, jobs=("debt_aging", "purge"), since=NOON, count=5),
+    JobsSeen(**TERM, jobs=(STANDING,), now=NOON, leading=True),
+    Overdue(**RUN, late=75.0),
+    Leaderless(**TERM, since=NOON, lasts=42.0),
+    Leaderless(lease="cron", since=NOON, lasts=42.0),
     UnknownJobs(**TERM, jobs=("debt_aging", "purge")),
 ]
 
@@ -103,7 +112,7 @@ def test_every_fact_is_in_extra(event: Event, records: list[Record]) -> None:
     log_to_loguru(event)
     assert records[0]["extra"] == facts
     assert pickle.loads(pickle.dumps(records[0]["extra"])) == facts
-    json.dumps(facts, default=datetime.isoformat)
+    json.dumps(facts, default=lambda fact: fact.isoformat() if isinstance(fact, datetime) else asdict(fact))
 
     found: list[logging.LogRecord] = []
     handler = logging.Handler(level=1)

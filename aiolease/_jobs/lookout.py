@@ -28,7 +28,7 @@ from aiolease._jobs.schedule import means_the_same, read_schedule
 from aiolease._jobs.standing import JobStanding, standing
 from aiolease._logging import emit
 from aiolease._waiting import time_limited
-from aiolease.events import JobsSeen, Leaderless, Notice, Observer, Overdue, UnknownJobs
+from aiolease.events import JobsSeen, Leaderless, Notice, Observer, Overdue, UnknownJobs, describe
 from aiolease.stores import Store
 from aiolease.stores.records import JobRecord
 from aiolease.stores.seen import Overview
@@ -79,6 +79,13 @@ class Lookout:
         except STORE_ERRORS:  # the candidate, or the leader, tells of it
             self._looked.clear()  # the leader may be as badly off: it is to have a whole lease from the next look on
             return
+        try:
+            await self._judge(sight, overview)
+        except Exception as error:  # noqa: BLE001 - of a row by another hand: the next look is to come all the same
+            self.trouble = f"could not judge how the jobs of {self._lease!r} stand: {describe(error)}"
+            emit(Notice(lease=self._lease, severity="ERROR", text=self.trouble), self._observer)
+
+    async def _judge(self, sight: Sight, overview: Overview) -> None:
         self._looked.append(overview.now)
         jobs = await self._stand(sight, overview)
         facts: dict[str, Any] = {"lease": self._lease, "holder": sight.holder, "token": sight.token}

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 
+from aiolease._clock import current_clock
+from aiolease._election.health import Health
+from aiolease._election.looks import Looks
+from aiolease._election.status import Sight, State
 from aiolease._election.vacancy import Vacancy
+from aiolease.stores import Store
 from aiolease.stores.records import Lease
-from tests.virtual import HOUR, START
+from aiolease.testing import MemoryStore
+from tests.virtual import HOUR, START, virtual
 
 HELD = Lease(
     name="default",
@@ -72,3 +80,43 @@ def test_nothing_is_known_before_the_first_reading() -> None:
     """A process that was never answered does not say that nobody leads."""
     assert lasts() == 0
     assert Vacancy().heard_at == float("-inf")
+
+
+class Watcher:
+    """Keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.trouble: str | None = "all is wrong"
+        self.seen: list[Sight | None] = []
+
+    async def look(self, store: Store, sight: Sight) -> None:
+        self.seen.append(sight)
+
+    def forget(self) -> None:
+        self.seen.append(None)
+
+
+@virtual
+async def test_a_look_knows_what_was_heard_of_the_lease() -> None:
+    """Nothing before the first answer; how old the term is, as long as there are answers; nothing while it drains."""
+    watcher, health = Watcher(), Health()
+    looks = Looks(watcher, health, 30)
+    states: list[State] = ["following"]
+    task = asyncio.create_task(looks.go_on(MemoryStore(), lambda: states[-1]))
+    await asyncio.sleep(31)
+    assert watcher.seen == [None]
+    health.saw(HELD, current_clock()(), 0)
+    await asyncio.sleep(60)
+    known, stale = watcher.seen[1:]
+    assert known == Sight(holder="a", token=3, leads=False, age=29, vacant=0)
+    assert stale == Sight(holder="a", token=3, leads=False, age=0, vacant=0)
+    health.saw(HELD, current_clock()(), 0)
+    for state in ("leading", "draining", "failed"):
+        states.append(state)
+        await asyncio.sleep(30)
+        assert looks.trouble(state) == "all is wrong"
+        assert looks.trouble("following") is None
+    assert [sight and sight.leads for sight in watcher.seen[3:]] == [True, None, None]
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

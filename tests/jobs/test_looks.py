@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from loguru import logger
 
-from aiolease import JobRegistry, JobStanding, StoreUnavailable, open_store
-from aiolease._election.campaign import Campaign
-from aiolease.events import Event, JobsSeen, Leaderless, Notice, Overdue, UnknownJobs
+from aiolease import JobRegistry, StoreUnavailable, open_store
+from aiolease.events import JobsSeen, Leaderless, Notice, Overdue, UnknownJobs
 from aiolease.stores.records import TermKey
 from aiolease.testing import MemoryServer, MemoryStore
-from tests.jobs.worlds import Observed, seconds
+from tests.jobs.watchers import LEASE, Process, pair, registry
+from tests.jobs.worlds import seconds
 from tests.virtual import START, virtual
 
 if TYPE_CHECKING:
     from loguru import Message
-
-LEASE = 30.0
-E = TypeVar("E", bound=Event)
 
 
 @pytest.fixture
@@ -36,61 +32,8 @@ def log() -> Iterator[list[Message]]:
     logger.remove(sink)
 
 
-def registry(*names: str, every: float = 20, late_after: float | None = None, **options: Any) -> JobRegistry:
-    jobs = JobRegistry()
-
-    async def job() -> None: ...
-
-    for name in names:
-        jobs.every(every, name=name, **options)(job)
-        jobs.registered[name] = replace(jobs.registered[name], late_after=late_after)
-    return jobs
-
-
-class Process:
-    """A process of a fleet, and what it told."""
-
-    def __init__(self, server: MemoryServer, jobs: JobRegistry | None = None, **options: Any) -> None:
-        self.jobs = jobs or registry("job")
-        self.store = MemoryStore(server)
-        self.observed = Observed()
-        server.now()  # its clock starts
-        self.options = options
-
-    @asynccontextmanager
-    async def runs(self) -> AsyncIterator[Campaign]:
-        async with self.jobs.background(self.store, on_event=self.observed, **self.options) as campaign:
-            yield campaign
-
-    def of(self, kind: type[E]) -> list[E]:
-        return [event for event in self.observed.events if isinstance(event, kind)]
-
-    @property
-    def wrong(self) -> list[Event]:
-        """All that it found wrong."""
-        return [*self.of(Overdue), *self.of(Leaderless), *self.of(UnknownJobs)]
-
-    @property
-    def latest(self) -> dict[str, JobStanding]:
-        return {job.job: job for job in self.of(JobsSeen)[-1].jobs}
-
-    def sent(self, method: str) -> int:
-        return sum(sent == method for sent, _ in self.store.sent)
-
-    def cannot_write(self) -> None:
-        """Its lease is kept, its ledger is not: it hangs."""
-        self.store.fail("record", StoreUnavailable("memory", "a lock"), times=10_000)
-
-    def can_write(self) -> None:
-        self.store._faults.clear()
-
-
-@asynccontextmanager
-async def pair(server: MemoryServer, *jobs: JobRegistry) -> AsyncIterator[tuple[Process, Process, Campaign]]:
-    """A leader, and a process that waits, with its campaign."""
-    leader, follower = (Process(server, each) for each in (jobs or (registry("job"), registry("job"))))
-    async with leader.runs(), follower.runs() as campaign:
-        yield leader, follower, campaign
+async def unfit() -> bool:
+    return False
 
 
 def warnings(log: list[Message], *beginnings: str) -> list[str]:
@@ -316,10 +259,6 @@ async def test_a_takeover_is_no_news(after: float) -> None:
         await asyncio.sleep(5 * LEASE)
         assert {each.leading for each in (*follower.of(JobsSeen)[-1:], *third.of(JobsSeen)[-1:])} == {True, False}
         assert (follower.wrong, third.wrong) == ([], [])
-
-
-async def unfit() -> bool:
-    return False
 
 
 @virtual
