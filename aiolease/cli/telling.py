@@ -118,7 +118,8 @@ def run_row(run: RunRecord, now: datetime) -> tuple[str, ...]:
 
 def _of_a_run(run: RunRecord, now: datetime) -> str:
     """The error or the reason of a run, what it waits for, and who asked for it."""
-    said = one_line(run.error or (run.errors[-1] if run.errors else ""))
+    before_that = run.errors[-1] if run.errors and run.status in {"queued", "running"} else ""
+    said = one_line(run.error or before_that)
     if run.tick_from is not None and run.count is not None and run.count > 1:
         said = f"{run.count} ticks since {tick_text(run.tick_from)}: {said}"
     before = [f"by {run.request}"] if run.request is not None else []

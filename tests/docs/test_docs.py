@@ -45,8 +45,11 @@ def test_every_block_does_what_it_says(block: Block, tmp_path: Path, environment
 
 
 def test_the_readme_has_programs() -> None:
-    """The README is there and shows at least one complete program with what it prints."""
-    assert any(block.language == "python" and block.output for block in blocks_of(README))
+    """The README is there, and begins with a complete program and the command that runs it, with what that prints."""
+    program, command, *_ = blocks_of(README)
+    assert (program.language, command.language) == ("python", "console")
+    assert command.text.startswith("$ .venv/bin/aiolease run worker:jobs")
+    assert "acquired leadership" in command.text
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)

@@ -25,13 +25,16 @@ def program_of(stage: Stage, page: str, block: str) -> None:
 
 
 @contextmanager
-def worker_of(stage: Stage, page: str, block: str, until: str, *, killed: bool = False) -> Iterator[list[str]]:
+def worker_of(
+    stage: Stage, page: str, block: str, until: str, *, killed: bool = False, registry: str | None = None
+) -> Iterator[list[str]]:
     """Runs a program of a page beside a block, from the moment at which it printed ``until``; gives what it prints.
 
-    At the end it is stopped with Ctrl-C, or ``killed``.
+    At the end it is stopped with Ctrl-C, or ``killed``. One that only has a ``registry`` is served by the command line.
     """
     program_of(stage, page, block)
-    process = start([sys.executable, "worker.py"], stage.folder, stage.environment)
+    served = ["-m", "aiolease", "run", f"worker:{registry}", "--url", "sqlite:///jobs.db"]
+    process = start([sys.executable, *(["worker.py"] if registry is None else served)], stage.folder, stage.environment)
     assert process.stdout is not None
     printed: list[str] = []
     reader = threading.Thread(target=printed.extend, args=(process.stdout,), daemon=True)

@@ -4,11 +4,16 @@ from collections.abc import Iterator
 
 from tests.docs.databases import lead_pools_there
 from tests.docs.setup import Setup, Stage
-from tests.docs.workers import worker_of
+from tests.docs.workers import program_of, worker_of
+
+
+def the_program(stage: Stage) -> Iterator[None]:
+    program_of(stage, "README.md", "an-example")
+    yield
 
 
 def a_worker(stage: Stage) -> Iterator[None]:
-    with worker_of(stage, "README.md", "an-example", until="ran 'close_stale_sessions'"):
+    with worker_of(stage, "README.md", "an-example", until="ran 'close_stale_sessions'", registry="jobs"):
         yield
 
 
@@ -25,7 +30,7 @@ def an_application(stage: Stage) -> Iterator[None]:
 
 
 SETUPS = {
-    "an-example": Setup(run=15.0),
-    "two-commands": Setup(around=a_worker),
+    "an-example-2": Setup(around=the_program, run=15.0),
+    "three-questions": Setup(around=a_worker),
     "in-fastapi-with-a-pool": Setup(around=an_application, needs="mariadb"),
 }
