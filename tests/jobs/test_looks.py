@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,8 +17,8 @@ from aiolease.events import JobsSeen, Leaderless, Notice, Overdue, UnknownJobs
 from aiolease.stores.records import TermKey
 from aiolease.testing import MemoryServer, MemoryStore
 from tests.jobs.watchers import LEASE, Process, pair, registry
-from tests.jobs.worlds import seconds
-from tests.virtual import START, virtual
+from tests.jobs.worlds import Observed, seconds
+from tests.virtual import SHORT, START, until, virtual
 
 if TYPE_CHECKING:
     from loguru import Message
@@ -420,3 +421,24 @@ async def test_a_row_that_cannot_be_read_is_the_leaders_affair() -> None:
     async with leader.runs(), follower.runs() as campaign:
         await asyncio.sleep(5 * LEASE)
         assert (follower.wrong, campaign.status().error, follower.latest) == ([], None, {})
+
+
+async def test_processes_on_one_file_look(tmp_path: Path) -> None:
+    """On a true database, in true time: both see what was run, and find nothing wrong."""
+    observed = [Observed(), Observed()]
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    async with (
+        registry("job", every=0.2).background(url, on_event=observed[0], **SHORT),
+        registry("job", every=0.2).background(url, on_event=observed[1], **SHORT),
+    ):
+        await until(lambda: all(len(looks(each)) >= 3 for each in observed))
+    for each in observed:
+        (job,) = looks(each)[-1].jobs
+        assert (job.schedule, job.last and job.last.status) == ("every 0.2s", "succeeded")
+        assert job.last_success is not None
+        assert [event for event in each.events if isinstance(event, Overdue | Leaderless | UnknownJobs)] == []
+    assert {looks(each)[-1].leading for each in observed} == {True, False}
+
+
+def looks(observed: Observed) -> list[JobsSeen]:
+    return [event for event in observed.events if isinstance(event, JobsSeen)]
