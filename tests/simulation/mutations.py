@@ -31,7 +31,7 @@ from aiolease._jobs.waiting_line import WaitingLine
 from aiolease._jobs.writing import Writing
 from aiolease._waiting import wait_shielded
 from aiolease.stores.batch import Batch, Change, LedgerReading
-from aiolease.stores.memory import ledger as memory
+from aiolease.stores.memory import writing as memory
 from aiolease.stores.records import Lease, RunKey, RunRecord, RunStatus, TermKey
 from tests.simulation.network import ArchivedLedger, Server
 from tests.simulation.process import SimLoop

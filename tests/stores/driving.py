@@ -10,7 +10,8 @@ from typing import Any
 from aiolease._election.claim import new_holder
 from aiolease.stores import Store
 from aiolease.stores.batch import Batch, Change, JobDefinition
-from aiolease.stores.contract import LeaseStore, LedgerStore
+from aiolease.stores.contract import LeaseStore
+from aiolease.stores.ledger import JobStore, LedgerStore
 from aiolease.stores.records import Lease, RunKey, RunRecord, RunStatus, TermKey
 from tests.stores.plans import AT_ONCE, BUSY, EARLIER_TOKEN, FAILING, FEW, FIRST, JOBS, KEPT, LEASES, Recorder
 
@@ -29,7 +30,7 @@ class Called:
 
 def methods() -> set[str]:
     """All that a store can do."""
-    found = {name for protocol in (LeaseStore, LedgerStore, Store) for name in vars(protocol)}
+    found = {name for protocol in (LeaseStore, LedgerStore, JobStore, Store) for name in vars(protocol)}
     return {name for name in found if not name.startswith("_")} - {"description", "aclose"}
 
 
