@@ -14,7 +14,7 @@ from typing import Literal
 
 from aiolease._jobs.schedule import Schedule, ticks_between
 from aiolease.stores.batch import Again, Change
-from aiolease.stores.records import MAX_ERROR, Request, RunKey, RunRecord
+from aiolease.stores.records import Request, RunKey, RunRecord, attempt_line
 
 Missed = Literal["once", "all", "skip"]
 
@@ -189,9 +189,7 @@ def withdrawn(key: RunKey, why: str, *, required: bool = True) -> Change:
     It has failed as the attempt before it; if there was none, it is skipped.
     """
     if key.attempt > 1:
-        return Change(
-            key=key, was="queued", status="failed", attempt=key.attempt - 1, error=why, required=required
-        )
+        return Change(key=key, was="queued", status="failed", attempt=key.attempt - 1, error=why, required=required)
     return Change(key=key, was="queued", status="skipped", attempt=1, error=why, required=required)
 
 
@@ -224,13 +222,7 @@ def lost(
             not_before=now if is_by_hand(request) else None,
             uncounted=harmless,
             request=request if is_by_hand(request) else None,
-            line=None if now is None else how_it_ended(key, now, error),
+            line=None if now is None else attempt_line(key, now, error),
         )
         return Change(key=key, was="running", status="queued", attempt=key.attempt + 1, adopt=adopt, again=again)
     return Change(key=key, was="running", status="lost", attempt=key.attempt, error=error)
-
-
-def how_it_ended(key: RunKey, now: datetime, text: str) -> str:
-    """The line that the ledger keeps of an attempt that is followed by another one (`RunRecord.earlier`)."""
-    told = " | ".join(text[:MAX_ERROR].splitlines())
-    return f"attempt {key.attempt} (term {key.token}, {now:%Y-%m-%d %H:%M:%S} UTC): {told}"

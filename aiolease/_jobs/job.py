@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 
 from aiolease._functions import is_async
 from aiolease._jobs.due import Missed
-from aiolease._jobs.schedule import Schedule
+from aiolease._jobs.schedule import Every, Schedule
 from aiolease.errors import InvalidJob
 
 Overlap = Literal["skip", "allow"]
@@ -111,3 +111,14 @@ def check_options(job: str, options: JobOptions) -> None:
 def is_duration(seconds: object) -> bool:
     """True for a finite number of seconds from 0."""
     return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < math.inf
+
+
+def check_jitter(job: str, jitter: float, schedule: Schedule) -> None:
+    """Returns if ticks do not overtake one another.
+
+    Raises:
+        InvalidJob: The jitter is not below the interval.
+    """
+    if isinstance(schedule, Every) and jitter >= schedule.interval.total_seconds():
+        problem = f"jitter={jitter!r}: use less than the interval of {schedule.interval.total_seconds():g} s"
+        raise InvalidJob(job, problem)

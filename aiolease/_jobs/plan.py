@@ -8,7 +8,7 @@ from typing import Literal
 
 from aiolease._jobs.due import Skip, is_by_hand
 from aiolease._jobs.job import Job
-from aiolease.stores.batch import Batch, Change
+from aiolease.stores.batch import Again, Batch, Change
 from aiolease.stores.records import Place, Request, RunKey, RunRecord, RunStatus, TermKey
 
 
@@ -73,10 +73,10 @@ class Plan:
         changed = {change.key.job for change in batch.changes} | {job.name for job, _ in self.claims}
         return changed | {*batch.high_ticks} | {*batch.backfills}
 
-    def starting(self) -> dict[RunKey, datetime | None]:
-        """The runs that start once it is written, each with its `RunRecord.not_before`."""
+    def starting(self) -> dict[RunKey, Again | None]:
+        """The runs that start once it is written, each with what it is queued again with if it does not begin."""
         token = self.term.token
-        waiting = {RunKey(run.job.name, run.tick, run.attempt, token): run.not_before for run in self.waiting}
+        waiting = {run.begun_by(token): run.again for run in self.waiting}
         claimed = [RunKey(run.job, run.tick, 1, token) for _, run in self.claims if run.status == "running"]
         return waiting | dict.fromkeys(claimed)
 
@@ -109,10 +109,21 @@ class Waiting:
         """What the ledger knows it by."""
         return RunKey(self.job.name, self.tick, self.attempt, self.token)
 
+    def begun_by(self, token: int) -> RunKey:
+        """What the ledger knows it by once a term has begun it."""
+        return RunKey(self.job.name, self.tick, self.attempt, token)
+
     @property
     def by_hand(self) -> bool:
         """True if it waits behind all that is due."""
         return is_by_hand(self.request)
+
+    @property
+    def again(self) -> Again | None:
+        """What it is queued again with if it does not begin after all."""
+        if self.not_before is None:
+            return None
+        return Again(not_before=self.not_before, request=self.request if self.by_hand else None)
 
 
 def waiting_for(job: Job, run: RunRecord) -> Waiting:
