@@ -6,6 +6,7 @@ No driver's exception gets out of the library; where one was the reason, it is t
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -161,11 +162,13 @@ class SchemaMissing(AioleaseError):
     Attributes:
         store: Which database, without its password.
         problem: What is missing, and what the database said.
+        statements: What makes it, for a user who may; empty if that is not known, or cannot be done.
     """
 
-    def __init__(self, store: str, problem: str, way_out: str | None = None) -> None:
+    def __init__(self, store: str, problem: str, way_out: str | None = None, *, statements: Sequence[str] = ()) -> None:
         self.store = store
         self.problem = problem
+        self.statements = tuple(statements)
         super().__init__(f"{store}: {problem}. {way_out or _TABLES}")
 
 

@@ -7,7 +7,7 @@
 * `memory`: the same rules in Python, for tests, without a statement.
 
 A new database is a package beside those two, and a case in `_make` or `_from_url` here. It needs a `Dialect`, its
-tables (`sql.schema`), something that sends statements (`sql.ledger_store.Sending`, and the seven methods of a lease),
+tables (`sql.schema`), something that sends statements (`sql.sending.Sending`, and the seven methods of a lease),
 and a `Transaction`. Then the tests of `tests/stores` run against it.
 
 One store per target and event loop is shared by all that use it.
@@ -28,7 +28,7 @@ from aiolease._waiting import wait_shielded
 from aiolease.errors import ConfigurationError
 from aiolease.stores.contract import Store, is_store, missing_from
 
-__all__ = ["Store", "open_store"]
+__all__ = ["Store", "migrate", "open_store", "schema"]
 
 Target = Any
 """An asyncmy or aiomysql pool, a SQLAlchemy `AsyncEngine` on either, a store, or a URL."""
@@ -163,6 +163,56 @@ def _from_url(url: str, table_prefix: str, create_tables: bool) -> Store:
 
         return SQLiteStore(path, table_prefix=table_prefix, create_tables=create_tables)
     raise ConfigurationError("target", f"{scheme}://…" if separator else "…", f"not a URL that is known: {_HELP}")
+
+
+async def migrate(target: Target, *, table_prefix: str = "aiolease_", check: bool = False) -> list[str]:
+    """Brings the tables to the revision that this aiolease needs; makes them if they are missing.
+
+    Workers of the release before go on meanwhile. A user who may change tables is needed; whoever comes first at a
+    deploy does the same by itself if it may.
+
+    Args:
+        target: As in `open_store`.
+        table_prefix: What the names of the tables start with.
+        check: Whether to change nothing.
+
+    Returns:
+        The statements that were missing; none if the tables were of this revision, or of a higher one.
+
+    Raises:
+        ConfigurationError: As `open_store`.
+        SchemaMissing: The tables are of a version from which there is no way, or this user may not change them.
+        StoreUnavailable: And `StoreRejected`, as any other method of a store.
+    """
+    store: Any = _given_store(target) or _make(target, table_prefix, create_tables=False)
+    if not hasattr(store, "migrate"):  # it has no tables
+        return []
+    try:
+        statements: list[str] = await store.migrate(check=check)
+        return statements
+    finally:
+        if store is not target:
+            await store.aclose()
+
+
+def schema(dialect: str) -> str:
+    """The statements that make the tables.
+
+    Args:
+        dialect: ``"mysql"``, for MariaDB, too; or ``"sqlite"``.
+
+    Raises:
+        ConfigurationError: There is no such dialect.
+    """
+    if dialect == "mysql":
+        from aiolease.stores.mysql.schema import schema as of_mysql
+
+        return of_mysql()
+    if dialect == "sqlite":
+        from aiolease.stores.sqlite.schema import schema as of_sqlite
+
+        return of_sqlite()
+    raise ConfigurationError("dialect", dialect, "use mysql or sqlite")
 
 
 def check_target(target: Target, name: str) -> None:

@@ -44,7 +44,7 @@ _COMMIT = f"COMMIT; SET @@SESSION.wait_timeout = {IDLE}"
 
 
 class MySQLLedger:
-    """See `aiolease.stores.sql.ledger_store.Sending`."""
+    """See `aiolease.stores.sql.sending.Sending`."""
 
     def __init__(self, store: str, dialect: MySQLDialect, fence: FenceSQL, *, leader: Session, people: Session) -> None:
         """Makes it.
@@ -89,6 +89,11 @@ class MySQLLedger:
         asking = self._asking_session.run(*packet(statements))
         results = await time_limited(ASK_LIMIT, self._store, asking)
         return results[-2] if len(statements) > 1 else results[0]
+
+    async def look(self, asked: Sequence[Asked]) -> list[Rows]:
+        """See `Sending.look`."""
+        asking = self._asking_session.run(*packet(self._dialect.bind(*each) for each in asked))
+        return await time_limited(ASK_LIMIT, self._store, asking)
 
     async def _fenced(self, term: TermKey, statements: Iterable[Bound]) -> None:
         sent = packet([(_BEGIN, ()), self._fence.statements(term), *statements, (_COMMIT, ())])

@@ -22,7 +22,7 @@ _PRUNED_AT_ONCE = 1000
 
 
 class SQLiteLedger:
-    """See `aiolease.stores.sql.ledger_store.Sending`."""
+    """See `aiolease.stores.sql.sending.Sending`."""
 
     def __init__(self, file: File, dialect: SQLiteDialect, fence: FenceStatements, clock: Callable[[], int]) -> None:
         self._file = file
@@ -74,6 +74,10 @@ class SQLiteLedger:
                 return exchange.rows(*last)
 
         return await self._file.run(work)
+
+    async def look(self, asked: Sequence[Asked]) -> list[list[Row]]:
+        """See `Sending.look`."""
+        return await self.read(asked)
 
     async def _fenced(
         self,
