@@ -109,7 +109,9 @@ class Lookout:
                 await asyncio.sleep(0)
             if (seen := overview.jobs.get(name)) is None:
                 continue
-            how = standing(seen, overview.pause, overview.now, lease_duration=self._duration, job=job)
+            how = standing(
+                seen, overview.pause, overview.now, lease_duration=self._duration, job=job, lease=self._lease
+            )
             if how.overdue and not (name in self._overdue or self._has_stayed(how, sight)):
                 how = replace(how, overdue=0.0)
             found[name] = how
@@ -121,9 +123,9 @@ class Lookout:
         One look may be right behind a step of the clock, or right after the election of a leader. Leaders that are
         elected one after another, and none of which does anything, are no excuse for ever.
         """
-        passed = 0
+        passed, due = 0, self._looked[-1] - timedelta(seconds=job.late)
         for now in reversed(self._looked):
-            if job.next_tick is None or now < job.next_tick:
+            if now < due:
                 break
             passed += 1
         return passed >= (_LOOKS_OF_YOUNG if self._is_led(sight) and self._is_young(sight) else _LOOKS)
