@@ -264,7 +264,8 @@ class RunStarted(Event):
     Attributes:
         job: The job's name.
         tick: The moment at which its schedule fell due, UTC.
-        late: Seconds between that moment and the start, by the database's clock.
+        late: Seconds between the moment from which it was to start, and the start, by the database's clock. That is the
+            tick, later by the job's jitter; of a retry and of a run by hand the moment for which it was queued.
     """
 
     level: ClassVar[Level] = "DEBUG"
@@ -290,6 +291,7 @@ class RunFinished(Event):
         error: What it raised, ``None`` if nothing. Its tracebacks, and those of its causes, begin with the job's frame
             and hold no variables: what logs them shows no password.
         reason: Why it was lost, if this process knows.
+        retry_at: When it is tried again, if it has failed and is (see `JobOptions`); ``None`` if that was its last try.
     """
 
     job: str
@@ -298,6 +300,7 @@ class RunFinished(Event):
     took: float
     error: BaseException | None = None
     reason: str | None = None
+    retry_at: datetime | None = None
 
     @property
     def phrase(self) -> str:
@@ -306,7 +309,8 @@ class RunFinished(Event):
         if self.status == "lost":
             why = f": {self.reason}" if self.reason else ""
             return f"{self.job!r} was lost with term {self.token} (holder {self.holder}){why}"
-        return f"{self.job!r} failed: {describe(self.error)} (tick {self.tick:%Y-%m-%d %H:%M:%S} UTC)"
+        again = f", is tried again at {self.retry_at:%Y-%m-%d %H:%M:%S} UTC" if self.retry_at else ""
+        return f"{self.job!r} failed: {describe(self.error)} (tick {self.tick:%Y-%m-%d %H:%M:%S} UTC){again}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -376,7 +380,8 @@ def level_of(event: Event) -> Level:
     if isinstance(event, Notice):
         return event.severity
     if isinstance(event, RunFinished):
-        return {"succeeded": "INFO", "lost": "WARNING"}.get(event.status, "ERROR")
+        failed: Level = "ERROR" if event.retry_at is None else "WARNING"
+        return {"succeeded": "INFO", "lost": "WARNING"}.get(event.status, failed)
     if isinstance(event, TickSkipped | Overdue) and event.quiet:
         return "DEBUG"
     return event.level

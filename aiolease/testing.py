@@ -42,6 +42,7 @@ from aiolease._election.leadership import Leadership, leading
 from aiolease._election.term import Term
 from aiolease._election.timings import Timings
 from aiolease._jobs.execution import Execution
+from aiolease._jobs.plan import Waiting
 from aiolease._jobs.registry import JobRegistry
 from aiolease._jobs.run import JobRun
 from aiolease._jobs.threads import LeftThreads
@@ -382,6 +383,7 @@ async def run_job(
     store = store or MemoryStore(MemoryServer(start=datetime.now(UTC)))
     run = job_run(job, tick=tick, attempt=attempt, context=context, store=store)
     lead, limit = run.leadership, asyncio.timeout(registered.timeout)
+    waiting = Waiting(registered, run.tick, attempt, run.token)
 
     def end(status: RunStatus, error: str | None = None) -> None:
         change = Change(key=run.fate.key, was="running", status=status, attempt=attempt, error=error)
@@ -391,7 +393,7 @@ async def run_job(
     try:
         async with limit:
             with leading(lead), in_run(lease=lead.name, job=job, tick=run.tick, attempt=attempt):
-                await Execution(registered, run, LeftThreads()).call()
+                await Execution(waiting, run, LeftThreads(), jobs.around).call()
         if limit.expired():
             raise TimeoutError(f"it took longer than {registered.timeout:g} s, and swallowed its cancellation")
     except asyncio.CancelledError:

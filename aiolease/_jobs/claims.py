@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import final
 
 from aiolease._jobs.due import MOST_MISSED, Due, Skip, due, without
+from aiolease._jobs.jitter import reached
 from aiolease._jobs.job_state import JobState, JobStates
 from aiolease._jobs.next_ticks import NextTicks
 from aiolease._jobs.places import Places
@@ -14,6 +16,8 @@ from aiolease._jobs.series import SkippedSeries, continues
 from aiolease._jobs.waiting_line import WaitingLine
 
 _NOT_ENDED = "its last run has not ended"
+
+_WAITS = "its last run waits to be tried again"
 
 _SOON = 0.1
 """The part of the patience after which ticks that were put off are written with what is written anyhow."""
@@ -49,8 +53,10 @@ class Claims:
         self._places = places
         self._young = young
 
-    def plan(self, plan: Plan, now: datetime, free: float, most: int) -> None:
-        """Claims all that is due. What leaves the heap comes back when it is known whether the plan was written.
+    def plan(self, plan: Plan, now: datetime, free: float, most: int) -> float:
+        """Claims all that is due; returns how many places are left.
+
+        What leaves the heap comes back when it is known whether the plan was written.
 
         Args:
             plan: Takes the claims.
@@ -67,6 +73,9 @@ class Claims:
             job = state.job
             if state.paused or name in self._jobs.aside:
                 continue
+            if job.one_by_one and state.by_hand:
+                state.held = state.behind_hand = True  # it follows, and is in time then
+                continue
             late = (job.missed == "all" and state.backlog) or state.inherited
             if (late and state.going_on) or (job.overlap == "skip" and name in triggered):
                 state.held = True  # it follows, and is no overlap
@@ -79,9 +88,10 @@ class Claims:
             if not found.run and not found.skipped:  # settled since it was lined up: paused, and resumed
                 self._ticks.line_up([name])
             elif name not in recalled and self._may_wait(state, found):
-                self._ticks.put_off(state, now)
+                self._ticks.put_off(state, now, found.skipped[0].reason)
             else:
                 free -= self._claim(plan, state, found, free)
+        return free
 
     def _claim(self, plan: Plan, state: JobState, found: Due, free: float) -> int:
         """Claims the due ticks of one job; returns how many of its runs start."""
@@ -106,15 +116,16 @@ class Claims:
     def _due(self, state: JobState, now: datetime) -> Due:
         """What becomes of the ticks of a job that are due, considering what else of it goes on."""
         job, after = state.job, state.settled_until
-        while_busy = _due_while_busy(state, now)
+        while_busy = self._due_while_busy(state, now)
         if while_busy is not None:
             after = while_busy.last
-        found = due(job.schedule, after, now, missed=job.missed, max_age=job.max_age, young=self._young)
+        young, until = math.inf if state.behind_hand else self._young, reached(job, self._jobs.lease, after, now)
+        found = due(job.schedule, after, until, missed=job.missed, max_age=job.max_age, young=young)
         why, backlog = None, job.missed == "all" and len(found.run) > 1
         if state.going_on >= MOST_MISSED:
             why = f"{MOST_MISSED} of its runs wait"
         elif job.overlap == "skip" and not backlog and self._places.goes_on(state):
-            why = _NOT_ENDED
+            why = _WAITS if 0 < state.going_on == state.retrying else _NOT_ENDED
         if found.run and why is not None:
             count = job.schedule.count_between(after, found.run[-1])
             first = found.skipped[0].first if found.skipped else found.run[0]
@@ -130,28 +141,28 @@ class Claims:
         [skip] = found.skipped
         following = state.job.schedule.next_after(skip.last)
         soon = following is not None and (following - skip.last).total_seconds() < self._ticks.patience
-        return soon and skip.reason == _NOT_ENDED and continues(state, skip)
+        return soon and skip.reason in {_NOT_ENDED, _WAITS} and continues(state, skip)
 
     def plan_last(self, plan: Plan, now: datetime, most: int) -> None:
         """Has the ticks that were put off written, before a term ends in which no more are claimed."""
         for state in self._ticks.recall_all(now, most):
             job = state.job
-            if state.paused or job.name in self._jobs.aside or (skip := _due_while_busy(state, now)) is None:
+            if state.paused or job.name in self._jobs.aside or (skip := self._due_while_busy(state, now)) is None:
                 continue
             self._series.plan(plan, state, [skip], runs=False)
             plan.claim_skip(job, skip)
             plan.settle(job.name, skip.last, state.high_tick)
 
-
-def _due_while_busy(state: JobState, now: datetime) -> Skip | None:
-    """The ticks of a job that were put off, and fell due before its last run ended."""
-    after, schedule = state.settled_until, state.job.schedule
-    if state.busy_until is None:
-        return None
-    until = min(state.busy_until, now)  # the clock may have gone back meanwhile
-    if until <= after:
-        return None
-    first, last = schedule.next_after(after), schedule.latest_between(after, until)
-    if first is None or last is None:
-        return None
-    return Skip(first, last, schedule.count_between(after, until), _NOT_ENDED)
+    def _due_while_busy(self, state: JobState, now: datetime) -> Skip | None:
+        """The ticks of a job that were put off, and fell due before its last run ended."""
+        after, schedule = state.settled_until, state.job.schedule
+        if state.busy_until is None:
+            return None
+        # The clock may have gone back meanwhile.
+        until = reached(state.job, self._jobs.lease, after, min(state.busy_until, now))
+        if until <= after:
+            return None
+        first, last = schedule.next_after(after), schedule.latest_between(after, until)
+        if first is None or last is None:
+            return None
+        return Skip(first, last, schedule.count_between(after, until), state.busy_why)

@@ -13,13 +13,16 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from aiolease._jobs.schedule import Schedule, ticks_between
-from aiolease.stores.batch import Change
-from aiolease.stores.records import RunKey, RunRecord
+from aiolease.stores.batch import Again, Change
+from aiolease.stores.records import Request, RunKey, RunRecord, attempt_line
 
 Missed = Literal["once", "all", "skip"]
 
 MAX_ATTEMPTS = 5
 """How often a run that was lost is begun in all, but for attempts whose end is known (DESIGN rule 47)."""
+
+CANCELLED = "cancelled on request"
+"""Why a run has failed that somebody cancelled (DESIGN rule 35)."""
 
 MOST_MISSED = 1000
 """How many ticks of one job are run one after another; those before them are skipped."""
@@ -143,14 +146,26 @@ def overdue(tick: datetime, max_age: float | None, now: datetime) -> str | None:
     return f"more than {max_age:g} s late" if late else None
 
 
-def inherited(run: RunRecord, *, rerun_lost: bool, max_age: float | None, now: datetime) -> Change:
+def is_by_hand(request: Request | None) -> bool:
+    """True if somebody asked for a run of a tick that was over: it waits behind all else, however old it is."""
+    return request in {"rerun", "backfill"}
+
+
+def inherited(
+    run: RunRecord, *, rerun_lost: bool, max_age: float | None, now: datetime, cancel_at: datetime | None = None
+) -> Change:
     """What a new term makes of a run that was running when an earlier one ended.
 
-    It is lost, since nobody knows how far it came; if it may be run again it waits its turn as a further attempt.
+    It is lost, since nobody knows how far it came; if it may be run again it waits its turn as a further attempt. If
+    somebody cancelled it, it has failed, and does not come back.
     """
     key = RunKey(run.job, run.tick, run.attempt, run.token)
-    late = overdue(run.tick, max_age, now)
-    return lost(key, rerun=rerun_lost and not late, adopt=True)
+    if cancel_at is not None and (run.started_at is None or run.started_at <= cancel_at):
+        return Change(key=key, was="running", status="failed", attempt=run.attempt, error=CANCELLED)
+    late = not is_by_hand(run.request) and overdue(run.tick, max_age, now)
+    return lost(
+        key, rerun=rerun_lost and not late, now=now, adopt=True, off=run.failures + run.uncounted, request=run.request
+    )
 
 
 def begun(key: RunKey, *, adopt: bool) -> Change:
@@ -158,25 +173,56 @@ def begun(key: RunKey, *, adopt: bool) -> Change:
     return Change(key=key, was="queued", status="running", attempt=key.attempt, adopt=adopt, required=True)
 
 
-def too_late(key: RunKey, why: str) -> Change:
-    """The end of a run whose turn came too late. What has once begun is lost, and not skipped."""
+def too_late(key: RunKey, why: str, *, failed: bool = False) -> Change:
+    """The end of a run whose turn came too late. What has once begun is lost, or `failed`, and not skipped."""
+    if failed:
+        return withdrawn(key, f"{why} to be tried again")
     if key.attempt > 1:
         error = f"{why} to be run again"
         return Change(key=key, was="queued", status="lost", attempt=key.attempt - 1, error=error, required=True)
     return Change(key=key, was="queued", status="skipped", attempt=1, error=why, required=True)
 
 
-def lost(key: RunKey, *, rerun: bool, adopt: bool = False, uncounted: int = 0, why: str = "") -> Change:
+def withdrawn(key: RunKey, why: str, *, required: bool = True) -> Change:
+    """The end of a run that waits for a further attempt, or was asked for by hand: that attempt has not begun.
+
+    It has failed as the attempt before it; if there was none, it is skipped.
+    """
+    if key.attempt > 1:
+        return Change(key=key, was="queued", status="failed", attempt=key.attempt - 1, error=why, required=required)
+    return Change(key=key, was="queued", status="skipped", attempt=1, error=why, required=required)
+
+
+def lost(
+    key: RunKey,
+    *,
+    rerun: bool,
+    now: datetime | None = None,
+    adopt: bool = False,
+    off: int = 0,
+    harmless: bool = False,
+    why: str = "",
+    request: Request | None = None,
+) -> Change:
     """The end of a run whose term, or whose final transaction, ended without it: lost, or to be run again.
 
     Args:
         key: The run.
         rerun: Whether it may be run again, `MAX_ATTEMPTS` times in all.
+        now: The database's clock, for a run that may be run again.
         adopt: See `Change`.
-        uncounted: How many of its attempts do not count: it is known that they had no effect.
+        off: How many of its earlier attempts do not count: they failed, or it is known that they had no effect.
+        harmless: Whether this attempt does not count: it is known that it had no effect.
         why: The reason, if it is known.
+        request: How somebody asked for the run.
     """
-    if rerun and key.attempt - uncounted < MAX_ATTEMPTS:
-        return Change(key=key, was="running", status="queued", attempt=key.attempt + 1, adopt=adopt)
     error = f"lost with term {key.token}{': ' if why else ''}{why}"
+    if rerun and key.attempt - off - harmless < MAX_ATTEMPTS:
+        again = Again(
+            not_before=now if is_by_hand(request) else None,
+            uncounted=harmless,
+            request=request if is_by_hand(request) else None,
+            line=None if now is None else attempt_line(key, now, error),
+        )
+        return Change(key=key, was="running", status="queued", attempt=key.attempt + 1, adopt=adopt, again=again)
     return Change(key=key, was="running", status="lost", attempt=key.attempt, error=error)

@@ -16,11 +16,14 @@ from typing import Literal, final
 from aiolease._election.term import Term
 from aiolease._forks import end_child
 from aiolease._interrupts import is_for_the_program
+from aiolease._jobs.due import CANCELLED
 from aiolease._jobs.job import Job
-from aiolease._jobs.run import JobRun
+from aiolease._jobs.plan import Waiting
+from aiolease._jobs.run import Around, JobRun
 from aiolease._jobs.threads import JobThread, LeftThreads
 from aiolease._logging import emit, in_run
 from aiolease._tracebacks import hide_values
+from aiolease.errors import GiveUp
 from aiolease.events import Notice
 
 Ending = Literal["succeeded", "failed", "lost"]
@@ -33,22 +36,38 @@ _UNKEPT = {"expired", "taken", "error"}
 class Execution:
     """A run that goes on.
 
-    Attributes:
-        job: The job.
+    Args:
+        waiting: What the ledger says of it.
         run: What its function is given.
+        left: The threads that earlier terms have left behind.
+        around: See `JobRegistry`.
+
+    Attributes:
+        waiting: See above.
+        job: The job.
+        run: See above.
         given_up: Set before it is cancelled because the term ends.
+        cancelled: True once somebody's request has cancelled it.
         begun: True once the job's function has been called.
         no_thread: Why it could not be, if there was no thread for it.
     """
 
-    def __init__(self, job: Job, run: JobRun, left: LeftThreads) -> None:
-        self.job = job
+    def __init__(self, waiting: Waiting, run: JobRun, left: LeftThreads, around: Around | None = None) -> None:
+        self.waiting = waiting
+        self.job: Job = waiting.job
         self.run = run
         self.given_up = False
+        self.cancelled = False
         self.begun = False
         self.no_thread: BaseException | None = None
         self._completed = False  # in a thread, to its end
         self._left = left
+        self._around = around
+
+    def cancel(self) -> None:
+        """Has it fail because somebody asked for that; whoever calls this cancels its task, too."""
+        self.cancelled = True
+        self.run.fate.stopped = GiveUp(CANCELLED)
 
     async def go(self) -> Outcome:
         """Runs the job to its end.
@@ -69,9 +88,6 @@ class Execution:
             async with limit:
                 with in_run(lease=run.leadership.name, job=run.job, tick=run.tick, attempt=run.attempt):
                     await self.call()
-        except _NoThread as raised:
-            self.begun, self.no_thread = False, raised.__cause__
-            return Outcome("lost", 0.0)
         except asyncio.CancelledError as raised:
             # Cancelled by the end of the term, or by itself: by something it awaited that was cancelled elsewhere.
             status, error = ("lost", None) if self.given_up or _being_cancelled() else ("failed", raised)
@@ -87,11 +103,29 @@ class Execution:
                 status, error = "failed", TimeoutError(f"it took longer than {job.timeout:g} s")
             elif self.given_up and not self._completed:  # the same: how much of it was done, nobody knows
                 status = "lost"
-        if run.fate.doubt is not None and not run.fate.committed and status == "succeeded":
-            status, error = "lost", run.fate.doubt  # swallowed: its effect may not be there
+        return self._outcome(status, error, clock() - started)
+
+    def _outcome(self, status: Ending, error: BaseException | None, took: float) -> Outcome:
+        """How it ended, considering what else is known: the first of these that is so.
+
+        1. Nothing of the job has begun, whatever `around` made of that.
+        2. Its final transaction was committed: it has succeeded.
+        3. Somebody has cancelled it: it has failed, whatever it made of that.
+        4. Its final transaction failed, and it has swallowed that: its effect may not be there.
+        """
+        fate = self.run.fate
+        if self.no_thread is not None:
+            self.begun = False
+            return Outcome("lost", 0.0)
+        if fate.committed:
+            status = "succeeded"
+        elif self.cancelled:
+            status, error = "failed", GiveUp(CANCELLED) if error is None else _because_of(error)
+        elif fate.doubt is not None and status == "succeeded":
+            status, error = "lost", fate.doubt
         if error is not None:
             hide_values(error)
-        return Outcome("succeeded" if run.fate.committed else status, clock() - started, error, run.fate.committed)
+        return Outcome(status, took, error, fate.committed)
 
     def _fate_of(self, raised: BaseException) -> tuple[Ending, BaseException | None]:
         """What becomes of a run that raised something, and what is told of that."""
@@ -102,6 +136,14 @@ class Execution:
         return "failed", raised
 
     async def call(self) -> None:
+        """Calls the job's function, within what the registry has around it."""
+        if self._around is None:
+            await self._call_guarded()
+            return
+        async with self._around(self.run) as self.run.resource:
+            await self._call_guarded()
+
+    async def _call_guarded(self) -> None:
         """Calls the job's function; a child that it forks ends with it, and goes no further."""
         pid, error = os.getpid(), None
         try:
@@ -124,18 +166,17 @@ class Execution:
         try:
             thread = JobThread(call, job.name)
         except RuntimeError as error:  # there are too many: nothing of the job has begun
+            self.no_thread = error
             raise _NoThread(str(error)) from error
         try:
             await asyncio.wait([thread.ended])
         except asyncio.CancelledError:
-            run.fate.stopped = (
-                run.leadership.term.loss
-                if self.given_up
-                else TimeoutError(f"it took longer than {job.timeout or 0:g} s")
-            )
+            if not self.cancelled:
+                late = TimeoutError(f"it took longer than {job.timeout or 0:g} s")
+                run.fate.stopped = run.leadership.term.loss if self.given_up else late
             await self._outwait(thread)
             self._completed = self._has_completed(thread.ended)
-            if self.given_up and self._completed:
+            if self.given_up and self._completed and not self.cancelled:
                 return  # while the lease was kept for it: it is not to be run again
             raise
         result = thread.ended.result()
@@ -189,6 +230,14 @@ def _is_loss(error: BaseException, term: Term) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return all(_is_loss(part, term) for part in error.exceptions)
     return term.is_own(error)
+
+
+def _because_of(error: BaseException) -> GiveUp:
+    """What a cancelled run has failed of, with what it raised in its clean-up."""
+    cancelled = GiveUp(CANCELLED)
+    if not isinstance(error, asyncio.CancelledError | GiveUp):
+        cancelled.__cause__ = error
+    return cancelled
 
 
 def _being_cancelled() -> bool:

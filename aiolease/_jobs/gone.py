@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import final
 
 from aiolease._election.term import Term
-from aiolease._jobs.due import lost
+from aiolease._jobs.due import lost, withdrawn
 from aiolease._jobs.ledger import Ledger
 from aiolease._jobs.notices import Notices
 from aiolease._jobs.planner import Planner
@@ -24,6 +24,9 @@ _EVERY, _SOON = 3600.0, 5.0
 
 _JOBS_AT_ONCE, _RUNS_OF_EACH = 50, 20
 """Of how many jobs queued runs are read at once, and how many of each."""
+
+_LATER = 1000
+"""How many of the runs that wait for their moment are looked at."""
 
 _WHY = "no leader has had this job for a day"
 
@@ -77,6 +80,9 @@ class GoneJobs:
         queued: list[RunRecord] = []
         if waiting:
             queued, _ = await self._ledger.queued(waiting, _RUNS_OF_EACH)
+        if gone & stock.later.keys():
+            later, _ = await self._ledger.later(_LATER)
+            queued += [run for run in later if run.job in gone]
         gone -= {change.key.job for change in self._unwritten.changes}
         left = [run for run in (*stock.unfinished, *queued) if run.job in gone and run.tick < long_ago]
         for run in left:
@@ -93,5 +99,7 @@ def _closed(run: RunRecord) -> Change:
     key = RunKey(run.job, run.tick, run.attempt, run.token)
     if run.status == "running":
         return lost(key, rerun=False, why=_WHY)
+    if run.not_before is not None:
+        return withdrawn(key, _WHY, required=False)
     # A further attempt that has not begun: it is the one before that was lost.
     return Change(key=key, was="queued", status="lost", attempt=max(run.attempt - 1, 1), error=_WHY)

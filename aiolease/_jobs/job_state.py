@@ -21,11 +21,13 @@ class JobStates(dict[str, "JobState"]):
     """The jobs of one registry by name, and how each of them stands.
 
     Attributes:
+        lease: The lease.
         aside: The jobs of which nothing is planned for now. `aiolease._jobs.quarantine` says which.
     """
 
-    def __init__(self, jobs: Iterable[Job]) -> None:
+    def __init__(self, jobs: Iterable[Job], lease: str = "") -> None:
         super().__init__((job.name, JobState(job)) for job in jobs)
+        self.lease = lease
         self.aside: set[str] = set()
         self._at_fault: dict[str, str] = {}
 
@@ -58,17 +60,24 @@ class JobState:
         there: Ticks above the high tick that have a row all the same; ``None`` if none is known.
         lined_up: True while its next tick is on the heap.
         held: True while its ticks wait until the earlier ones have been run.
-        paused: True while somebody has paused it.
+        behind_hand: True if what is held fell due while a run by hand went on: it is in time, however late it is.
+        paused: True while somebody has paused it, and has not said until when.
+        paused_until: When its pause ends, or has ended, by itself, as it was read last.
+        covered: True if the pause of the whole lease is its own: it became known since.
         refused: How often a batch with its trigger was refused.
-        going_on: How many of its runs go on, running or waiting.
-        running: How many of these run.
+        going_on: How many of its runs go on, running or waiting. Runs by hand do not count.
+        retrying: How many of these wait to be tried again, and their moment has not come.
+        running: How many of its runs run, by hand or not.
+        by_hand: How many of these run by hand.
         served: When one of its runs last got a place: the number of the place.
         in_line: True while it is in line for a place.
         unread: How many of its runs are queued in the ledger and have not been read: those with the newest ticks.
+        unseen: How many of its runs wait for their moment in the ledger, and have not been read.
         inherited: True once a run of an earlier term was unfinished; reset when no run is left.
         backlog: True once a run had to wait; reset when no run is left.
         series: The ticks that were skipped last, if none has been run since.
         busy_until: When its last run ended, if ticks that fell due before that were put off.
+        busy_why: Why these are skipped.
     """
 
     job: Job
@@ -77,17 +86,24 @@ class JobState:
     there: set[datetime] | None = None
     lined_up: bool = False
     held: bool = False
+    behind_hand: bool = False
     paused: bool = False
+    paused_until: datetime | None = None
+    covered: bool = False
     refused: int = 0
     going_on: int = 0
+    retrying: int = 0
     running: int = 0
+    by_hand: int = 0
     served: int = 0
     in_line: bool = False
     unread: int = 0
+    unseen: int = 0
     inherited: bool = False
     backlog: bool = False
     series: Series | None = None
     busy_until: datetime | None = None
+    busy_why: str = ""
 
     def note_row(self, tick: datetime) -> None:
         """Notes that a tick above the high tick has a row: it is settled."""

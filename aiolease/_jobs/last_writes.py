@@ -33,6 +33,7 @@ class LastWrites:
         self._lost = term.ended in {"expired", "taken"}
         self._until = self._clock() + term.timings.attempt
         self._changes: Sequence[Change] = ()
+        self._matter = False
         self._written = 0
         self._unwritable: set[str] = set()  # jobs whose changes were refused
 
@@ -43,14 +44,18 @@ class LastWrites:
         await cancel_and_wait(batch)
         return not batch.cancelled() and batch.exception() is None
 
-    async def write(self, changes: Sequence[Change]) -> None:
+    async def write(self, changes: Sequence[Change], of_term: Sequence[Change]) -> None:
         """Writes changes in the rest of the time; raises nothing.
 
         None of them refuses a batch: after a lost answer it is written again.
+
+        Args:
+            changes: Of runs.
+            of_term: Of the row of the term: nothing is told if only these are not written.
         """
-        if self._term.ended == "taken" or not changes:
+        if self._term.ended == "taken" or not (changes or of_term):
             return
-        self._changes = changes
+        self._changes, self._matter = [*changes, *of_term], bool(changes)
         limit = self._until - self._clock()
         if self._lost:  # the database does not answer: this is no time to wait for it
             limit = min(limit, self._term.timings.unwind / 5)
@@ -87,6 +92,8 @@ class LastWrites:
             await self._write([change for change in changes if change.key.job in half])
 
     def _not_written(self, why: str) -> None:
+        if not self._matter:
+            return
         name = self._term.key.name
         text = f"could not write how the last runs of {name!r} ended, the next term calls them lost: {why}"
         self._notices.tell("WARNING", text)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Coroutine, Sequence
+from datetime import datetime
 from typing import TypeVar, final
 
 from aiolease._election.term import Term
 from aiolease._waiting import time_limited
 from aiolease.stores.batch import Batch, JobDefinition, LedgerReading
 from aiolease.stores.records import Place, RunRecord
+from aiolease.stores.seen import TermRecord
 
 R = TypeVar("R")
 
@@ -54,6 +56,22 @@ class Ledger:
     async def look_up(self, places: Sequence[Place]) -> list[RunRecord]:
         """Reads which of some ticks have a row."""
         return await self._limited(self._term.store.look_up(self._term.key.name, places))
+
+    async def later(self, limit: int) -> tuple[list[RunRecord], dict[str, str]]:
+        """Reads the earliest of the runs that wait for their moment."""
+        return await self._limited(self._term.store.later(self._term.key.name, limit))
+
+    async def rows_from(self, job: str, since: datetime, limit: int) -> list[RunRecord]:
+        """Reads the rows of a job from a moment on."""
+        return await self._limited(self._term.store.rows_from(self._term.key.name, job, since, limit))
+
+    async def have(self, jobs: Sequence[str]) -> None:
+        """Writes that this term's leader has some jobs."""
+        await self._limited(self._term.store.have(self._term.key, jobs))
+
+    async def terms(self, limit: int) -> list[TermRecord]:
+        """Reads the newest terms of the lease."""
+        return await self._limited(self._term.store.terms(self._term.key.name, limit=limit))
 
     async def record(self, batch: Batch) -> None:
         """Writes a batch, all of it or nothing."""

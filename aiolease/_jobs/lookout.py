@@ -34,7 +34,7 @@ from aiolease.stores.records import JobRecord
 from aiolease.stores.seen import Overview
 
 _AT_ONCE = 200
-"""Of how many jobs it is reckoned in one step how they stand; others of the loop have their turn between."""
+"""Of how many jobs it is reckoned or told in one step how they stand; others of the loop have their turn between."""
 
 _LINES = 3
 """If more jobs become overdue at once, one line tells of them together."""
@@ -92,7 +92,7 @@ class Lookout:
         emit(JobsSeen(**facts, jobs=tuple(jobs.values()), now=overview.now, leading=sight.leads), self._observer)
         self._tell_leaderless(sight, overview.now, facts)
         self._tell_unknown(sight, overview, jobs, facts)
-        self._tell_overdue(jobs, facts)
+        await self._tell_overdue(jobs, facts)
         self.trouble = self._what_is_wrong()
 
     def forget(self) -> None:
@@ -109,7 +109,9 @@ class Lookout:
                 await asyncio.sleep(0)
             if (seen := overview.jobs.get(name)) is None:
                 continue
-            how = standing(seen, overview.pause, overview.now, lease_duration=self._duration, job=job)
+            how = standing(
+                seen, overview.pause, overview.now, lease_duration=self._duration, job=job, lease=self._lease
+            )
             if how.overdue and not (name in self._overdue or self._has_stayed(how, sight)):
                 how = replace(how, overdue=0.0)
             found[name] = how
@@ -121,9 +123,9 @@ class Lookout:
         One look may be right behind a step of the clock, or right after the election of a leader. Leaders that are
         elected one after another, and none of which does anything, are no excuse for ever.
         """
-        passed = 0
+        passed, due = 0, self._looked[-1] - timedelta(seconds=job.late)
         for now in reversed(self._looked):
-            if job.next_tick is None or now < job.next_tick:
+            if now < due:
                 break
             passed += 1
         return passed >= (_LOOKS_OF_YOUNG if self._is_led(sight) and self._is_young(sight) else _LOOKS)
@@ -188,14 +190,14 @@ class Lookout:
         known = read_schedule(row.schedule, row.timezone)
         return job.missed != "all" and known is not None and means_the_same(known, job.schedule, self._looked[-1])
 
-    def _tell_overdue(self, jobs: Mapping[str, JobStanding], facts: dict[str, Any]) -> None:
-        unknown = () if self._unknown is None else self._unknown.jobs
-        before, self._overdue = (
-            self._overdue,
-            {name: how for name, how in jobs.items() if how.overdue and name not in unknown},
-        )
+    async def _tell_overdue(self, jobs: Mapping[str, JobStanding], facts: dict[str, Any]) -> None:
+        unknown = set[str]() if self._unknown is None else set(self._unknown.jobs)
+        before = self._overdue
+        self._overdue = {name: how for name, how in jobs.items() if how.overdue and name not in unknown}
         new = [how for name, how in self._overdue.items() if name not in before]
-        for how in new:
+        for number, how in enumerate(new):
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)
             emit(_event(how, quiet=len(new) > _LINES, **facts), self._observer)
         if len(new) > _LINES:
             emit(Notice(**facts, severity="WARNING", text=self._several(new)), self._observer)

@@ -12,6 +12,7 @@ from datetime import datetime
 from itertools import islice
 from typing import final
 
+from aiolease._jobs.jitter import delayed
 from aiolease._jobs.job_state import JobState, JobStates
 
 
@@ -60,20 +61,24 @@ class NextTicks:
                     continue
                 if tick is not None:
                     state.lined_up = True
-                    heapq.heappush(self._heap, (tick, name))
+                    heapq.heappush(self._heap, (delayed(state.job, self._jobs.lease, tick), name))
+
+    def is_due(self, now: datetime) -> bool:
+        """True if a tick is due."""
+        return bool(self._heap) and self._heap[0][0] <= now
 
     def pop_due(self, now: datetime) -> str | None:
         """Takes the job whose next tick fell due first off the heap; ``None`` if no tick is due."""
-        if not self._heap or self._heap[0][0] > now:
+        if not self.is_due(now):
             return None
         _, name = heapq.heappop(self._heap)
         self._jobs[name].lined_up = False
         return name
 
-    def put_off(self, state: JobState, now: datetime) -> None:
-        """Puts the due ticks of a job off, which are skipped."""
+    def put_off(self, state: JobState, now: datetime, why: str) -> None:
+        """Puts the due ticks of a job off, which are skipped for a reason."""
         name = state.job.name
-        state.busy_until = None
+        state.busy_until, state.busy_why = None, why
         self._put_off.pop(name, None)  # a dict keeps the place of a key that is set again
         self._put_off[name] = now
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from aiolease._jobs.due import Skip
+from aiolease._jobs.due import Skip, is_by_hand
 from aiolease._jobs.job import Job
-from aiolease.stores.batch import Batch, Change
-from aiolease.stores.records import RunKey, RunRecord, RunStatus, TermKey
+from aiolease.stores.batch import Again, Batch, Change
+from aiolease.stores.records import Place, Request, RunKey, RunRecord, RunStatus, TermKey
 
 
 @dataclass(slots=True)
@@ -42,11 +42,13 @@ class Plan:
     taken: dict[str, int] = field(default_factory=dict)
     served: dict[str, int] = field(default_factory=dict)
 
-    def claim_run(self, job: Job, tick: datetime, *, start: bool) -> None:
+    def claim_run(self, job: Job, tick: datetime, *, start: bool, request: Request | None = None) -> None:
         """Claims a tick that is run: at once, or queued."""
         status: Literal["running", "queued"] = "running" if start else "queued"
         term = self.term
-        record = RunRecord(job=job.name, tick=tick, token=term.token, holder=term.holder, status=status)
+        record = RunRecord(
+            job=job.name, tick=tick, token=term.token, holder=term.holder, status=status, request=request
+        )
         self.claims.append((job, record))
         self.batch.claims.append(record)
 
@@ -68,20 +70,23 @@ class Plan:
     def jobs(self) -> set[str]:
         """The jobs that it writes of."""
         batch = self.batch
-        return {change.key.job for change in batch.changes} | {job.name for job, _ in self.claims} | {*batch.high_ticks}
+        changed = {change.key.job for change in batch.changes} | {job.name for job, _ in self.claims}
+        return changed | {*batch.high_ticks} | {*batch.backfills}
 
-    def starting(self) -> list[RunKey]:
-        """The runs that start once it is written."""
+    def starting(self) -> dict[RunKey, Again | None]:
+        """The runs that start once it is written, each with what it is queued again with if it does not begin."""
         token = self.term.token
-        waiting = [RunKey(run.job.name, run.tick, run.attempt, token) for run in self.waiting]
-        return waiting + [RunKey(run.job, run.tick, 1, token) for _, run in self.claims if run.status == "running"]
+        waiting = {run.begun_by(token): run.again for run in self.waiting}
+        claimed = [RunKey(run.job, run.tick, 1, token) for _, run in self.claims if run.status == "running"]
+        return waiting | dict.fromkeys(claimed)
 
 
 @dataclass(slots=True, eq=False)
 class Waiting:
     """A run that is claimed and waits its turn: queued in the ledger, or running there if its answer was lost.
 
-    `token` is that of the term that claimed it: a run that an earlier term queued is taken over as it begins.
+    `token` is that of the term that claimed it: a run that an earlier term queued is taken over as it begins. For the
+    others see `RunRecord`.
     """
 
     job: Job
@@ -89,6 +94,43 @@ class Waiting:
     attempt: int
     token: int
     status: RunStatus = "queued"
+    not_before: datetime | None = None
+    failures: int = 0
+    uncounted: int = 0
+    request: Request | None = None
+
+    @property
+    def place(self) -> Place:
+        """Which run it is."""
+        return self.job.name, self.tick
+
+    @property
+    def key(self) -> RunKey:
+        """What the ledger knows it by."""
+        return RunKey(self.job.name, self.tick, self.attempt, self.token)
+
+    def begun_by(self, token: int) -> RunKey:
+        """What the ledger knows it by once a term has begun it."""
+        return RunKey(self.job.name, self.tick, self.attempt, token)
+
+    @property
+    def by_hand(self) -> bool:
+        """True if it waits behind all that is due."""
+        return is_by_hand(self.request)
+
+    @property
+    def again(self) -> Again | None:
+        """What it is queued again with if it does not begin after all."""
+        if self.not_before is None:
+            return None
+        return Again(not_before=self.not_before, request=self.request if self.by_hand else None)
+
+
+def waiting_for(job: Job, run: RunRecord) -> Waiting:
+    """A run of the ledger that waits its turn."""
+    return Waiting(
+        job, run.tick, run.attempt, run.token, run.status, run.not_before, run.failures, run.uncounted, run.request
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,19 @@ what it has read, and which runs have ended. What a plan costs depends on what i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 from typing import final
 
 from aiolease._jobs.backlog import Backlog
 from aiolease._jobs.changed import plan_former
 from aiolease._jobs.claims import Claims
-from aiolease._jobs.due import inherited, start_of_last
+from aiolease._jobs.due import start_of_last
+from aiolease._jobs.inventory import Inventory, KnownRuns
 from aiolease._jobs.job_state import NEVER, JobState, JobStates
+from aiolease._jobs.later import Later, makes_busy
 from aiolease._jobs.next_ticks import NextTicks
+from aiolease._jobs.pauses import settled_until
 from aiolease._jobs.places import Places
 from aiolease._jobs.plan import Plan, Waiting
 from aiolease._jobs.requests import Requests
@@ -23,7 +26,7 @@ from aiolease._jobs.schedule import ticks_between
 from aiolease._jobs.series import SkippedSeries
 from aiolease._jobs.waiting_line import WaitingLine
 from aiolease.stores.batch import Batch, Change, LedgerReading
-from aiolease.stores.records import Place, RunKey, RunRecord, TermKey
+from aiolease.stores.records import Place, RunRecord, TermKey
 
 _AHEAD = 60.0
 """Seconds by which a job may be settled ahead of the database's clock before it is told."""
@@ -44,6 +47,7 @@ class Planner:
         jobs: How the jobs stand.
         places: The places and threads.
         series: The series of skipped ticks.
+        later: The runs that wait for their moment.
     """
 
     def __init__(self, jobs: JobStates, term: TermKey, places: Places, *, young: float, patience: float = 0.0) -> None:
@@ -57,7 +61,17 @@ class Planner:
         self._backlog = Backlog(jobs, self._line)
         self._requests = Requests(jobs, self._line, places)
         self._claims = Claims(jobs, self._ticks, self.series, self._line, places, young=young)
-        self._first = True
+        self.later = Later(jobs, self._line, places, term.token)
+        self._inventory = Inventory(
+            jobs,
+            ticks=self._ticks,
+            line=self._line,
+            backlog=self._backlog,
+            later=self.later,
+            requests=self._requests,
+            series=self.series,
+            places=places,
+        )
         self._now = NEVER  # when it was last told
 
     def plan(self, now: datetime, pending: list[Change], running: int, *, claim: bool, most: int) -> Plan | None:
@@ -73,102 +87,31 @@ class Planner:
         self._now = now
         plan = Plan(self._term, Batch(changes=pending.copy()), pending)
         if claim and len(pending) < most:
+            self.later.ripen(now)
             free = self.places.max_running - running
             free -= self._line.plan(plan, now, free, most)
             free -= self._requests.plan(plan, free, most)
-            self._claims.plan(plan, now, free, most)
+            free = self._claims.plan(plan, now, free, most)
+            if not (self._ticks.is_due(now) or self._backlog.next_jobs(1)) and len(plan.claims) < most:
+                self.later.plan(plan, now, free)
         elif not claim:
             self._claims.plan_last(plan, now, most)
         return plan if plan.batch or plan.waiting else None
 
     def until_next(self, now: datetime) -> float | None:
+        """Seconds until a tick is due, or is to be written, or a run is; ``None`` if none is in sight."""
+        left = (self._ticks.until_next(now), self.later.until_next(now))
+        return min((seconds for seconds in left if seconds is not None), default=None)
+
+    def until_tick(self, now: datetime) -> float | None:
         """Seconds until a tick is due, or is to be written; ``None`` if none is in sight."""
         return self._ticks.until_next(now)
 
     # -- what the ledger says
 
-    def take(
-        self,
-        stock: LedgerReading,
-        *,
-        running: Collection[Place],
-        pending: Sequence[Change],
-        postponed: Collection[Place],
-        ended: Collection[RunKey],
-        unanswered: Collection[RunKey],
-    ) -> list[tuple[RunRecord, Change]]:
-        """Starts anew from a whole reading of the ledger, which knows all jobs.
-
-        Args:
-            stock: The reading.
-            running: The runs of this term that go on.
-            pending: Changes that are not written yet.
-            postponed: Runs of this term that are to be queued anew, but not yet.
-            ended: Runs of this term that have ended although the reading may not show it.
-            unanswered: Runs of this term that were to start: the ledger may call them running, and they are not.
-
-        Returns:
-            The runs that earlier terms have left behind, and what becomes of each: to be written and told.
-        """
-        known = {*running, *self._backlog.start_anew(pending), *postponed}
-        self._ticks.start_anew(self._now)
-        self._line.start_anew()
-        self.places.start_anew(self.jobs[name].job for name, _ in running)
-        self._take_jobs(stock)
-        self._requests.see(stock)
-        self._ticks.line_up(self.jobs)
-        for name, _ in running:
-            self.jobs[name].going_on += 1
-            self.jobs[name].running += 1
-        for change in pending:
-            if change.status == "queued":  # it counts at once; the reading that follows the writing lines it up
-                state = self.jobs[change.key.job]
-                state.going_on += 1
-                state.backlog = True
-        for name, _ in postponed:
-            self.jobs[name].going_on += 1
-        return self._sort_out(stock, known, ended, unanswered)
-
-    def _take_jobs(self, stock: LedgerReading) -> None:
-        """Takes from a reading how far each job is settled, and how many of its runs are queued."""
-        for name, state in self.jobs.items():
-            if name not in self.jobs.aside:
-                record = stock.jobs[name]
-                state.settled_until, state.high_tick = record.settled_until, record.high_tick
-            self.series.read(state)
-            state.lined_up = state.held = state.in_line = False
-            state.going_on = state.unread = stock.queued.get(name, 0)
-            state.running = 0
-            if state.unread:
-                self._backlog.ran_out(state)
-                state.backlog = True
-                state.inherited |= self._first
-        self._first = False
-
-    def _sort_out(
-        self, stock: LedgerReading, known: set[Place], ended: Collection[RunKey], unanswered: Collection[RunKey]
-    ) -> list[tuple[RunRecord, Change]]:
-        """Decides on the runs that the ledger calls unfinished; see `take`."""
-        left_behind = []
-        for run in stock.unfinished:
-            key = RunKey(run.job, run.tick, run.attempt, run.token)
-            state = self.jobs.get(run.job)
-            if state is None or run.job in self.jobs.aside or (run.job, run.tick) in known or key in ended:
-                continue  # of a job that another leader has, or known better here
-            if key in unanswered:
-                # It was to be started, and has not been. It is not written back: the server may execute such a change
-                # later than it should, when it is true again.
-                state.going_on += 1
-                self._line.add(state, run)
-                continue
-            job = state.job
-            change = inherited(run, rerun_lost=job.rerun_lost, max_age=job.max_age, now=stock.now)
-            left_behind.append((run, change))
-            if change.status == "queued":
-                state.going_on += 1
-                state.backlog = state.inherited = True
-                self._backlog.is_pending(run.job)
-        return left_behind
+    def take(self, stock: LedgerReading, known: KnownRuns) -> list[tuple[RunRecord, Change]]:
+        """Starts anew from a whole reading of the ledger, which knows all jobs: see `Inventory.take`."""
+        return self._inventory.take(stock, known, self._now)
 
     def hungry(self, most: int) -> list[str]:
         """The jobs, at most so many, whose next queued runs are to be read."""
@@ -183,22 +126,24 @@ class Planner:
         """Sees who was paused, resumed or triggered since the last reading.
 
         Returns:
-            True if somebody has set the rows of a job right: then all is to be read anew.
+            True if all is to be read anew: somebody has set the rows of a job right, or has asked for more than that.
         """
         before = {name for name, state in self.jobs.items() if state.paused}
         self._requests.see(stock)
         resumed = {name for name in before if not self.jobs[name].paused}
         for name in resumed & stock.jobs.keys():
             state = self.jobs[name]
-            state.settled_until = max(state.settled_until, stock.jobs[name].settled_until)
+            state.settled_until = max(state.settled_until, settled_until(stock.jobs[name], stock.pause))
         self._ticks.line_up(resumed)
         known = self.jobs.known(stock.jobs) - self.jobs.aside
-        return any(stock.jobs[name].high_tick != self.jobs[name].high_tick for name in known)
+        settled = any(stock.jobs[name].high_tick != self.jobs[name].high_tick for name in known)
+        return settled or self._requests.are_new(stock)
 
     def silent(self, stock: LedgerReading) -> dict[str, datetime]:
         """The jobs of which no tick is due for a while since a clock was ahead, and until when."""
         ahead = stock.now + timedelta(seconds=_AHEAD)
-        settled = {name: stock.jobs[name].settled_until for name in self.jobs.known(stock.jobs)}
+        records = [stock.jobs[name] for name in self.jobs.known(stock.jobs)]
+        settled = {record.job: record.settled_until for record in records if not record.is_paused(stock.now)}
         return {name: until for name, until in settled.items() if until > ahead}
 
     def plan_changed(self, stock: LedgerReading, name: str) -> Plan | None:
@@ -234,8 +179,11 @@ class Planner:
         self.places.take(plan)
         for state in self._line.written(plan):
             self._backlog.ran_out(state)
+        self.later.written(plan)
         for waiting in plan.waiting:
-            self.jobs[waiting.job.name].running += 1
+            state = self.jobs[waiting.job.name]
+            state.running += 1
+            state.by_hand += waiting.by_hand
         for waiting in plan.overdue:
             self._gone(self.jobs[waiting.job.name])
         starting = plan.waiting.copy()
@@ -243,13 +191,14 @@ class Planner:
             if record.status != "skipped":
                 self._claimed(self.jobs[job.name], record)
             if record.status == "running":
-                starting.append(Waiting(job, record.tick, 1, self._term.token, "running"))
+                starting.append(Waiting(job, record.tick, 1, self._term.token, "running", request=record.request))
         self.series.written(plan)
         self._requests.written(plan)
         for name, tick in plan.batch.high_ticks.items():
             state = self.jobs[name]
             state.settled_until = state.high_tick = tick
             state.busy_until = state.there = None
+            state.behind_hand = False
         self._ticks.line_up(plan.batch.high_ticks)
         return starting
 
@@ -270,17 +219,40 @@ class Planner:
             self._requests.refused(plan)
             self.series.refused(plan)
 
-    def ended(self, name: str, now: datetime) -> None:
-        """A run of a job is over, by the database's clock at `now`."""
+    def ended(self, run: Waiting, now: datetime) -> None:
+        """A run is over, by the database's clock at `now`."""
         self._now = now
-        state = self.jobs[name]
+        state = self.jobs[run.job.name]
         state.running -= 1
         self.places.give_back(state.job)
-        self._gone(state)
+        if not run.by_hand:
+            self._gone(state)
+            return
+        state.by_hand -= 1
+        self._line.put_in_line(state)
+        if state.held:  # until now: if an ordinary run goes on, they are held again
+            state.held = False
+            self._ticks.line_up([state.job.name])
 
-    def postponed(self, name: str) -> None:
-        """A run of a job that is over is to be queued anew after a while: until then it goes on, in no place."""
-        self.jobs[name].going_on += 1
+    def queued_anew(self, run: Waiting, change: Change) -> None:
+        """A run that is over is to be queued anew: until then it goes on, in no place, if it makes its job busy."""
+        if makes_busy(run.job, change.again):
+            self.jobs[run.job.name].going_on += 1
+
+    def seen_to(self, name: str, now: datetime) -> datetime:
+        """The moment up to which the ticks of a job are claimed, skipped, or not to be run: at most now."""
+        return min(self.jobs[name].settled_until, now)
+
+    def end_series(self, name: str, ticks: Collection[datetime]) -> None:
+        """Ends the series of skipped ticks of a job if its row, which stands at its last tick, is changed."""
+        state = self.jobs[name]
+        if state.series is not None and state.series.last in ticks:
+            self.series.end(state)
+
+    def withdraw(self, runs: Collection[Waiting]) -> None:
+        """Takes runs out that wait for their moment, and are not to begin."""
+        for state in self.later.take_out(runs):
+            self._gone(state)
 
     def _gone(self, state: JobState) -> None:
         """A run of a job does not go on, nor wait, any more."""

@@ -3,6 +3,7 @@
 1. Everything: as the term begins, and whenever it is not known what the ledger says. That is how a term recovers, too.
 2. Who was paused, resumed or triggered: at each heartbeat.
 3. The next queued runs of some jobs: as the runs before them start.
+4. The next runs that wait for their moment: as those before them have had it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from datetime import datetime
 from typing import Any, final
 
 from aiolease._election.term import Term
+from aiolease._jobs.backfills import Backfills
+from aiolease._jobs.cancels import Cancels
 from aiolease._jobs.definitions import Definitions
 from aiolease._jobs.execution import Outcome
 from aiolease._jobs.gone import GoneJobs
+from aiolease._jobs.inventory import KnownRuns
 from aiolease._jobs.ledger import Ledger
 from aiolease._jobs.notices import Notices
 from aiolease._jobs.planner import Planner
@@ -23,6 +27,7 @@ from aiolease._jobs.quarantine import Quarantine
 from aiolease._jobs.runs import Runs
 from aiolease._jobs.skips import Skips
 from aiolease._jobs.unwritten import Unwritten
+from aiolease.errors import GiveUp
 from aiolease.events import RunFinished
 from aiolease.stores.batch import LedgerReading
 from aiolease.stores.contract import Refused
@@ -50,6 +55,7 @@ class Readings:
         skips: Takes the skipped ticks of former schedules.
 
     Attributes:
+        cancels: What somebody asked to be cancelled.
         wanted: True while everything is to be read.
         fed: True after queued runs were read, until something was planned.
         silent: The jobs of which no tick is due since a clock was ahead, and until when.
@@ -81,6 +87,8 @@ class Readings:
         self._gone = GoneJobs(
             term, planner=planner, ledger=ledger, quarantine=quarantine, unwritten=unwritten, notices=notices
         )
+        self.cancels = Cancels(planner, runs, unwritten)
+        self._backfills = Backfills(term, planner=planner, ledger=ledger, quarantine=quarantine, cancels=self.cancels)
         self._clock = asyncio.get_running_loop().time
         self._look_at = 0.0
 
@@ -97,6 +105,12 @@ class Readings:
         if not self.fed and (hungry := self._planner.hungry(_JOBS_AT_ONCE)):
             self.fed = True  # and now what is due
             return self._feed(hungry)
+        if not self.fed and (limit := self._planner.later.wanted) is not None:
+            self.fed = True
+            return self._feed_later(limit)
+        if not self.fed and (name := self._backfills.next_job()) is not None:
+            self.fed = True
+            return self._backfill(name)
         return None
 
     async def take_stock(self) -> None:
@@ -128,6 +142,10 @@ class Readings:
         doubted = self._unwritten.doubted()
         found = await self._ledger.look_up(doubted) if doubted else []
         self._take(stock, committed)
+        if (limit := self._planner.later.wanted) is not None:  # before anything is planned: retries hold their jobs
+            await self._feed_later(limit)
+        self.cancels.see(stock)
+        self._backfills.see(stock)
         for execution in self._unwritten.resolve(doubted, found):
             self._runs.tell(execution, Outcome("succeeded", 0.0))  # it is not to be run again
         if self._gone.is_due:
@@ -135,29 +153,33 @@ class Readings:
 
     def _take(self, stock: LedgerReading, committed: set[RunKey]) -> None:
         """Takes over the runs of earlier terms, and finds those of this term whose answer was lost."""
-        left_behind = self._planner.take(
-            stock,
-            running=self._runs.places(),
+        known = KnownRuns(
+            running=self._runs.going_on(),
             pending=self._unwritten.changes,
             postponed=self._unwritten.postponed,
             ended=committed,
             unanswered=self._unwritten.unanswered,
         )
+        left_behind = self._planner.take(stock, known)
         for run, change in left_behind:
             self._unwritten.add(change)
             if run.status == "running":
                 took = (stock.now - run.started_at).total_seconds() if run.started_at else 0.0
                 of_lost_term = {"lease": self._term.key.name, "holder": run.holder, "token": run.token}
-                facts: Any = of_lost_term | {"job": run.job, "tick": run.tick}
-                self._notices.emit(RunFinished(**facts, status="lost", took=took))
+                facts: Any = of_lost_term | {"job": run.job, "tick": run.tick, "took": took}
+                if change.status == "failed":  # somebody has cancelled it
+                    self._notices.emit(RunFinished(**facts, status="failed", error=GiveUp(change.error or "")))
+                else:
+                    self._notices.emit(RunFinished(**facts, status="lost"))
 
     async def _look(self) -> None:
         """Reads who was paused, resumed or triggered."""
         stock = await self._ledger.attention()
         self._notices.of_triggers(stock, self._planner.jobs.unknown(stock) - self._term.jobs)
         self._quarantine.set_aside(stock.unreadable)
-        if self._planner.look(stock):
+        if self._planner.look(stock) or self.cancels.are_new(stock):
             self.wanted = True
+        self._backfills.see(stock)
         self._look_later()
 
     def _look_later(self) -> None:
@@ -169,3 +191,14 @@ class Readings:
         found, unreadable = await self._ledger.queued(jobs, limit)
         self._planner.feed([job for job in jobs if job not in unreadable], found, limit)
         self._quarantine.set_aside(unreadable)
+
+    async def _feed_later(self, limit: int) -> None:
+        """Reads the earliest of the runs that wait for their moment."""
+        found, unreadable = await self._ledger.later(limit)
+        self._planner.later.feed(found, limit)
+        self._quarantine.set_aside(unreadable)
+
+    async def _backfill(self, name: str) -> None:
+        """Queues a portion of a backfill."""
+        if await self._backfills.queue(name):
+            self.wanted = True

@@ -13,10 +13,10 @@ from typing import Any, ParamSpec, TypeVar, Unpack, final
 from aiolease._election.campaign import Campaign, Options
 from aiolease._election.leadership import Leadership
 from aiolease._functions import argument, is_async
-from aiolease._jobs.job import Job, JobOptions, check_options
+from aiolease._jobs.job import Job, JobOptions, check_jitter, check_options
 from aiolease._jobs.lookout import Lookout
 from aiolease._jobs.rivals import alone_on
-from aiolease._jobs.run import JobRun
+from aiolease._jobs.run import Around, JobRun
 from aiolease._jobs.schedule import Cron, Every, Schedule
 from aiolease._jobs.terms import Terms
 from aiolease._logging import emit
@@ -39,6 +39,9 @@ class JobRegistry:
         max_running: How many runs may go on at once; those beyond wait their turn. ``None`` for no limit.
         max_threads: How many ``def`` jobs may run in threads at once, those that an earlier term left behind included;
             those beyond wait their turn. As with `max_running`, each lease that the registry leads counts by itself.
+        around: What is entered around every run, in the run's own task: a function of the `JobRun` that gives an async
+            context manager, for traces, sessions, check-ins. What it yields is ``run.resource``; what it raises is the
+            run's failure; it is cancelled and awaited like the job, and counts for the job's `timeout`.
         history: How many finished runs of each job the ledger keeps, and up to a tenth more for a while. ``None`` for
             all: then the table grows for ever.
 
@@ -52,10 +55,12 @@ class JobRegistry:
         max_running: int | None = None,
         history: int | None = 100,
         max_threads: int | None = 32,
+        around: Around | None = None,
     ) -> None:
-        self._terms = Terms(max_running=max_running, max_threads=max_threads, history=history)
+        self._terms = Terms(max_running=max_running, max_threads=max_threads, history=history, around=around)
         Cron("@daily", timezone)  # refuses an unknown zone
         self._timezone = timezone
+        self.around = around
         self.registered: dict[str, Job] = {}
         """The jobs by name: for aiolease itself."""
 
@@ -73,7 +78,8 @@ class JobRegistry:
         Args:
             interval: From 1 ms.
             name: The job's name, ``__name__`` by default: the ledger's key. Keep it for years.
-            **options: See `JobOptions`: ``missed``, ``max_age``, ``overlap``, ``timeout``, ``rerun_lost``.
+            **options: See `JobOptions`: ``missed``, ``max_age``, ``overlap``, ``timeout``, ``rerun_lost``,
+                ``retries``, ``backoff``, ``jitter``, ``late_after``.
 
         Raises:
             InvalidSchedule: The interval cannot work.
@@ -127,6 +133,7 @@ class JobRegistry:
             except ConfigurationError as error:
                 raise InvalidJob(key, f"{error.problem}; give it another name with name=…") from None
             check_options(key, options)
+            check_jitter(key, options.get("jitter", 0.0), schedule)
             if key in self.registered:
                 raise DuplicateJob(key)
             for term in self._terms.running:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, final
@@ -24,6 +24,7 @@ class JobRun:
         attempt: 1, and more for each further attempt at the same tick.
         token: The fencing token of the term.
         context: What was given to `JobRegistry.run`, `serve` or `background` as ``context``.
+        resource: What the registry's ``around`` gave for this run; ``None`` if there is none.
         leadership: The term.
         fate: For aiolease itself.
     """
@@ -36,6 +37,7 @@ class JobRun:
         self.attempt = attempt
         self.token = leadership.token
         self.context = context
+        self.resource: Any = None
         self.leadership = leadership
         self.fate = Fate(RunKey(job, tick, attempt, leadership.token))
 
@@ -45,6 +47,7 @@ class JobRun:
         Raises:
             LeadershipLost: The term has ended, or is about to.
             TimeoutError: The job's time-out is over.
+            GiveUp: Somebody has cancelled it.
         """
         if self.fate.stopped is not None:
             raise self.fate.stopped
@@ -98,6 +101,10 @@ class JobRun:
 
     def __repr__(self) -> str:
         return f"<JobRun {self.job!r} {self.tick:%Y-%m-%dT%H:%M:%SZ} attempt {self.attempt}>"
+
+
+Around = Callable[[JobRun], AbstractAsyncContextManager[Any]]
+"""What is entered around every run: see `JobRegistry`."""
 
 
 @dataclass(slots=True, eq=False)

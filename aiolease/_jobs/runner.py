@@ -28,8 +28,10 @@ from aiolease._jobs.planner import Planner
 from aiolease._jobs.pruning import Pruning
 from aiolease._jobs.quarantine import Quarantine
 from aiolease._jobs.readings import Readings
+from aiolease._jobs.run import Around
 from aiolease._jobs.runs import Runs
 from aiolease._jobs.skips import Skips
+from aiolease._jobs.tenure import Tenure
 from aiolease._jobs.threads import LeftThreads
 from aiolease._jobs.unwritten import Unwritten
 from aiolease._jobs.writing import Writing
@@ -52,6 +54,7 @@ class Runner:
         max_threads: See `JobRegistry`.
         history: See `JobRegistry`.
         context: What jobs find as ``run.context``.
+        around: See `JobRegistry`.
         told: What this process has told of the lease, and does not tell again.
 
     Attributes:
@@ -69,6 +72,7 @@ class Runner:
         max_threads: int | None,
         history: int | None,
         context: Any,
+        around: Around | None,
         told: set[str],
     ) -> None:
         term = lead.term
@@ -84,8 +88,9 @@ class Runner:
         # What is planned
         places = Places(max_running=max_running or math.inf, max_threads=max_threads or math.inf, left=left)
         young, patience = 2 * term.timings.lease_duration, term.timings.heartbeat_interval
-        self._planner = Planner(JobStates(jobs), term.key, places, young=young, patience=patience)
+        self._planner = Planner(JobStates(jobs, term.key.name), term.key, places, young=young, patience=patience)
         self._quarantine = Quarantine(self._planner.jobs, notices)
+        self._tenure = Tenure(term, ledger, self._planner.jobs)
         # What runs, is read and is written
         self._runs = Runs(
             lead,
@@ -97,6 +102,7 @@ class Runner:
             ending=self._ending,
             wake=self._wake,
             context=context,
+            around=around,
         )
         self._readings = Readings(
             term,
@@ -118,6 +124,7 @@ class Runner:
             unwritten=unwritten,
             notices=notices,
             skips=skips,
+            tenure=self._tenure,
         )
 
     async def run(self, stopping: asyncio.Event, drain_timeout: float) -> None:
@@ -173,12 +180,16 @@ class Runner:
             pause = await self._attempt(self._writing.carry_out(plan))
             if self._pruning.is_behind:
                 await self._pruning.step()
+            if self._tenure.is_behind:
+                await self._attempt(self._tenure.begin())
             return pause
         if self._readings.fed:
             self._readings.fed = False
             return 0.0
         self._writing.worked()  # not after a reading alone: what was to be written may fail each time
-        pause = await self._pruning.step()
+        if self._tenure.until_next <= 0:
+            return await self._attempt(self._tenure.begin())
+        pause = min(await self._pruning.step(), self._tenure.until_next)
         if claim:
             pause = min(pause, self._readings.until_look)
             if (left := self._planner.until_next(self._term.database_now())) is not None:

@@ -7,20 +7,24 @@ it. A run that never began goes back to the queue.
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from typing import Any, final
 
 from aiolease._clock import jitter
 from aiolease._election.leadership import Leadership
-from aiolease._jobs.due import Skip, lost, overdue
+from aiolease._jobs.due import CANCELLED, Skip, lost, overdue
 from aiolease._jobs.ending import Ending
 from aiolease._jobs.execution import Execution, Outcome
+from aiolease._jobs.jitter import delayed
 from aiolease._jobs.notices import Notices
 from aiolease._jobs.plan import Waiting
 from aiolease._jobs.planner import Planner
 from aiolease._jobs.pruning import Pruning
-from aiolease._jobs.run import JobRun
+from aiolease._jobs.retries import gives_up, next_start, pause_before, tried_again
+from aiolease._jobs.run import Around, JobRun
 from aiolease._jobs.skips import Skips
 from aiolease._jobs.unwritten import Unwritten, handed_back
+from aiolease.errors import GiveUp
 from aiolease.events import RunFinished, RunStarted, describe
 from aiolease.stores.batch import Change
 from aiolease.stores.records import Place
@@ -43,6 +47,7 @@ class Runs:
         ending: Whether they are being ended.
         wake: Set when the runner has something to do.
         context: What jobs find as ``run.context``.
+        around: See `JobRegistry`.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Runs:
         ending: Ending,
         wake: asyncio.Event,
         context: Any,
+        around: Around | None = None,
     ) -> None:
         self._lead = lead
         self._planner = planner
@@ -67,8 +73,8 @@ class Runs:
         self._ending = ending
         self._wake = wake
         self._context = context
+        self._around = around
         self._running: dict[asyncio.Task[Outcome], Execution] = {}
-        self._uncounted: dict[Place, int] = {}  # attempts that failed before anything could have taken effect
         self._threadless = 0  # how often in a row there was no thread
 
     def __len__(self) -> int:
@@ -78,26 +84,27 @@ class Runs:
         """The tasks of the runs."""
         return {*self._running}
 
-    def places(self) -> list[Place]:
-        """Which runs go on."""
-        return [(execution.job.name, execution.run.tick) for execution in self._running.values()]
+    def going_on(self) -> list[Waiting]:
+        """Which runs go on, as the ledger knew them before they began."""
+        return [execution.waiting for execution in self._running.values()]
 
     def start(self, waiting: Waiting) -> None:
         """Starts a run that the ledger calls running, or has it skipped if it is too old by now."""
         job, tick, attempt = waiting.job, waiting.tick, waiting.attempt
         run = JobRun(job=job.name, tick=tick, attempt=attempt, leadership=self._lead, context=self._context)
         key, now = run.fate.key, self._lead.database_now()
-        self._unwritten.unanswered.discard(key)
-        why = overdue(tick, job.max_age, now) if attempt == 1 else None
+        self._unwritten.unanswered.pop(key, None)
+        due = delayed(job, self._lead.name, tick) if waiting.request is None else tick
+        why = overdue(due, job.max_age, now) if attempt == 1 and not waiting.by_hand else None
         if why is not None:  # the answer to its claim was late, or lost and then found
             self._unwritten.add(Change(key=key, was="running", status="skipped", attempt=1, error=why))
-            self._planner.ended(job.name, now)
+            self._planner.ended(waiting, now)
             self._skips.written(job.name, Skip(tick, tick, 1, why))
             self._wake.set()
             return
-        late = (now - tick).total_seconds()
+        late = (now - (waiting.not_before or due)).total_seconds()
         self._notices.emit(RunStarted(**self._notices.facts(), job=job.name, tick=tick, late=late))
-        execution = Execution(job, run, self._planner.places.left)
+        execution = Execution(waiting, run, self._planner.places.left, self._around)
         task = asyncio.create_task(execution.go(), name=f"aiolease job {job.name}")
         self._running[task] = execution
         task.add_done_callback(self._finished)
@@ -107,18 +114,29 @@ class Runs:
         for execution in self._running.values():
             execution.given_up = True
 
+    def cancel(self, name: str) -> None:
+        """Cancels the runs of a job that go on, because somebody asked for that: as a time-out does, once."""
+        for task, execution in self._running.items():
+            if execution.job.name == name and not execution.cancelled:
+                execution.cancel()
+                task.cancel()
+
+    def has_cancelled(self, name: str) -> bool:
+        """True while a run of a job goes on that was cancelled so."""
+        return any(each.cancelled and each.job.name == name for each in self._running.values())
+
     def _finished(self, task: asyncio.Task[Outcome]) -> None:
         execution = self._running.pop(task)
         self._wake.set()
         self._note_end(task, execution)
-        self._planner.ended(execution.job.name, self._lead.database_now())
+        self._planner.ended(execution.waiting, self._lead.database_now())
 
     def _note_end(self, task: asyncio.Task[Outcome], execution: Execution) -> None:
         """Notes what is to be written of a run that has ended, and tells of it."""
         job, run, key = execution.job, execution.run, execution.run.fate.key
-        if not execution.begun:  # the term was over before, and another leader is to run it; or there is no thread
-            self._planner.postponed(job.name)
-            self._unwritten.add(handed_back(key))
+        if not execution.begun and not execution.cancelled:
+            # The term was over before, and another leader is to run it; or there is no thread.
+            self._hand_back(execution)
             if execution.no_thread is not None:
                 self._wait_for_threads(execution.no_thread)
             return
@@ -126,51 +144,81 @@ class Runs:
             self._threadless = 0
         ended_in_order = not task.cancelled() and task.exception() is None  # else a signal's handler raised in it
         outcome = task.result() if ended_in_order else Outcome("lost", 0.0)
-        uncounted = self._uncounted.pop((job.name, run.tick), 0)
+        if execution.cancelled and not outcome.committed:  # it may have been cancelled before it began
+            outcome = Outcome("failed", outcome.took, outcome.error or GiveUp(CANCELLED))
         self._pruning.grew(job.name)
         if outcome.committed:
             self._unwritten.was_committed(key)
             self.tell(execution, outcome)
         elif outcome.status == "lost":
-            self._note_loss(execution, outcome, uncounted)
+            self._note_loss(execution, outcome)
+        elif outcome.status == "failed":
+            self._note_failure(execution, outcome)
         else:
-            error = None if outcome.error is None else describe(outcome.error)
-            change = Change(key=key, was="running", status=outcome.status, attempt=run.attempt, error=error)
-            self._unwritten.add(change)
+            self._unwritten.add(Change(key=key, was="running", status="succeeded", attempt=run.attempt))
             self.tell(execution, outcome)
 
-    def _note_loss(self, execution: Execution, outcome: Outcome, uncounted: int) -> None:
+    def _hand_back(self, execution: Execution) -> None:
+        change = handed_back(execution.run.fate.key, execution.waiting.again)
+        self._planner.queued_anew(execution.waiting, change)
+        self._unwritten.add(change)
+
+    def _note_failure(self, execution: Execution, outcome: Outcome) -> None:
+        """Notes a run that has failed. It is tried again if its job says so (DESIGN rule 33).
+
+        Whether its final transaction took effect all the same, nobody may know: then the change has no effect.
+        """
+        waiting, fate, now = execution.waiting, execution.run.fate, self._lead.database_now()
+        error = CANCELLED if execution.cancelled else describe(outcome.error)
+        start = None
+        if not execution.cancelled and not gives_up(outcome.error) and waiting.failures < waiting.job.retries:
+            pause, wrong = pause_before(waiting.job, waiting.failures + 1)
+            if wrong is not None:
+                self._notices.tell("ERROR", f"{waiting.job.name!r} is tried again in {pause:g} s: {wrong}")
+            start = next_start(waiting, pause, now)
+        if start is None:
+            change = Change(key=fate.key, was="running", status="failed", attempt=fate.key.attempt, error=error)
+        else:
+            change = tried_again(waiting, self._lead.token, error, start, now)
+            self._planner.queued_anew(waiting, change)
+            if fate.unknown:
+                self._unwritten.doubt(waiting.place, execution)
+        self._unwritten.add(change)
+        self.tell(execution, outcome, retry_at=start)
+
+    def _note_loss(self, execution: Execution, outcome: Outcome) -> None:
         """Notes a run that was lost. It is begun again if its job says so (DESIGN rules 26 and 47).
 
         1. It is known that its final transaction had no effect: it is queued anew after a pause, and does not count.
         2. Nobody knows whether its final commit worked: the ledger is read, and says so.
         3. Its term has ended: it is queued anew, or called lost.
         """
-        job, fate, place = execution.job, execution.run.fate, (execution.job.name, execution.run.tick)
+        job, waiting, fate = execution.job, execution.waiting, execution.run.fate
         harmless = fate.doubt is not None and not fate.unknown
-        uncounted += harmless
         why = self._ending.reason or self._lead.term.ended or "its term seemed to be over"
         if fate.doubt is not None:
             why = describe(fate.doubt)
-        change = lost(fate.key, rerun=job.rerun_lost, uncounted=uncounted, why=why)
+        change = lost(
+            fate.key, rerun=job.rerun_lost, now=self._lead.database_now(), off=waiting.failures + waiting.uncounted,
+            harmless=harmless, why=why, request=waiting.request,
+        )  # fmt: skip
         again = change.status == "queued"
         if again:
-            self._uncounted[place] = uncounted
-            self._planner.postponed(job.name)
+            self._planner.queued_anew(waiting, change)
             if harmless and not self._ending.has_begun:
-                self._postpone(place, change, uncounted, f"its final transaction was not committed: {why}")
+                self._postpone(waiting, change, f"its final transaction was not committed: {why}")
                 return
         self._unwritten.add(change)
         if fate.doubt is not None and again and not self._ending.has_begun:
-            self._unwritten.doubt(place, execution)
+            self._unwritten.doubt(waiting.place, execution)
             text = f"{job.name!r} is begun again if its final transaction was not committed: {describe(fate.doubt)}"
             self._notices.tell("WARNING", text)
         else:
             self.tell(execution, outcome, why)
 
-    def _postpone(self, place: Place, change: Change, times: int, why: str) -> None:
+    def _postpone(self, waiting: Waiting, change: Change, why: str) -> None:
         """Has a run begun again after a pause: it is known that nothing of it took effect."""
-        pause = _pause(times - 1)
+        place, pause = waiting.place, _pause(waiting.uncounted)
         self._unwritten.postpone(place, change)
         asyncio.get_running_loop().call_later(pause, self._resume, place)
         self._notices.tell("WARNING", f"{place[0]!r} is begun again in {pause:.1f} s, {why}")
@@ -194,11 +242,14 @@ class Runs:
         self._planner.places.threadless = False
         self._wake.set()
 
-    def tell(self, execution: Execution, outcome: Outcome, reason: str | None = None) -> None:
-        """Tells how a run ended; `reason` is why it was lost."""
+    def tell(
+        self, execution: Execution, outcome: Outcome, reason: str | None = None, retry_at: datetime | None = None
+    ) -> None:
+        """Tells how a run ended; `reason` is why it was lost, `retry_at` when it is tried again."""
         run, error = execution.run, outcome.error if outcome.status == "failed" else None
         facts = self._notices.facts() | {"job": run.job, "tick": run.tick}
-        self._notices.emit(RunFinished(**facts, status=outcome.status, took=outcome.took, error=error, reason=reason))
+        facts |= {"status": outcome.status, "took": outcome.took, "error": error, "reason": reason}
+        self._notices.emit(RunFinished(**facts, retry_at=retry_at))
         if outcome.status != "failed" and outcome.error is not None and run.fate.doubt is not outcome.error:
             when = "after its final transaction, which counts" if outcome.committed else "while it was cancelled"
             self._notices.tell("ERROR", f"{run.job!r} raised {when}: {describe(outcome.error)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from aiolease._jobs.jitter import delayed
 from aiolease._jobs.job import Job
 from aiolease._jobs.schedule import read_schedule
 from aiolease.stores.records import JobRecord, RunRecord
@@ -28,7 +29,7 @@ class JobStanding:
         next_tick: The first tick that no leader has claimed or skipped yet. It has passed if the leader is late, or if
             nobody leads. Of a job that is paused until a moment, the first one after that. ``None`` if there is none:
             it is paused without an end, its schedule has no tick any more, or this version does not know such one.
-        late: How long ago the next tick passed; 0 if it is to come.
+        late: How long ago the next tick passed, or was to start if the job has a jitter; 0 if that is to come.
         overdue: The same if that is longer than it may be, else 0; see `may_be_late`.
         paused: Whether none of its ticks is run, by a pause of its own or of the whole lease.
         paused_since: When the pause began; ``None`` if it is not paused.
@@ -61,7 +62,13 @@ class JobStanding:
 
 
 def standing(
-    seen: JobSeen, pause: JobRecord | None, now: datetime, *, lease_duration: float, job: Job | None = None
+    seen: JobSeen,
+    pause: JobRecord | None,
+    now: datetime,
+    *,
+    lease_duration: float,
+    job: Job | None = None,
+    lease: str = "",
 ) -> JobStanding:
     """Reckons how a job stands; raises nothing, whatever the rows hold.
 
@@ -71,11 +78,12 @@ def standing(
         now: The database's clock at that reading.
         lease_duration: Of the lease, in seconds.
         job: As it is registered; ``None`` where that is not known.
+        lease: The lease's name, where the job is known: by it its jitter is reckoned.
     """
     record = seen.record
     paused = _pause_of(record, pause, now)
     tick = _next_tick(record, pause, paused)
-    late = 0.0 if tick is None else max((now - tick) / _SECOND, 0.0)
+    late = 0.0 if tick is None else max((now - (delayed(job, lease, tick) if job else tick)) / _SECOND, 0.0)
     return JobStanding(
         job=record.job,
         schedule=record.schedule,

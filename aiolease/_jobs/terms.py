@@ -8,6 +8,7 @@ from typing import Any, final
 
 from aiolease._election.leadership import Leadership
 from aiolease._jobs.job import Job
+from aiolease._jobs.run import Around
 from aiolease._jobs.runner import Runner
 from aiolease._jobs.threads import LeftThreads
 from aiolease.errors import ConfigurationError
@@ -21,6 +22,7 @@ class Terms:
         max_running: See `JobRegistry`, as for the others.
         max_threads: See `JobRegistry`.
         history: See `JobRegistry`.
+        around: See `JobRegistry`.
 
     Attributes:
         running: The terms.
@@ -29,14 +31,24 @@ class Terms:
         ConfigurationError: One of them cannot work.
     """
 
-    def __init__(self, *, max_running: int | None, max_threads: int | None, history: int | None) -> None:
+    def __init__(
+        self,
+        *,
+        max_running: int | None,
+        max_threads: int | None,
+        history: int | None,
+        around: Around | None = None,
+    ) -> None:
         for field, value in (("max_running", max_running), ("history", history), ("max_threads", max_threads)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigurationError(field, value, "use a whole number from 1, or None for no limit")
+        if around is not None and not callable(around):
+            raise ConfigurationError("around", around, "use a function that gives an async context manager of a run")
         self.running: list[Runner] = []
         self._max_running = max_running
         self._max_threads = max_threads
         self._history = history
+        self._around = around
         self._left = LeftThreads()
         self._told: dict[str, set[str]] = {}  # by lease
 
@@ -72,6 +84,7 @@ class Terms:
             max_threads=self._max_threads,
             history=self._history,
             context=context,
+            around=self._around,
             told=self._told.setdefault(lead.name, set()),
         )
         self.running.append(term)

@@ -14,7 +14,7 @@ from typing import final
 
 from aiolease._jobs.execution import Execution
 from aiolease._jobs.plan import Plan
-from aiolease.stores.batch import Change
+from aiolease.stores.batch import Again, Change
 from aiolease.stores.records import Place, RunKey, RunRecord
 
 
@@ -24,13 +24,13 @@ class Unwritten:
 
     Attributes:
         postponed: Runs that are to be queued anew after a pause, each with the change that queues it.
-        unanswered: Runs that were to start: the ledger may call them running.
+        unanswered: Runs that were to start, each with what it is queued again with: the ledger may call them running.
     """
 
     def __init__(self) -> None:
         self._changes: list[Change] = []
         self.postponed: dict[Place, Change] = {}
-        self.unanswered: set[RunKey] = set()
+        self.unanswered: dict[RunKey, Again | None] = {}
         self._in_doubt: dict[Place, Execution] = {}
         self._committed: set[RunKey] | None = None
 
@@ -56,6 +56,22 @@ class Unwritten:
         """Forgets the changes of a job, whose rows cannot be written."""
         self._changes = [change for change in self._changes if change.key.job != job]
 
+    def withdraw(self, job: str, why: str) -> bool:
+        """Has the runs of a job fail that are to be begun anew; returns True if some are to be queued at all."""
+        found = False
+        for place, change in [*self.postponed.items()]:
+            if place[0] == job:
+                del self.postponed[place]
+                self._changes.append(change)
+        for number, change in enumerate(self._changes):
+            if change.key.job != job or change.status != "queued":
+                continue
+            found = True
+            if change.attempt > change.key.attempt:  # else it has not begun, and goes back to where it was
+                failed = Change(key=change.key, was=change.was, status="failed", attempt=change.key.attempt, error=why)
+                self._changes[number] = failed
+        return found
+
     # -- runs that are postponed, or were to start
 
     def postpone(self, place: Place, change: Change) -> None:
@@ -77,7 +93,7 @@ class Unwritten:
         """Has all that did not begin queued for the next term: what is postponed, what was perhaps claimed."""
         self._changes += self.postponed.values()
         self.postponed.clear()
-        self._changes += map(handed_back, self.unanswered)
+        self._changes += [handed_back(key, again) for key, again in self.unanswered.items()]
 
     # -- final commits
 
@@ -92,9 +108,9 @@ class Unwritten:
 
     def resolve(self, doubted: Iterable[Place], found: Iterable[RunRecord]) -> list[Execution]:
         """Ends the doubt about some runs, whose rows were read; returns those whose final commit has worked."""
-        left = {(run.job, run.tick) for run in found if run.status in {"queued", "running"}}
+        done = {(run.job, run.tick) for run in found if run.status == "succeeded"}
         executions = [(place, self._in_doubt.pop(place)) for place in doubted]
-        return [execution for place, execution in executions if place not in left]
+        return [execution for place, execution in executions if place in done]
 
     def start_reading(self) -> set[RunKey]:
         """Collects the runs that their final transactions end, from now on: a reading may not show it."""
@@ -111,11 +127,18 @@ class Unwritten:
             self._committed.add(key)
 
 
-def handed_back(key: RunKey) -> Change:
+def handed_back(key: RunKey, again: Again | None) -> Change:
     """A run that was claimed, and has not begun: it waits its turn again."""
-    return Change(key=key, was="running", status="queued", attempt=key.attempt)
+    return Change(key=key, was="running", status="queued", attempt=key.attempt, again=again)
 
 
 def plain(changes: Iterable[Change]) -> list[Change]:
     """The changes with their errors in ASCII: perhaps it is the text of an error that cannot be written."""
-    return [replace(change, error=change.error and ascii(change.error)) for change in changes]
+    return [
+        replace(
+            change,
+            error=change.error and ascii(change.error),
+            again=change.again and replace(change.again, line=change.again.line and ascii(change.again.line)),
+        )
+        for change in changes
+    ]

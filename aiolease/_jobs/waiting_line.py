@@ -12,10 +12,11 @@ from datetime import datetime
 from typing import final
 
 from aiolease._jobs.due import Skip, begun, overdue, too_late
+from aiolease._jobs.jitter import delayed
 from aiolease._jobs.job_state import JobState, JobStates
 from aiolease._jobs.places import Places
-from aiolease._jobs.plan import Plan, Waiting
-from aiolease.stores.records import RunKey, RunRecord
+from aiolease._jobs.plan import Plan, Waiting, waiting_for
+from aiolease.stores.records import RunRecord
 
 _Line = list[tuple[int, datetime, str]]
 
@@ -50,10 +51,16 @@ class WaitingLine:
     def add(self, state: JobState, run: RunRecord) -> None:
         """Adds a run that waits its turn."""
         state.backlog = True
-        waiting = Waiting(state.job, run.tick, run.attempt, run.token, run.status)
+        waiting = waiting_for(state.job, run)
+        if waiting.by_hand:  # a row by another hand: it is here, and so it is an ordinary one
+            waiting.request = None
+        self.enqueue(state, waiting)
+
+    def enqueue(self, state: JobState, waiting: Waiting) -> None:
+        """Adds a run whose turn it is not yet: behind those of its job with older ticks."""
         runs = self._runs.setdefault(state.job.name, deque())
         place = len(runs)
-        while place and runs[place - 1].tick > run.tick:  # that of a trigger, which was seen later than it was made
+        while place and runs[place - 1].tick > waiting.tick:  # of a trigger that was seen late, or of a retry
             place -= 1
         runs.insert(place, waiting)
         self.put_in_line(state)
@@ -118,14 +125,16 @@ class WaitingLine:
         return min(self._line, self._thread_line) if self._line else self._thread_line
 
     def _too_old(self, waiting: Waiting, now: datetime) -> str | None:
-        """Why a run that waits is not begun any more. A further attempt of this term is, however late it is."""
-        if waiting.status == "queued" and (waiting.token != self._token or waiting.attempt == 1):
-            return overdue(waiting.tick, waiting.job.max_age, now)
-        return None
+        """Why a run that waits is not begun any more. What this term has lost is begun again, however late it is."""
+        lost_here = waiting.token == self._token and waiting.attempt > 1 and waiting.not_before is None
+        if waiting.status != "queued" or lost_here:
+            return None
+        job = waiting.job
+        return overdue(delayed(job, self._jobs.lease, waiting.tick), job.max_age, now)
 
     def _take(self, plan: Plan, state: JobState, waiting: Waiting, why: str | None) -> None:
         """Starts a run that waits, or ends it for a reason."""
-        key = RunKey(waiting.job.name, waiting.tick, waiting.attempt, waiting.token)
+        key, is_retry = waiting.key, waiting.not_before is not None
         if why is None:
             self.serve(plan, state)
             plan.waiting.append(waiting)
@@ -133,8 +142,8 @@ class WaitingLine:
                 plan.batch.changes.append(begun(key, adopt=waiting.token != self._token))
             return
         plan.overdue.append(waiting)
-        plan.batch.changes.append(too_late(key, why))
-        if waiting.attempt == 1:
+        plan.batch.changes.append(too_late(key, why, failed=is_retry))
+        if waiting.attempt == 1 and not is_retry:
             plan.skips.append((waiting.job, Skip(waiting.tick, waiting.tick, 1, why)))
 
     def written(self, plan: Plan) -> list[JobState]:

@@ -15,8 +15,11 @@ from aiolease._jobs.quarantine import Quarantine
 from aiolease._jobs.readings import Readings
 from aiolease._jobs.runs import Runs
 from aiolease._jobs.skips import Skips
+from aiolease._jobs.tenure import Tenure
 from aiolease._jobs.trouble import Trouble
 from aiolease._jobs.unwritten import Unwritten, plain
+from aiolease.errors import GiveUp
+from aiolease.events import RunFinished
 from aiolease.stores.batch import Batch
 from aiolease.stores.contract import Refused
 
@@ -41,6 +44,7 @@ class Writing:
         unwritten: Says what is to be written.
         notices: Tells of trouble.
         skips: Takes the skipped ticks.
+        tenure: Has the end of the term written.
 
     Attributes:
         trouble: What is wrong with the ledger.
@@ -58,6 +62,7 @@ class Writing:
         unwritten: Unwritten,
         notices: Notices,
         skips: Skips,
+        tenure: Tenure,
     ) -> None:
         self.trouble = Trouble(term, notices)
         self._term = term
@@ -69,6 +74,7 @@ class Writing:
         self._unwritten = unwritten
         self._notices = notices
         self._skips = skips
+        self._tenure = tenure
         self._under_way: tuple[asyncio.Task[None], Plan] | None = None
 
     def next_plan(self, *, claim: bool) -> Plan | None:
@@ -90,6 +96,10 @@ class Writing:
         plan = self._planner.plan(self._term.database_now(), pending, len(self._runs), claim=claim, most=most)
         if plan is not None:
             plan.pending = changes
+        if self._readings.cancels.are_open:
+            plan = plan or Plan(self._term.key, Batch(changes=pending.copy()), changes)
+            self._readings.cancels.plan(plan, self._unwritten.changes)
+            plan = plan if plan.batch or plan.waiting else None
         if faults := self._planner.jobs.take_faults():
             self._quarantine.set_aside(faults)
         return plan
@@ -122,14 +132,25 @@ class Writing:
         if any(change.status == "queued" for change in plan.pending):
             self._readings.wanted = True  # to see whether they had an effect: if so, the runs wait their turn
         self._unwritten.written(plan.pending)
+        if self._readings.cancels.written(plan):
+            self._readings.wanted = True
         starting = self._planner.written(plan)
+        self._tell_too_late(plan)
         for job, skip in plan.skips:
             self._skips.written(job.name, skip, grows=(job.name, skip.last) in plan.batch.extends)
         self._skips.tell_series(self._planner.series.take_over())
-        left = self._planner.until_next(self._term.elected_at)
+        left = self._planner.until_tick(self._term.elected_at)
         if left is None or left > 0:  # no tick from before this term is still to be seen to
             self._skips.tell_missed()
         return starting
+
+    def _tell_too_late(self, plan: Plan) -> None:
+        """Tells of the retries of a plan that are too old to begin: it was said that they would."""
+        for waiting in plan.overdue:
+            if waiting.not_before is not None:
+                facts = self._notices.facts() | {"job": waiting.job.name, "tick": waiting.tick, "took": 0.0}
+                error = GiveUp(f"more than {waiting.job.max_age or 0:g} s late to be tried again")
+                self._notices.emit(RunFinished(**facts, status="failed", error=error))
 
     def worked(self) -> None:
         """Notes that the ledger can be written."""
@@ -181,4 +202,5 @@ class Writing:
         self._planner.series.end_all()
         self._skips.tell_series(self._planner.series.take_over())
         self._unwritten.hand_back()
-        await last.write(self._unwritten.changes)
+        changes = self._unwritten.changes
+        await last.write(changes, self._tenure.end(beside=bool(changes)))

@@ -211,7 +211,7 @@ class RunRecord:
         return tuple((self.earlier or "").splitlines())
 
 
-def attempt_line(run: RunRecord, ended_at: datetime | None, how: str) -> str:
+def attempt_line(run: RunRecord | RunKey, ended_at: datetime | None, how: str) -> str:
     """A line of `RunRecord.earlier`: which attempt it was, of which term, when it ended, and how."""
     when = f", {ended_at:%Y-%m-%d %H:%M:%S} UTC" if ended_at else ""
     return f"attempt {run.attempt} (term {run.token}{when}): {how}"

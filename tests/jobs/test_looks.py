@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,8 +17,8 @@ from aiolease.events import JobsSeen, Leaderless, Notice, Overdue, UnknownJobs
 from aiolease.stores.records import TermKey
 from aiolease.testing import MemoryServer, MemoryStore
 from tests.jobs.watchers import LEASE, Process, pair, registry
-from tests.jobs.worlds import seconds
-from tests.virtual import START, virtual
+from tests.jobs.worlds import Observed, seconds
+from tests.virtual import SHORT, START, until, virtual
 
 if TYPE_CHECKING:
     from loguru import Message
@@ -178,6 +179,20 @@ async def test_a_step_of_the_servers_clock_is_no_news(step: float) -> None:
             assert (leader.wrong, follower.wrong, campaign.status().error) == ([], [], None)
 
 
+@pytest.mark.parametrize("step", [0, 3600, -3600])
+@virtual
+async def test_a_jitter_is_no_lateness(step: float) -> None:
+    """However long: the tick is late from the moment at which it was to start."""
+    server = MemoryServer(START)
+    jobs = registry("job", every=1200, jitter=1100)
+    jobs.registered |= registry("other", every=700, jitter=300).registered
+    async with pair(server, jobs, jobs) as (leader, follower, _):
+        for _ in range(20):
+            await asyncio.sleep(211)
+            server.step_clock(step)
+        assert (leader.wrong, follower.wrong) == ([], [])
+
+
 @virtual
 async def test_a_clock_that_was_stepped_hides_no_leader_that_hangs() -> None:
     """A leader that does nothing after the step, either, is told of."""
@@ -208,6 +223,25 @@ async def test_a_paused_job_is_not_overdue(all_of_it: bool) -> None:
         await asyncio.sleep(5 * LEASE)
         assert not follower.latest["job"].paused
         assert (leader.wrong, follower.wrong, campaign.status().error) == ([], [], None)
+
+
+@pytest.mark.parametrize("all_of_it", [False, True])
+@virtual
+async def test_a_pause_that_has_ended_by_itself_is_no_lateness(all_of_it: bool) -> None:
+    """The ticks from its end on are due, and run; and if they are not, that is told."""
+    server = MemoryServer(START)
+    async with pair(server) as (leader, follower, _), open_store(MemoryStore(server)) as store:
+        await asyncio.sleep(5)
+        await store.pause("default", None if all_of_it else "job", until=START + timedelta(seconds=605))
+        await asyncio.sleep(900)
+        assert (follower.latest["job"].paused, follower.latest["job"].late) == (False, 0)
+        assert (leader.wrong, follower.wrong) == ([], [])
+        await store.pause("default", None if all_of_it else "job", until=START + timedelta(seconds=1205))
+        await asyncio.sleep(200)
+        leader.cannot_write()
+        await asyncio.sleep(250)
+        assert [seconds(event.tick) for event in follower.of(Overdue)] == [1220]
+        leader.can_write()
 
 
 @virtual
@@ -420,3 +454,24 @@ async def test_a_row_that_cannot_be_read_is_the_leaders_affair() -> None:
     async with leader.runs(), follower.runs() as campaign:
         await asyncio.sleep(5 * LEASE)
         assert (follower.wrong, campaign.status().error, follower.latest) == ([], None, {})
+
+
+async def test_processes_on_one_file_look(tmp_path: Path) -> None:
+    """On a true database, in true time: both see what was run, and find nothing wrong."""
+    observed = [Observed(), Observed()]
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    async with (
+        registry("job", every=0.2).background(url, on_event=observed[0], **SHORT),
+        registry("job", every=0.2).background(url, on_event=observed[1], **SHORT),
+    ):
+        await until(lambda: all(len(looks(each)) >= 3 for each in observed))
+    for each in observed:
+        (job,) = looks(each)[-1].jobs
+        assert (job.schedule, job.last and job.last.status) == ("every 0.2s", "succeeded")
+        assert job.last_success is not None
+        assert [event for event in each.events if isinstance(event, Overdue | Leaderless | UnknownJobs)] == []
+    assert {looks(each)[-1].leading for each in observed} == {True, False}
+
+
+def looks(observed: Observed) -> list[JobsSeen]:
+    return [event for event in observed.events if isinstance(event, JobsSeen)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from aiolease._jobs.jitter import delayed
 from aiolease._jobs.job import Job
 from aiolease._jobs.schedule import Every
 from aiolease._jobs.standing import JobStanding, may_be_late, standing
@@ -79,6 +80,19 @@ def test_how_late_a_tick_may_be(options: dict[str, Any], allowed: float) -> None
     assert stands(record(), 100 + allowed, job=job(**options)).overdue == 0
     assert stands(record(), 101 + allowed, job=job(**options)).overdue == allowed + 1
     assert may_be_late(None, LEASE) == 60
+
+
+def test_a_tick_is_late_from_the_moment_at_which_it_was_to_start() -> None:
+    """A job's jitter delays that by an amount which is fixed; the next tick is the tick itself."""
+    delayed_job = job(jitter=50)
+    starts = (delayed(delayed_job, "cron", at(100)) - START).total_seconds()
+    assert 100 < starts < 150
+    seen = JobSeen(record=record())
+    for late in (-1.0, 60.0, 61.0):
+        found = standing(seen, None, at(starts + late), lease_duration=LEASE, job=delayed_job, lease="cron")
+        assert found.next_tick == at(100)
+        assert found.late == pytest.approx(max(late, 0))
+        assert (found.overdue > 0) == (late > 60.5)
 
 
 def test_a_backlog_that_is_worked_off_is_not_overdue() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from aiolease import JobRegistry, JobStanding, StoreUnavailable
@@ -17,14 +16,13 @@ LEASE = 30.0
 E = TypeVar("E", bound=Event)
 
 
-def registry(*names: str, every: float = 20, late_after: float | None = None, **options: Any) -> JobRegistry:
+def registry(*names: str, every: float = 20, **options: Any) -> JobRegistry:
     jobs = JobRegistry()
 
     async def job() -> None: ...
 
     for name in names:
         jobs.every(every, name=name, **options)(job)
-        jobs.registered[name] = replace(jobs.registered[name], late_after=late_after)
     return jobs
 
 

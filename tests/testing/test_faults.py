@@ -134,6 +134,7 @@ CALLS: dict[str, Call] = {
     "enroll": lambda store: store.enroll(TERM, [ENROLMENT]),
     "record": lambda store: store.record(TERM, Batch()),
     "prune": lambda store: store.prune("default", ["job"], 1),
+    "overview": lambda store: store.overview("default"),
     "history": lambda store: store.history("default", "job"),
     "settle": lambda store: store.settle("default", "job"),
     "trigger": lambda store: store.trigger("default", "job"),
