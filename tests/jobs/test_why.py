@@ -77,13 +77,21 @@ def test_run_late_since_the_leader_changed() -> None:
 
 def test_run_late_since_the_leader_had_died() -> None:
     """A term that was lost without a word may have been dead at the tick: the next one recorded its end."""
-    terms = [
-        term(6, NOW - DAY, TICK + MINUTE, "lost", "it did not release"),
-        term(7, TICK + MINUTE, None, "running"),
-    ]
+    found = TICK + MINUTE + SECOND
+    terms = [term(6, NOW - DAY, found, "lost", "its end was not recorded"), term(7, TICK + MINUTE, None, "running")]
     answer = ask(TICK, job(), run(late=61), terms=terms)
-    assert "Term 6 (web6) was lost: it did not release; its end was recorded at 2026-11-30 14:01:00 UTC" in said(answer)
+    assert "Term 6 (web6) ended without a word, which the next leader found at 2026-11-30 14:01:01 UTC" in said(answer)
     assert "may have been dead" in said(answer)
+
+
+def test_run_late_since_the_leader_was_lost() -> None:
+    """A term that said itself how it ended led until then."""
+    terms = [term(6, NOW - DAY, TICK + MINUTE, "lost", "expired"), term(7, TICK + 2 * MINUTE, None, "running")]
+    answer = ask(TICK, job(), run(late=121), terms=terms)
+    assert "Term 6 (web6) led then; it was lost at 2026-11-30 14:01:00 UTC (09:01 America/New_York): expired" in said(
+        answer
+    )
+    assert "dead" not in said(answer)
 
 
 def test_run_late_behind_the_run_before() -> None:
@@ -128,6 +136,17 @@ def test_cancelled_by_hand() -> None:
     """A run that somebody cancelled is failed, and not by itself."""
     answer = ask(TICK, job(), run("failed", error="cancelled on request"))
     assert "Somebody cancelled it" in said(answer)
+
+
+@pytest.mark.parametrize("reason", ["cancelled on request", "more than 60 s late to be tried again"])
+def test_failed_while_it_waited_to_be_tried_again(reason: str) -> None:
+    """A retry that was cancelled, or came too late, never began: the run has failed as its attempt before."""
+    earlier = "attempt 1 (term 7, …): ValueError: flaky"
+    row = run("failed", failures=1, earlier=earlier, error=reason, started_at=None)
+    answer = ask(TICK, job(), row)
+    assert "flaky" in said(answer)
+    assert f"It waited to be tried again, and has failed for good: {reason}." in said(answer)
+    assert "began at" not in said(answer)
 
 
 def test_a_retry_that_succeeded() -> None:

@@ -128,11 +128,13 @@ def tell_of_leader(facts: Facts, moment: datetime) -> str:
             "recorded its end: it may have been dead at that moment."
         )
     if term.status == "lost" and term.ended_at is not None:
+        if any(term.began_at < other.began_at <= term.ended_at for other in facts.terms):
+            return (
+                f"Term {term.token} ({term.holder}) ended without a word, which the next leader found at "
+                f"{facts.at(term.ended_at)}: it may have been dead at that moment."
+            )
         why = f": {term.error}" if term.error else ""
-        return (
-            f"Term {term.token} ({term.holder}) was lost{why}; its end was recorded at {facts.at(term.ended_at)}, "
-            "so it may have been dead at that moment."
-        )
+        return f"Term {term.token} ({term.holder}) led then; it was lost at {facts.at(term.ended_at)}{why}."
     return f"Term {term.token} ({term.holder}) led at that moment."
 
 

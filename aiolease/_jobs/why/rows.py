@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from aiolease._jobs.due import CANCELLED
 from aiolease._jobs.in_words import joined, moment_text, span
 from aiolease._jobs.why.clocks import is_tick, of_a_tick
 from aiolease._jobs.why.facts import Facts, Why, led_at, tell_of_leader, tell_who_leads
 from aiolease.stores.records import SETTLED_BY_HAND, RunRecord
-
-CANCELLED = "cancelled on request"
-"""The error of a run that somebody had cancelled."""
 
 _LATE = timedelta(seconds=5)
 """From here on it is told why a run began late."""
@@ -96,7 +94,9 @@ def _tell_succeeded(facts: Facts, row: RunRecord, why: Why) -> None:
 
 
 def _tell_failed(facts: Facts, row: RunRecord, why: Why) -> None:
-    if row.error == CANCELLED:
+    if row.started_at is None:
+        why.sentences.append(f"It waited to be tried again, and has failed for good: {row.error or 'lost'}.")
+    elif row.error == CANCELLED:
         why.sentences.append(f"{_begun(facts, row)}. Somebody cancelled it: it has {_ended(row, 'failed')}.")
     else:
         why.sentences.append(f"{_begun(facts, row)}, and {_ended(row, 'failed')}: {row.error or 'it is not said why'}.")
