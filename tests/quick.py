@@ -25,6 +25,7 @@ FOLDERS = frozenset({"docs", "faults", "simulation"})
 
 LONG = frozenset(
     """
+    test_a_day_with_a_leader
     test_a_drain_in_a_network_that_swallows_keeps_to_its_time
     test_a_job_that_cannot_be_pruned_holds_up_none_of_the_others
     test_a_loop_blocked_by_the_clean_up_is_reported_before_another_may_lead
