@@ -10,8 +10,10 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
+from aiolease._jobs.in_words import moment_text
 from aiolease._names import check_name
 from aiolease._waiting import time_limited
+from aiolease.cli.printing import one_line
 from aiolease.errors import ConfigurationError
 from aiolease.stores import Store, open_store
 from aiolease.stores.records import RunRecord
@@ -20,6 +22,9 @@ T = TypeVar("T")
 
 _LIMIT = 10.0
 """Seconds that the database may take for one answer."""
+
+_OPTIONS = {"until": "--until", "since": "--since", "note": "--note", "tick": "TICK"}
+"""The options behind the arguments of a store's methods."""
 
 _LONG = 600.0
 """Seconds that a command of many steps may take."""
@@ -63,13 +68,25 @@ def on_lease(command: Callable[[OpenLease, argparse.Namespace], Awaitable[int]])
     def run(arguments: argparse.Namespace) -> int:
         async def opened() -> int:
             async with open_lease(arguments) as lease:
-                return await command(lease, arguments)
+                try:
+                    return await command(lease, arguments)
+                except ConfigurationError as error:
+                    raise _of_the_option(error) from error
 
         if getattr(arguments, "job", None) is not None:
             check_name(arguments.job, "JOB")
         return asyncio.run(opened())
 
     return run
+
+
+def _of_the_option(error: ConfigurationError) -> ConfigurationError:
+    """What a store says of an argument, as of the option that people gave."""
+    option = _OPTIONS.get(error.field)
+    if option is None:
+        return error
+    value = moment_text(error.value) if isinstance(error.value, datetime) else one_line(str(error.value), 40)
+    return ConfigurationError(option, value, error.problem)
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from aiolease.cli.seen import Seen, look, wrong_with
 from aiolease.cli.telling import JOBS, RUNS, described, job_rows, run_facts, run_row, status_facts
 from aiolease.errors import AioleaseError, ConfigurationError, InvalidJob
 from aiolease.stores.records import RunRecord
+from aiolease.stores.seen import Overview
 
 _MOST = 10_000
 """So many rows are read to find the failed ones of one job."""
@@ -112,7 +113,8 @@ async def history(lease: OpenLease, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json([run_facts(run) for run in rows])
     elif rows:
-        print_table(RUNS, (run_row(run, overview.now) for run in rows))
+        zones = _zones(overview)
+        print_table(RUNS, (run_row(run, overview.now, zones.get(job, "")) for run in rows))
     else:
         print_line(f"{job!r} of {lease.name!r} has not run yet")
     return 0
@@ -125,14 +127,19 @@ async def runs(lease: OpenLease, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json([run_facts(run) for run in rows])
         return 0
-    now = (await lease.ask(lambda store: store.overview(lease.name, []))).now
     if rows:
-        head = (RUNS[0], "job", *RUNS[1:])
-        print_table(head, ((tick, run.job, *rest) for run in rows for tick, *rest in [run_row(run, now)]))
+        overview = await lease.ask(lambda store: store.overview(lease.name, sorted({run.job for run in rows})))
+        zones = _zones(overview)
+        cells = [(run.job, run_row(run, overview.now, zones.get(run.job, ""))) for run in rows]
+        print_table((RUNS[0], "job", *RUNS[1:]), ((row[0], job, *row[1:]) for job, row in cells))
     else:
         which = "no run failed" if arguments.failed else "there are no runs"
         print_line(f"{which}{' since then' if arguments.since else ''}: {lease.name!r}")
     return 0
+
+
+def _zones(overview: Overview) -> dict[str, str]:
+    return {job: seen.record.timezone for job, seen in overview.jobs.items()}
 
 
 async def _runs(lease: OpenLease, arguments: argparse.Namespace) -> list[RunRecord]:

@@ -67,18 +67,18 @@ def _pause_facts(seen: Seen) -> dict[str, object]:
 def job_rows(seen: Seen) -> Iterator[tuple[str, ...]]:
     """The rows of the table of jobs."""
     for job in seen.jobs:
-        last = "none yet" if job.last is None else tick_text(job.last.tick)
+        last = "none yet" if job.last is None else _both(job.last.tick, job.timezone)
         ended = "" if job.last is None else job.last.status
         success = "never" if job.last_success is None else ago(job.last_success, seen.now)
         schedule = f"{job.schedule} {job.timezone}".strip()
-        yield job.job, schedule, last, ended, success, _next(job), ", ".join(doing(seen, job))
+        coming = "" if job.next_tick is None else _both(job.next_tick, job.timezone)
+        yield job.job, schedule, last, ended, success, coming, ", ".join(doing(seen, job))
 
 
-def _next(job: JobStanding) -> str:
-    if job.next_tick is None:
-        return ""
-    beside = local_text(job.next_tick, job.timezone)
-    return f"{tick_text(job.next_tick)} ({beside})" if beside else tick_text(job.next_tick)
+def _both(tick: datetime, timezone: str) -> str:
+    """A tick in UTC, and by the clock of a zone."""
+    beside = local_text(tick, timezone)
+    return f"{tick_text(tick)} ({beside})" if beside else tick_text(tick)
 
 
 def doing(seen: Seen, job: JobStanding) -> list[str]:
@@ -106,14 +106,14 @@ def _pause(since: datetime | None, until: datetime | None, note: str | None) -> 
     return said + (f" ({one_line(note)})" if note else "")
 
 
-def run_row(run: RunRecord, now: datetime) -> tuple[str, ...]:
-    """The row of one run in the table of a history."""
+def run_row(run: RunRecord, now: datetime, timezone: str) -> tuple[str, ...]:
+    """The row of one run in the table of a history; beside its tick stands the clock of a zone."""
     took = ""
     if run.started_at is not None and run.status == "running":
         took = f"{_length(run.started_at, now)} so far"
     elif run.started_at is not None and run.finished_at is not None and run.status != "lost":
         took = _length(run.started_at, run.finished_at)  # when a lost one ended nobody knows
-    return tick_text(run.tick), run.status, str(run.attempt), str(run.token), took, _of_a_run(run, now)
+    return _both(run.tick, timezone), run.status, str(run.attempt), str(run.token), took, _of_a_run(run, now)
 
 
 def _of_a_run(run: RunRecord, now: datetime) -> str:

@@ -101,8 +101,12 @@ def test_pause_until_with_a_note(aiolease: Aiolease, world: World) -> None:
         "was paused already, since 2026-11-30 18:00:00 UTC; the pause lasts until 2026-11-30 21:00:00 UTC now"
         in run.out
     )
-    assert aiolease("pause", "report", "--until", "2026-11-30 17:00").status == 2
-    assert aiolease("pause", "report", "--note", "x" * 256).status == 2
+    run = aiolease("pause", "report", "--until", "2026-11-30 17:00")
+    assert run.status == 2
+    assert run.err.startswith("aiolease: --until='2026-11-30 17:00:00 UTC': it has passed")
+    run = aiolease("pause", "report", "--note", "x" * 256)
+    assert run.status == 2
+    assert run.err.startswith(f"aiolease: --note='{'x' * 40}…': use at most 255 characters")
 
 
 def test_pause_and_resume_of_all_jobs(aiolease: Aiolease, world: World) -> None:

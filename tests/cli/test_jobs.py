@@ -7,6 +7,7 @@ import json
 import re
 from datetime import datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -55,6 +56,14 @@ def shown(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S}"
 
 
+def both(tick: datetime) -> str:
+    """A tick in UTC, and by the clock of the job."""
+    local, day = tick.astimezone(ZoneInfo("America/New_York")), ""
+    if local.date() != tick.date():
+        day = f"{local:%a} "
+    return f"{shown(tick)} ({day}{local:%H:%M}{f':{local:%S}' if local.second else ''})"
+
+
 async def test_history_shows_what_became_of_each_tick(aiolease: Aiolease, any_url: str) -> None:
     """`aiolease history` has a line for each tick, the newest last: how its run ended, and why, or since when."""
     async with open_store(any_url) as store:
@@ -70,7 +79,7 @@ async def test_history_shows_what_became_of_each_tick(aiolease: Aiolease, any_ur
         await books.claim(5)
         run = await in_thread(aiolease, "history", "report")
     assert (run.status, run.err) == (0, "")
-    ticks = [shown(books.now - timedelta(minutes=minutes)) for minutes in (60, 50, 30, 20, 15, 10, 5)]
+    ticks = [both(books.now - timedelta(minutes=minutes)) for minutes in (60, 50, 30, 20, 15, 10, 5)]
     took = re.compile(r"\d+\.\d\d s( so far)?")
     cells = [[took.sub(r"T\1", cell) for cell in row] for row in table(run.out)]
     assert cells == [
@@ -115,7 +124,7 @@ async def test_history_shows_the_last_runs_only(aiolease: Aiolease, url: str) ->
         for arguments, count in (((), 20), (("-n", "3"), 3), (("-n1",), 1), (("-n", "1000"), 25)):
             rows = table((await in_thread(aiolease, "history", "report", *arguments)).out)
             assert len(rows) == 1 + count
-            assert rows[-1][0] == shown(books.now - timedelta(minutes=1))
+            assert rows[-1][0] == both(books.now - timedelta(minutes=1))
             told = json.loads((await in_thread(aiolease, "history", "report", "--json", *arguments)).out)
             assert len(told) == count
 

@@ -133,7 +133,7 @@ def test_the_table_of_jobs(aiolease: Aiolease, world: World) -> None:
     table = cells(aiolease("status"))
     report = re.split("  +", table["report"])
     assert report[:2] == ["report", "cron 0 9 * * * America/New_York"]
-    assert report[2:] == ["2026-11-30 14:00:00", "succeeded", "4 h ago", "2026-12-01 14:00:00 (09:00)"]
+    assert report[2:] == ["2026-11-30 14:00:00 (09:00)", "succeeded", "4 h ago", "2026-12-01 14:00:00 (09:00)"]
     assert "running, 2 queued, triggered, cancel asked for, backfill from 2026-11-30 14:00:00" in table["busy"]
     assert table["still"].endswith(
         "paused since 2026-11-30 17:00:00 UTC until 2026-11-30 19:00:00 UTC (the bank is closed)"

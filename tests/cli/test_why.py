@@ -82,7 +82,9 @@ def test_runs_over_all_jobs(aiolease: Aiolease, world: World) -> None:
         world.run(job=job, tick=TICK - DAY)
 
     def said(*arguments: str) -> list[list[str]]:
-        return [line.split()[1:4] for line in aiolease("runs", *arguments).out.splitlines()[1:]]
+        lines = aiolease("runs", *arguments).out.splitlines()[1:]
+        assert all(line.split()[2] == "(09:00)" for line in lines)
+        return [[line.split()[1], *line.split()[3:5]] for line in lines]
 
     assert said() == [
         [time, job, status]
