@@ -15,6 +15,7 @@ no password is shown. What is heavy, settings and drivers, is imported by what n
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import sys
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = [_moment_ago(text) for text in (sys.argv[1:] if arguments is None else arguments)]
     reader = parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions
+        _complete(reader)
     parsed = reader.parse_args(given)
     run: Callable[[argparse.Namespace], int] | None = getattr(parsed, "run", None)
     try:
@@ -52,6 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _complete(reader: argparse.ArgumentParser) -> None:
+    """Answers a shell that asks for completions, and ends the program; nothing without the extra."""
+    with contextlib.suppress(ImportError):
+        import argcomplete
+
+        argcomplete.autocomplete(reader)
 
 
 def _moment_ago(text: str) -> str:

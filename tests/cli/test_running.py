@@ -162,6 +162,29 @@ def test_the_version_and_the_help(aiolease: Aiolease) -> None:
     assert aiolease().status == 0
 
 
+@pytest.mark.parametrize(
+    ("line", "completions"),
+    [
+        ("aiolease ba", {"backfill"}),
+        ("aiolease re", {"rerun", "resign", "resume"}),
+        ("aiolease pause --u", {"--until", "--url"}),
+    ],
+)
+def test_a_shell_is_given_completions(tmp_path: Path, line: str, completions: set[str]) -> None:
+    """With the extra `completion` commands and options are completed; without it nothing happens."""
+    pytest.importorskip("argcomplete")
+    answer = tmp_path / "answer"
+    program(
+        PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]),
+        _ARGCOMPLETE="1",
+        _ARGCOMPLETE_STDOUT_FILENAME=str(answer),
+        _ARGCOMPLETE_IFS=" ",
+        COMP_LINE=line,
+        COMP_POINT=str(len(line)),
+    )
+    assert {word.strip() for word in answer.read_text().split()} == completions
+
+
 # -- run
 
 
