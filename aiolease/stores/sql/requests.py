@@ -36,7 +36,9 @@ class RequestStatements:
             Statement(
                 f"UPDATE {run} {dialect.index('unfinished_of_job')} SET status = 'lost', started_at = NULL, "
                 f"finished_at = {now}, tick_from = NULL, {dialect.count} = NULL, error = '{SETTLED_BY_HAND}', "
-                f"not_before = NULL WHERE {THIS_JOB} AND {UNFINISHED}"
+                f"not_before = NULL WHERE {THIS_JOB} AND {UNFINISHED} "
+                # Both, said so that an index finds those of the job.
+                "AND ((not_before IS NULL AND job = :job) OR not_before IS NOT NULL)"
             ),
             Statement(
                 f"UPDATE {job} SET known_since = {now}, schedule_since = {now}, resumed_at = {now}, high_tick = {now}, "
