@@ -14,7 +14,7 @@ from aiolease import StoreUnavailable
 from aiolease._election.status import Sight
 from aiolease._election.timings import Timings
 from aiolease._jobs.lookout import Lookout
-from aiolease.events import JobsSeen, Notice, Overdue, UnknownJobs
+from aiolease.events import Notice, Overdue, UnknownJobs
 from aiolease.testing import MemoryServer
 from tests.jobs.watchers import LEASE, Process, registry
 from tests.virtual import START, virtual
@@ -139,19 +139,24 @@ async def test_a_step_of_the_clock_makes_no_job_unknown_to_an_older_leader() -> 
 
 @virtual
 async def test_the_looks_at_many_jobs_leave_the_loop_to_others() -> None:
-    """With 5,000 jobs others of the loop have their turn in between."""
+    """With 2,000 jobs others of the loop have their turn in between, also while it is told that all are overdue."""
     server = MemoryServer(START)
-    process = Process(server, registry(*(f"job{number}" for number in range(5000)), every=86_400))
+    process = Process(server, registry(*(f"job{number}" for number in range(2000))))
     async with process.runs():
         await asyncio.sleep(1)
+    process.observed.events.clear()
     lookout = Lookout(process.jobs.registered, "default", Timings.make(), process.observed)
-    look = asyncio.create_task(lookout.look(process.store, sight(age=100)))
-    turns = 0
-    while not look.done():
-        await asyncio.sleep(0)
-        turns += 1
-    assert turns >= 20
-    assert len(process.of(JobsSeen)[-1].jobs) == 5000
+    turns = []
+    for number in range(5):
+        await asyncio.sleep(LEASE)
+        look = asyncio.create_task(lookout.look(process.store, sight(age=100)))
+        turns.append(0)
+        while not look.done():
+            await asyncio.sleep(0)
+            turns[-1] += 1
+        assert len(process.of(Overdue)) == (2000 if number >= 2 else 0)
+    assert turns[0] >= 10
+    assert turns[2] >= turns[1] + 10
 
 
 @virtual
