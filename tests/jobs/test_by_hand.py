@@ -293,6 +293,25 @@ async def test_a_leader_that_dies_before_it_has_cancelled() -> None:
 
 
 @virtual
+async def test_a_cancelled_run_that_its_leader_queued_anew_does_not_come_back() -> None:
+    """The leader ends in order before it has seen the request, and queues the run for the next one: it is failed."""
+    async with world() as here:
+        work = Work(10_000)
+        first = here.start(registry(work, 100, rerun_lost=True))
+        await here.until(110.5)
+        await here.someone().cancel("default", "job")
+        await first.end()
+        assert here.rows() == ["100 queued #2"]
+        here.start(registry(work, 100, rerun_lost=True))
+        await here.until(190)
+        assert here.rows() == ["100 failed"]
+        assert work.begun == [(100, 1)]
+        assert here.jobs["job"].cancel_at is None
+        await here.until(201)
+        assert work.begun == [(100, 1), (200, 1)]
+
+
+@virtual
 async def test_cancel_ends_a_long_backfill() -> None:
     """What waits of it is skipped, the rest is not queued, and the job goes on with its next tick."""
     async with world() as here:
