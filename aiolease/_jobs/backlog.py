@@ -40,6 +40,14 @@ class Backlog:
         """A run of a job is to be queued anew: the others of the job wait until that is written, and read."""
         self._behind_pending.add(name)
 
+    def exclude(self, run: RunRecord) -> bool:
+        """Leaves a run out when it is read, since a change of it is to be written; returns False if one is already."""
+        place = run.job, run.tick
+        if place in self._pending:
+            return False
+        self._pending.add(place)
+        return True
+
     def ran_out(self, state: JobState) -> None:
         """A job has no run in line any more: the next ones are read, if there are some."""
         if state.unread:

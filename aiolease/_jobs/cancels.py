@@ -11,7 +11,7 @@ next one goes on with it. Each part of it happens once in a term:
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import final
 
@@ -21,6 +21,7 @@ from aiolease._jobs.planner import Planner
 from aiolease._jobs.runs import Runs
 from aiolease._jobs.unwritten import Unwritten
 from aiolease.stores.batch import Backfilled, Change, LedgerReading
+from aiolease.stores.records import RunKey, RunRecord
 
 
 @final
@@ -46,8 +47,18 @@ class Cancels:
         """True if a look shows a request that was not seen to."""
         return any(self._seen.get(name) != at for name, at in self._requests(stock).items())
 
-    def see(self, stock: LedgerReading) -> None:
-        """Sees to the requests that a whole reading shows."""
+    def to_read(self, stock: LedgerReading) -> list[str]:
+        """The jobs of which the queued runs are to be read before `see`: some may have begun once, and wait anew."""
+        new = [name for name, at in self._requests(stock).items() if self._seen.get(name) != at]
+        return [name for name in new if stock.queued.get(name)]
+
+    def see(self, stock: LedgerReading, queued: Sequence[RunRecord] = ()) -> None:
+        """Sees to the requests that a whole reading shows.
+
+        Args:
+            stock: The reading.
+            queued: What was read of the queued runs: those that have begun once do not begin again.
+        """
         requests = self._requests(stock)
         self._open = requests
         backfills = {name: stock.jobs[name].backfill_since for name in self._backfills if name in requests}
@@ -61,6 +72,10 @@ class Cancels:
                     self._backfills[name] = since
             if is_new or name in self._more:
                 self._withdraw(name, cancel_at)
+        for run in queued:
+            if run.attempt > 1 and self._planner.exclude(run):
+                key = RunKey(run.job, run.tick, run.attempt, run.token)
+                self._unwritten.add(withdrawn(key, CANCELLED, required=False))
 
     def _requests(self, stock: LedgerReading) -> dict[str, datetime]:
         jobs = self._planner.jobs

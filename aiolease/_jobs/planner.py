@@ -249,6 +249,10 @@ class Planner:
         if state.series is not None and state.series.last in ticks:
             self.series.end(state)
 
+    def exclude(self, run: RunRecord) -> bool:
+        """Keeps a queued run, which was not read yet, from beginning; returns False if a change of it waits."""
+        return self._backlog.exclude(run)
+
     def withdraw(self, runs: Collection[Waiting]) -> None:
         """Takes runs out that wait for their moment, and are not to begin."""
         for state in self.later.take_out(runs):

@@ -31,7 +31,7 @@ from aiolease.errors import GiveUp
 from aiolease.events import RunFinished
 from aiolease.stores.batch import LedgerReading
 from aiolease.stores.contract import Refused
-from aiolease.stores.records import RunKey
+from aiolease.stores.records import RunKey, RunRecord
 
 _JOBS_AT_ONCE = 50
 """Of how many jobs queued runs are read at once."""
@@ -144,7 +144,10 @@ class Readings:
         self._take(stock, committed)
         if (limit := self._planner.later.wanted) is not None:  # before anything is planned: retries hold their jobs
             await self._feed_later(limit)
-        self.cancels.see(stock)
+        queued: list[RunRecord] = []
+        if cancelled := self.cancels.to_read(stock):
+            queued, _ = await self._ledger.queued(cancelled, _RUNS_AT_ONCE)
+        self.cancels.see(stock, queued)
         self._backfills.see(stock)
         for execution in self._unwritten.resolve(doubted, found):
             self._runs.tell(execution, Outcome("succeeded", 0.0))  # it is not to be run again
