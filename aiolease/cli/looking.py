@@ -161,7 +161,7 @@ async def _runs(lease: OpenLease, arguments: argparse.Namespace) -> list[RunReco
 @on_lease
 async def why_(lease: OpenLease, arguments: argparse.Namespace) -> int:
     """Prints why a job ran, or did not run, at a moment."""
-    facts, moment = await _facts(lease, arguments.job, arguments.moment)
+    facts, moment = await facts_of(lease, arguments.job, arguments.moment)
     answer = why(facts, moment)
     if arguments.json:
         print_json({"lease": lease.name, "job": arguments.job, **asdict(answer)})
@@ -173,7 +173,7 @@ async def why_(lease: OpenLease, arguments: argparse.Namespace) -> int:
     return 0
 
 
-async def _facts(lease: OpenLease, job: str, moment: datetime | None) -> tuple[Facts, datetime]:
+async def facts_of(lease: OpenLease, job: str, moment: datetime | None) -> tuple[Facts, datetime]:
     """Reads what `why` reckons from."""
     stock = await lease.ask(lambda store: store.take_stock(lease.name, counted=True))
     if job not in stock.jobs:

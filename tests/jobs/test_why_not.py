@@ -269,4 +269,5 @@ def test_not_claimed() -> None:
     assert answer.verdict == "not claimed"
     assert "It may be stuck" in said(answer)
     assert "due for 4 h" in said(answer)
+    assert "It renewed its lease 3.0 s ago; if it is dead, that ends at 2026-11-30 18:00:27 UTC" in said(answer)
     assert LONG_AGO + timedelta(0) < TICK

@@ -98,6 +98,11 @@ def tell_unclaimed(facts: Facts, why: Why) -> None:
             f"It has been due for {span((facts.now - tick).total_seconds())}. The leader does not lack the job: "
             "look into its log for CRITICAL lines. It may be stuck; or the job has a jitter as long as that."
         )
+        if facts.lease is not None:
+            age = span((facts.now - facts.lease.renewed_at).total_seconds())
+            why.sentences.append(
+                f"It renewed its lease {age} ago; if it is dead, that ends at {facts.at(facts.lease.expires_at)}."
+            )
         why.commands.append("aiolease resign  # has another process lead")
 
 
