@@ -32,6 +32,12 @@ def add_url(command: argparse.ArgumentParser) -> None:
     command.add_argument("--url", metavar="URL", help="the database, instead of AIOLEASE_URL")
 
 
+def add_unused(command: argparse.ArgumentParser, *options: str) -> None:
+    """Takes options that have no meaning for a command, so that a script may give them to every one."""
+    for option in options:
+        command.add_argument(option, help=argparse.SUPPRESS)
+
+
 def add_job(command: argparse.ArgumentParser, *, optional: str = "") -> None:
     """Adds a job and its lease.
 

@@ -15,6 +15,7 @@ from aiolease.cli.options import (
     add_lease,
     add_moment,
     add_number,
+    add_unused,
     add_url,
     age,
     duration,
@@ -99,6 +100,7 @@ def _add_running(add: Add) -> None:
         help="so many ticks of each job (default: %(default)s)",
     )
     add_json(coming)
+    add_unused(coming, "--url", "--lease")
 
 
 def _add_looking(add: Add) -> None:
@@ -274,6 +276,7 @@ def _add_tables(add: Add) -> None:
     schema.add_argument(
         "--dialect", choices=tables.DIALECTS, default="mysql", help="of which database (default: %(default)s)"
     )
+    add_unused(schema, "--url", "--lease")
     migrate = add(
         "migrate",
         tables.migrate,
@@ -281,6 +284,7 @@ def _add_tables(add: Add) -> None:
         "Workers of the version before may go on meanwhile. A worker does it by itself at its start, if it may.",
     )
     add_url(migrate)
+    add_unused(migrate, "--lease")
     migrate.add_argument(
         "--check", action="store_true", help="change nothing: print the statements that are missing, status 1 if any"
     )

@@ -330,3 +330,11 @@ def test_every_command_is_in_the_help(aiolease: Aiolease) -> None:
     for command in COMMANDS:
         said = aiolease(command, "--help").out
         assert ("--url" in said and "--lease" in said) == (command not in {"next", "schema", "migrate"})
+
+
+def test_a_script_may_give_url_and_lease_to_every_command(aiolease: Aiolease, url: str) -> None:
+    """Where they have no meaning they are taken, too."""
+    text = aiolease("schema").out
+    assert aiolease("schema", "--url", url, "--lease", "cron").out == text
+    for command in set(COMMANDS) - {"watch"}:  # it goes on for ever
+        assert "unrecognized" not in aiolease(command, "--url", url, "--lease", "cron").err
