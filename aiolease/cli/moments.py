@@ -85,7 +85,7 @@ def _relative(said: str) -> float | None:
 
 def _added(now: datetime, seconds: float, text: str) -> datetime:
     try:
-        return now + timedelta(seconds=seconds)
+        return (now + timedelta(seconds=seconds)).replace(microsecond=0)
     except OverflowError:
         raise ValueError(f"{text!r} is too far away") from None
 

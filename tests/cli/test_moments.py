@@ -8,7 +8,7 @@ import pytest
 
 from aiolease.cli.moments import moment_of, seconds_of
 
-NOW = datetime(2026, 11, 30, 12, 15, 46, tzinfo=UTC)
+NOW = datetime(2026, 11, 30, 12, 15, 46, 765_432, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,10 @@ def test_the_whole_lease_is_paused() -> None:
         assert answer.verdict == "paused"
         assert "The whole lease is paused" in said(answer)
         assert "(moving)" in said(answer)
+        assert answer.commands == [
+            "aiolease resume  # ends the pause of all jobs",
+            "aiolease resume report  # of this one only",
+        ]
     resumed = job(high_tick=TICK - DAY, resumed_at=TICK - MINUTE, known_since=TICK - 30 * MINUTE)
     assert ask(TICK, resumed, pause=whole).verdict != "paused"
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from aiolease._jobs.in_words import in_words, span
 from aiolease._jobs.schedule import Schedule
-from aiolease._jobs.standing import standing
+from aiolease._jobs.standing import JobStanding, standing
 from aiolease._jobs.why.clocks import by_its_own_clock, never_shown, of_a_tick, of_no_tick
 from aiolease._jobs.why.facts import Facts, Verdict, Why, tell_of_leader, tell_who_leads
 from aiolease.stores.seen import JobSeen
@@ -52,7 +52,7 @@ def tell_future(facts: Facts, why: Why) -> None:
         why.sentences.append(note)
     if pause := _pause_of(facts, why.moment):
         why.sentences.append(f"{pause} So it will not be run, unless it is resumed before.")
-        why.commands.append(f"{facts.command('resume')}  # ends the pause")
+        why.commands += _resumes(facts, why.moment)
     if not facts.led:
         why.sentences.append(f"{tell_who_leads(facts)} It is run only if somebody leads by then, or later, as missed.")
     elif _is_without(facts):
@@ -67,7 +67,7 @@ def tell_unclaimed(facts: Facts, why: Why) -> None:
     why.sentences.append(f"It fell due at {facts.at(tick)}, and nobody has claimed it.")
     if pause := _pause_of(facts, tick):
         _say(why, "paused", pause, "The ticks of a pause are not made up for.")
-        why.commands.append(f"{facts.command('resume')}  # ends the pause")
+        why.commands += _resumes(facts, why.moment)
     elif facts.unreadable is not None:
         _say(why, "set aside", f"The leader has set the job aside: {facts.unreadable}.")
         why.commands.append(f"{facts.command('settle')}  # sets its rows right")
@@ -85,7 +85,7 @@ def tell_unclaimed(facts: Facts, why: Why) -> None:
             f"That process has no such job ({has}): it runs another application, or another version of this one. "
             "Give the two different names of their leases, or deploy the version that has the job."
         )
-        why.commands.append("aiolease resign  # has another process lead, if one is waiting")
+        why.commands.append(f"aiolease resign{_lease(facts)}  # has another process lead, if one is waiting")
     elif going_on := [run for run in facts.rows if run.status in {"running", "queued"} and run.tick < tick]:
         what = "goes on" if going_on[-1].status == "running" else "waits"
         _say(why, "held", f"Its run of {facts.at(going_on[-1].tick)} {what} still.")
@@ -103,7 +103,7 @@ def tell_unclaimed(facts: Facts, why: Why) -> None:
             why.sentences.append(
                 f"It renewed its lease {age} ago; if it is dead, that ends at {facts.at(facts.lease.expires_at)}."
             )
-        why.commands.append("aiolease resign  # has another process lead")
+        why.commands.append(f"aiolease resign{_lease(facts)}  # has another process lead")
 
 
 def _tell_before(facts: Facts, moment: datetime, why: Why) -> bool:
@@ -178,14 +178,31 @@ def _ended_pause(facts: Facts) -> datetime | None:
 
 def _pause_of(facts: Facts, tick: datetime) -> str:
     """The pause that goes on, and keeps a tick from being run; empty if none does."""
-    seen, now = JobSeen(record=facts.record), max(facts.now, tick)
-    stands = standing(seen, facts.pause, now, lease_duration=0.0)
+    stands = _standing(facts, tick)
     if stands.paused_since is None:
         return ""
     what = "The whole lease" if stands.paused_with_all else "The job"
     until = "until somebody resumes it" if stands.paused_until is None else f"until {facts.at(stands.paused_until)}"
     note = f" ({stands.pause_note})" if stands.pause_note else ""
     return f"{what} is paused, since {facts.at(stands.paused_since)}, {until}{note}."
+
+
+def _standing(facts: Facts, tick: datetime) -> JobStanding:
+    return standing(JobSeen(record=facts.record), facts.pause, max(facts.now, tick), lease_duration=0.0)
+
+
+def _lease(facts: Facts) -> str:
+    return "" if facts.name == "default" else f" --lease {facts.name}"
+
+
+def _resumes(facts: Facts, tick: datetime) -> list[str]:
+    """What ends a pause: that of the whole lease, or of the job only."""
+    if not _standing(facts, tick).paused_with_all:
+        return [f"{facts.command('resume')}  # ends the pause"]
+    return [
+        f"aiolease resume{_lease(facts)}  # ends the pause of all jobs",
+        f"{facts.command('resume')}  # of this one only",
+    ]
 
 
 def _is_without(facts: Facts) -> bool:
