@@ -39,6 +39,15 @@ TROUBLE = 8.0
 """Seconds of trouble, at least, while both releases run."""
 TERMS = 2
 """How often each release must have led by then."""
+A_TERM = (
+    "INSERT INTO aiolease_run (lease, job, tick, attempt, token, holder, status) "
+    "SELECT name, 'a term', elected_at, 1, 0, 'somebody', 'running' FROM aiolease_lease WHERE name = 'default'"
+)
+ALL_JOBS = (
+    "INSERT INTO aiolease_job (lease, job, schedule, timezone, known_since, schedule_since, resumed_at) "
+    "SELECT name, 'all jobs', '', '', elected_at, elected_at, elected_at FROM aiolease_lease WHERE name = 'default'"
+)
+"""Rows that version 0.1.0 knows nothing of: it goes on, and leaves them alone."""
 MOST = 60.0
 """Seconds of trouble at most."""
 
@@ -157,7 +166,11 @@ async def test_a_rolling_deploy_runs_every_tick_once(place: Place, tmp_path: Pat
         beside = [fleet.start() for _ in range(2)]
         await until(lambda: all((tmp_path / f"up-{pid}").exists() for pid in beside), "the others are up", LIMIT)
         await until(lambda: place.sql(revision) == [(3,)], "the tables are of this revision", LIMIT)
+        for row in (A_TERM, ALL_JOBS):
+            place.sql(row)
         await trouble(fleet)
+        assert place.sql("SELECT attempt, token, holder FROM aiolease_run WHERE job = 'a term'") == [(1, 0, "somebody")]
+        assert place.sql("SELECT schedule FROM aiolease_job WHERE job = 'all jobs' AND high_tick IS NULL") == [("",)]
         assert await migrate(place.url, check=True) == []
         await fleet.stop(*fleet.of(first))
         fleet.release = second
