@@ -56,4 +56,5 @@ class Looks:
             # Of a process that stood still, or lost its database, nobody knows who leads by now.
             age=now - health.since if now - health.vacancy.heard_at <= self._lease_duration else 0.0,
             vacant=health.vacancy.lasts,
+            duration=max(self._lease_duration, health.vacancy.longest),
         )

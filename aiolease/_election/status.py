@@ -43,6 +43,7 @@ class Sight:
         leads: Whether it is this process.
         age: For how many seconds at least that term has gone on; 0 if nothing has been heard of it for a lease.
         vacant: For how many seconds the lease has been free, or has run out; 0 while somebody may lead.
+        duration: The longest lease that this process has seen or takes itself, in seconds: timings may differ.
     """
 
     holder: str | None
@@ -50,6 +51,7 @@ class Sight:
     leads: bool
     age: float
     vacant: float
+    duration: float
 
 
 class Lookout(Protocol):

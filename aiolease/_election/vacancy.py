@@ -20,6 +20,8 @@ class Vacancy:
     Attributes:
         gap: Seconds between two readings after which no more is taken from those before: while the database was away,
             nobody could lead.
+        longest: The longest duration of a lease that was seen, in seconds: others may have longer ones than this
+            process.
     """
 
     gap: float = 30.0
@@ -27,9 +29,12 @@ class Vacancy:
     _free_from: float = field(default=0.0, init=False)
     _heard_from: float = field(default=0.0, init=False)
     _heard_at: float | None = field(default=None, init=False)
+    longest: float = field(default=0.0, init=False)
 
     def saw(self, lease: Lease | None, received: float) -> None:
         """Notes a reading of the row, whose answer had come by that moment of the local clock."""
+        if lease is not None and lease.holder is not None:
+            self.longest = max(self.longest, lease.duration)
         state = None if lease is None else (lease.token, lease.beat, lease.holder)
         if self._heard_at is None or state != self._state:
             self._free_from = received + (lease.duration if lease is not None and lease.holder is not None else 0.0)

@@ -54,7 +54,6 @@ class Lookout:
         self.trouble: str | None = None
         self._jobs = jobs
         self._lease = lease
-        self._duration = timings.lease_duration
         self._limit = timings.attempt
         self._observer = observer
         self._looked = deque[datetime](maxlen=_LOOKS_OF_YOUNG)  # the database's clock at the latest looks
@@ -110,7 +109,7 @@ class Lookout:
             if (seen := overview.jobs.get(name)) is None:
                 continue
             how = standing(
-                seen, overview.pause, overview.now, lease_duration=self._duration, job=job, lease=self._lease
+                seen, overview.pause, overview.now, lease_duration=sight.duration, job=job, lease=self._lease
             )
             if how.overdue and not (name in self._overdue or self._has_stayed(how, sight)):
                 how = replace(how, overdue=0.0)
@@ -135,11 +134,11 @@ class Lookout:
 
     def _is_young(self, sight: Sight) -> bool:
         """Whether the leader may still be making the rows of its jobs, and claiming what fell due before it."""
-        return sight.age < self._duration / 2
+        return sight.age < sight.duration / 2
 
     def _tell_leaderless(self, sight: Sight, now: datetime, facts: dict[str, Any]) -> None:
         before, self._leaderless = self._leaderless, None
-        if sight.vacant > self._duration:
+        if sight.vacant > sight.duration:
             since = now - timedelta(seconds=sight.vacant)
             self._leaderless = Leaderless(**facts, since=since, lasts=sight.vacant)
             if before is None:
@@ -184,7 +183,7 @@ class Lookout:
 
     def _passes(self, job: Job, row: JobRecord, how: JobStanding | None, sight: Sight) -> bool:
         """Whether the leader lets ticks of a job pass; not if another version leads, or if it works off a backlog."""
-        longest = 2 * self._duration
+        longest = 2 * sight.duration
         if how is None or min(sight.age, how.late) <= longest or not self._has_stayed(how, sight):
             return False
         known = read_schedule(row.schedule, row.timezone)

@@ -76,6 +76,14 @@ def test_what_was_not_seen_does_not_count() -> None:
     assert lasts((100, FREE), (129, FREE), (158, FREE)) == 58
 
 
+def test_the_longest_lease_that_was_seen_is_known() -> None:
+    """Processes of one lease may differ in their timings; a released row says nothing of them."""
+    vacancy = Vacancy()
+    for number, row in enumerate((HELD, replace(HELD, beat=8, expires_at=START + timedelta(seconds=60)), HELD, FREE)):
+        vacancy.saw(row, number)
+    assert vacancy.longest == 60
+
+
 def test_nothing_is_known_before_the_first_reading() -> None:
     """A process that was never answered does not say that nobody leads."""
     assert lasts() == 0
@@ -108,8 +116,8 @@ async def test_a_look_knows_what_was_heard_of_the_lease() -> None:
     health.saw(HELD, current_clock()(), 0)
     await asyncio.sleep(60)
     known, stale = watcher.seen[1:]
-    assert known == Sight(holder="a", token=3, leads=False, age=29, vacant=0)
-    assert stale == Sight(holder="a", token=3, leads=False, age=0, vacant=0)
+    assert known == Sight(holder="a", token=3, leads=False, age=29, vacant=0, duration=30)
+    assert stale == Sight(holder="a", token=3, leads=False, age=0, vacant=0, duration=30)
     health.saw(HELD, current_clock()(), 0)
     for state in ("leading", "draining", "failed"):
         states.append(state)

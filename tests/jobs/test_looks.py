@@ -33,6 +33,23 @@ def log() -> Iterator[list[Message]]:
     logger.remove(sink)
 
 
+@virtual
+async def test_the_lease_of_another_may_be_longer() -> None:
+    """A process with a short lease waits as long as the others for a takeover, before it calls a job overdue."""
+    server = MemoryServer(START)
+    leader, follower = Process(server), Process(server, lease_duration=3.0)
+    async with leader.runs():
+        await asyncio.sleep(1)
+        async with follower.runs():
+            await asyncio.sleep(3 * LEASE)
+            leader.cannot_write()
+            await asyncio.sleep(70)
+            assert follower.of(Overdue) == []
+            await asyncio.sleep(20)
+            assert len(follower.of(Overdue)) == 1
+            leader.can_write()
+
+
 async def unfit() -> bool:
     return False
 

@@ -21,7 +21,7 @@ from tests.virtual import START, virtual
 
 
 def sight(*, token: int = 2, age: float, vacant: float = 0.0) -> Sight:
-    return Sight(holder="a" if vacant == 0 else None, token=token, leads=False, age=age, vacant=vacant)
+    return Sight(holder="a" if vacant == 0 else None, token=token, leads=False, age=age, vacant=vacant, duration=LEASE)
 
 
 @asynccontextmanager
