@@ -141,9 +141,13 @@ def _next(seen: Seen, job: JobStanding) -> str:
 
 
 def _state(seen: Seen, job: JobStanding) -> str:
-    if job.paused:
-        return "paused"
-    return ", ".join(doing(seen, job))
+    if not job.paused:
+        return ", ".join(doing(seen, job))
+    until = job.paused_until
+    end = (
+        "" if until is None else f" until {until:%H:%M}" if until.date() == seen.now.date() else f" until {until:%d %b}"
+    )
+    return f"paused{end}{f' ({job.pause_note})' if job.pause_note else ''}"
 
 
 async def _lines_for_ever(lease: OpenLease, interval: float) -> int:

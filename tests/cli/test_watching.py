@@ -13,8 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from aiolease.cli.lease import OpenLease
+from aiolease.cli.seen import look
+from aiolease.cli.watching import screen
 from tests.campaigns import LIMIT
 from tests.cli.terminal import Terminal
+from tests.cli.worlds import DAY, HOUR, NOW, World
 from tests.printing import Printed
 from tests.project import ROOT
 
@@ -46,6 +50,25 @@ def test_watch_draws_in_place(terminal: Terminal, tmp_path: Path) -> None:
     screen = terminal.wait_until(lambda screen: any(line.startswith("report ") for line in screen))
     assert [line for line in screen[-10:] if line] == []
     assert not any("job-" in line for line in screen)
+
+
+async def test_a_screen_of_few_jobs(world: World) -> None:
+    """A screen has who leads, what is paused and until when, and each job; no line is wider than it."""
+    world.job("report")
+    world.job("still", paused_at=NOW - DAY, paused_until=NOW + HOUR, pause_note="the bank is closed on this day")
+    world.job("until-then", paused_at=NOW - DAY, paused_until=NOW + 2 * DAY)
+    async with world.open_store() as store:
+        seen = await look(OpenLease(store, "default"))
+        lines = screen(seen, "default", "", 80, 24)
+        world.pause_all()
+        paused = screen(await look(OpenLease(store, "default")), "default", "", 80, 24)
+    assert max(map(len, lines)) <= 80
+    assert lines[2].startswith("term 7 leads for 24 h")
+    still = next(line for line in lines if line.startswith("still"))
+    assert "paused until 19:00 (the bank is" in still
+    assert next(line for line in lines if line.startswith("until-then")).endswith("paused until 02 Dec")
+    assert "all jobs are paused" in paused
+    assert screen(None, "default", "mysql://db: refused", 80, 24)[2] == "! mysql://db: refused"
 
 
 def test_watch_goes_on_without_the_database(terminal: Terminal, tmp_path: Path) -> None:
@@ -95,7 +118,7 @@ def test_watch_prints_lines_elsewhere(tmp_path: Path) -> None:
     printed = Printed(process)
     try:
         printed.wait_for("2026-11-30 18:00:00 UTC  term 7 leads 'default': web1-4711")
-        printed.wait_for("still: has not run yet; paused")
+        printed.wait_for("still: has not run yet; paused until 2026-11-30 18:01:00 UTC")
         (tmp_path / "say").write_text("gone")
         printed.wait_for("mysql://db: the connection was refused")
         (tmp_path / "say").write_text("few")

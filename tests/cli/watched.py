@@ -28,7 +28,7 @@ def world() -> World:
             "failed", tick=TICK - days * DAY, job="a-job-whose-name-is-longer-than-what-a-column-holds", error=ERROR
         )
     made.job("late", "every 60s", high_tick=NOW - 40 * MINUTE)
-    made.job("still", paused_at=NOW - DAY, pause_note="x" * 100)
+    made.job("still", paused_at=NOW - DAY, paused_until=NOW + MINUTE, pause_note="x" * 100)
     return made
 
 
