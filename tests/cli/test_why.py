@@ -123,3 +123,14 @@ async def test_on_a_database(aiolease: Aiolease, any_url: str) -> None:
     for command in ("status", "check", "runs"):
         run = await in_thread(aiolease, command)
         assert (run.status, run.err) == (0, ""), command
+
+
+def test_old_failures_of_one_job_are_found(aiolease: Aiolease, world: World) -> None:
+    """`runs JOB --failed` finds failures behind any number of successes."""
+    world.job("sweep", "every 60s", high_tick=NOW)
+    for minutes in range(50):
+        world.run(job="sweep", tick=NOW - minutes * MINUTE)
+    world.run("failed", job="sweep", tick=NOW - HOUR, error="ValueError: long ago")
+    lines = aiolease("runs", "sweep", "--failed", "-n", "5").out.splitlines()
+    assert len(lines) == 2
+    assert lines[1].endswith("ValueError: long ago")
