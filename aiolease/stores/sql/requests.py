@@ -97,8 +97,10 @@ class PauseStatements:
         ended = f"paused_at IS NOT NULL AND paused_until <= {now}"
 
         def whole(column: str, more: str = "") -> str:
-            # Limited, so that a server makes it a table of its own: it reads no table that it writes.
-            return f"(SELECT w.{column} FROM (SELECT {column} FROM {job} WHERE {_WHOLE}{more} LIMIT 1) AS w)"
+            # Aggregated, so that a server makes it a table of its own, which reads no table that it writes; a LIMIT
+            # would be unsafe in a binary log of statements.
+            one = f"SELECT MAX({column}) AS {column} FROM {job} WHERE {_WHOLE}{more}"
+            return f"(SELECT w.{column} FROM ({one}) AS w)"
 
         # A server takes these one after another, with what those before have set. Of a pause that has ended by itself
         # the end stays known.
