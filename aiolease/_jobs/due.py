@@ -160,12 +160,17 @@ def inherited(
     somebody cancelled it, it has failed, and does not come back.
     """
     key = RunKey(run.job, run.tick, run.attempt, run.token)
-    if cancel_at is not None and (run.started_at is None or run.started_at <= cancel_at):
+    if is_cancelled(run, cancel_at):
         return Change(key=key, was="running", status="failed", attempt=run.attempt, error=CANCELLED)
     late = not is_by_hand(run.request) and overdue(run.tick, max_age, now)
     return lost(
         key, rerun=rerun_lost and not late, now=now, adopt=True, off=run.failures + run.uncounted, request=run.request
     )
+
+
+def is_cancelled(run: RunRecord, cancel_at: datetime | None) -> bool:
+    """True if somebody has cancelled a run that the ledger calls running, and nobody here runs."""
+    return cancel_at is not None and (run.started_at is None or run.started_at <= cancel_at)
 
 
 def begun(key: RunKey, *, adopt: bool) -> Change:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import final
 
 from aiolease._jobs.backlog import Backlog
-from aiolease._jobs.due import inherited
+from aiolease._jobs.due import inherited, is_cancelled
 from aiolease._jobs.job_state import JobStates
 from aiolease._jobs.later import Later, makes_busy
 from aiolease._jobs.next_ticks import NextTicks
@@ -127,13 +127,14 @@ class Inventory:
             state = self._jobs.get(run.job)
             if state is None or run.job in self._jobs.aside or (run.job, run.tick) in places or key in known.ended:
                 continue  # of a job that another leader has, or known better here
-            if key in known.unanswered:
+            cancel_at = stock.jobs[run.job].cancel_at
+            if key in known.unanswered and not is_cancelled(run, cancel_at):
                 # It was to be started, and has not been. It is not written back: the server may execute such a change
                 # later than it should, when it is true again.
                 again = known.unanswered[key]
                 self._line_up(run if again is None else replace(run, not_before=again.not_before))
                 continue
-            job, cancel_at = state.job, stock.jobs[run.job].cancel_at
+            job = state.job
             change = inherited(run, rerun_lost=job.rerun_lost, max_age=job.max_age, now=stock.now, cancel_at=cancel_at)
             left_behind.append((run, change))
             if change.status == "queued" and makes_busy(job, change.again):

@@ -13,9 +13,11 @@ import sys
 import time
 from collections import Counter
 from contextlib import nullcontext
+from functools import partial
 
 from tests.simulation.checker import Kind, Violation
 from tests.simulation.faults import outcome_of, simulate
+from tests.simulation.mending import MENDING
 from tests.simulation.mutations import MUTATIONS
 
 
@@ -28,11 +30,12 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=2, help="how many run at once (2)")
     parser.add_argument("--seed", type=int, help="only this one")
     parser.add_argument("--trace", action="store_true", help="print all that happens in it")
-    parser.add_argument("--mutation", choices=MUTATIONS, help="with this rule broken")
+    parser.add_argument("--mending", action="store_true", help="of jobs that are tried again, and mended by hand")
+    parser.add_argument("--mutation", choices=MUTATIONS | MENDING, help="with this rule broken")
     options = parser.parse_args()
-    with MUTATIONS[options.mutation]() if options.mutation else nullcontext():
+    with (MUTATIONS | MENDING)[options.mutation]() if options.mutation else nullcontext():
         if options.seed is not None:
-            return _one(options.seed, options.trace)
+            return _one(options.seed, options.trace, options.mending)
         return _many(options)
 
 
@@ -41,7 +44,7 @@ def _many(options: argparse.Namespace) -> int:
     more = f" --mutation {options.mutation!r}" if options.mutation else ""
     seeds = range(options.start, options.start + options.seeds)
     with multiprocessing.get_context("fork").Pool(options.processes) as pool:  # with the mutation
-        for outcome in pool.imap_unordered(outcome_of, seeds, chunksize=20):
+        for outcome in pool.imap_unordered(partial(outcome_of, mending=options.mending), seeds, chunksize=20):
             happened += outcome.happened
             if outcome.found:
                 failed += 1
@@ -54,9 +57,9 @@ def _many(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _one(seed: int, tracing: bool) -> int:
+def _one(seed: int, tracing: bool, mending: bool) -> int:
     try:
-        world = simulate(seed, tracing=tracing)
+        world = simulate(seed, tracing=tracing, mending=mending)
     except Violation as found:
         for line in found.trace:
             print(line)

@@ -35,6 +35,8 @@ class Rules:
         missed: As it was registered.
         max_age: As it was registered.
         rerun_lost: As it was registered.
+        retries: As it was registered.
+        jitter: As it was registered.
         final: Whether its runs end with a final transaction, whose effects the journal knows.
         excused: Spans of which no tick needs a row: the job was paused.
         meddled: Spans that somebody has made due again by hand: their ticks may be in several rows.
@@ -45,6 +47,8 @@ class Rules:
     missed: Literal["once", "all", "skip"] = "once"
     max_age: float | None = None
     rerun_lost: bool = False
+    retries: int = 0
+    jitter: float = 0.0
     final: bool = False
     excused: Collection[Span] = field(default_factory=tuple)
     meddled: Collection[Span] = field(default_factory=tuple)
@@ -129,7 +133,9 @@ def _lost_ticks(
     name, since, until = record.job, max(record.known_since, record.schedule_since), record.high_tick
     unfinished = any(row.status in {"queued", "running"} for row in rows)  # its ticks may have to wait for those
     if now is not None and record.paused_at is None and rules.led and not unfinished:
-        due = rules.schedule.latest_between(max(since, record.resumed_at or since), now - timedelta(seconds=behind))
+        due = rules.schedule.latest_between(
+            max(since, record.resumed_at or since), now - timedelta(seconds=behind + rules.jitter)
+        )
         if due is not None and (until is None or until < due):
             yield f"{name} fell due at {due:%H:%M:%S.%f}, and nobody had claimed it by {now:%H:%M:%S.%f}"
     if until is None:
@@ -174,11 +180,20 @@ def _within(tick: datetime, spans: Collection[Span]) -> bool:
 def _untrue(row: RunRecord, rules: Rules, books: Books) -> Iterator[str]:
     """What the row says of its run is what happened."""
     run = Run(row.job, row.tick, row.attempt)
-    if row.attempt > 1 and not rules.rerun_lost:
+    apart = row.failures + row.uncounted  # they count as none that were lost
+    if row.attempt - apart > 1 and not rules.rerun_lost:
         yield f"{run} is a further attempt of a job that is not to be run again"
     attempts = [Run(row.job, row.tick, attempt) for attempt in range(1, row.attempt + 1)]
-    if row.attempt - sum(books.over.get(each) == "unavailable" for each in attempts) > MAX_ATTEMPTS:
+    if row.failures > rules.retries:
+        yield f"{run} was tried again {row.failures} times, and {rules.retries} were allowed"
+    failed = sum(books.over.get(each, "returned") != "returned" for each in attempts)
+    if row.failures > failed:
+        yield f"{run}: {row.failures} of its attempts are said to have failed, and {failed} did not return"
+    unavailable = sum(books.over.get(each) == "unavailable" for each in attempts)
+    if row.attempt - max(unavailable, row.uncounted) - row.failures > MAX_ATTEMPTS:
         yield f"{run}: that is more than {MAX_ATTEMPTS}, but for those that are known to have had no effect"
+    if row.status == "failed" and row.error != _CANCELLED and row.failures < rules.retries and rules.max_age is None:
+        yield f"the ledger says {said(row)}, but it was to be tried again"
     why = _ended_otherwise(row, run, rules, books) or _not_ended(row, run, rules, books)
     if why is not None:
         yield f"the ledger says {said(row)}, but {why}"
@@ -191,14 +206,16 @@ def _ended_otherwise(row: RunRecord, run: Run, rules: Rules, books: Books) -> st
             return "its effect is not there"
         case "succeeded" if not rules.final and ending != "returned":
             return ending
-        case "failed" if ending not in {
+        case "failed" if row.error != _CANCELLED and ending not in {
             "raised",
             "unavailable",
             "cancelled",
             "returned",
         }:  # the latter two: its time was over
             return ending
-        case "lost" if rules.rerun_lost and row.attempt < MAX_ATTEMPTS and rules.max_age is None:
+        case "lost" if (
+            rules.rerun_lost and row.attempt - row.failures - row.uncounted < MAX_ATTEMPTS and rules.max_age is None
+        ):
             return "it was to be run again"
         case "lost" if not rules.final and row.token == books.term and ending in {"returned", "raised", "unavailable"}:
             return ending  # and its term goes on
@@ -219,7 +236,16 @@ def _not_ended(row: RunRecord, run: Run, rules: Rules, books: Books) -> str | No
     return None
 
 
-_TOO_MANY = ("has not ended", "had not ended", "of its runs wait", f"more than {MOST_MISSED} were missed")
+_CANCELLED = "cancelled on request"
+
+_TOO_MANY = (
+    "has not ended",
+    "had not ended",
+    "waits to be tried again",
+    _CANCELLED,
+    "of its runs wait",
+    f"more than {MOST_MISSED} were missed",
+)
 """Reasons for which a tick of a job is skipped that is to run all that were missed."""
 
 

@@ -31,13 +31,15 @@ from tests.simulation.world import World
 Body = Callable[[Process, Leadership], Awaitable[None]]
 
 
-def simulate(seed: int, *, tracing: bool = False, body: Body | None = None) -> World:
+def simulate(seed: int, *, tracing: bool = False, body: Body | None = None, mending: bool = False) -> World:
     """Runs one simulation; with a body of one's own, which has to write what `work` writes into the journal.
+
+    With `mending` its processes run jobs that are tried again, and that people mend by hand.
 
     Raises:
         Violation: An invariant does not hold.
     """
-    scenario = Scenario(seed, body, tracing=tracing)
+    scenario = Scenario(seed, body, tracing=tracing, mending=mending)
     try:
         scenario.world.run(scenario.until, scenario.audit)
     except Violation as found:
@@ -54,31 +56,33 @@ class Outcome:
         seed: The seed.
         found: What is wrong with it; empty if nothing is.
         happened: How often each kind of record came, if nothing is.
+        mending: See `simulate`.
     """
 
     seed: int
     found: str
     happened: Counter[Kind]
+    mending: bool = False
 
     @property
     def replay(self) -> str:
         """The command that shows it."""
-        return f"python -m tests.simulation --seed {self.seed} --trace"
+        return f"python -m tests.simulation --seed {self.seed} --trace{' --mending' if self.mending else ''}"
 
 
-def outcome_of(seed: int) -> Outcome:
+def outcome_of(seed: int, *, mending: bool = False) -> Outcome:
     """Runs one simulation."""
     try:
-        world = simulate(seed)
+        world = simulate(seed, mending=mending)
     except Violation as found:
-        return Outcome(seed, str(found), Counter())
-    return Outcome(seed, "", Counter(record.kind for record in world.journal))
+        return Outcome(seed, str(found), Counter(), mending)
+    return Outcome(seed, "", Counter(record.kind for record in world.journal), mending)
 
 
 class Scenario:
     """One seed: machines, and a list of faults that ends early enough for somebody to lead in the end."""
 
-    def __init__(self, seed: int, body: Body | None, *, tracing: bool) -> None:
+    def __init__(self, seed: int, body: Body | None, *, tracing: bool, mending: bool) -> None:
         self._body = body or work
         self._calmed = False
         chance = random.Random(seed)
@@ -101,7 +105,9 @@ class Scenario:
         # written meanwhile, one whole lease by rule 8; then the pauses between attempts.
         takeover = 2 * longest * 1.02 + attempt + 3 * retry + 1.0
         # Two processes of three seeds run jobs, the others a body of their own.
-        self._application = Application(chance, lease) if body is None and chance.random() < 0.67 else None
+        has_jobs = body is None and chance.random() < 0.67
+        self._application = Application(chance, lease, mending=mending) if mending or has_jobs else None
+        self._faults = _FAULTS | _MENDING if mending else _FAULTS
         self._checker = checker = Checker(
             takeover=takeover,
             handover=1.1 * retry + 40 * latency + 0.5,
@@ -182,7 +188,7 @@ class Scenario:
         if victim is None or victim.state == "gone":
             leaders = [process for process in processes if process.lead is not None]
             victim = chance.choice(leaders if leaders and chance.random() < 0.6 else processes)
-        fault = chance.choices(list(_FAULTS), list(_FAULTS.values()))[0]
+        fault = chance.choices(list(self._faults), list(self._faults.values()))[0]
         lasts = chance.uniform(0.02, 2.0) * victim.timings.lease_duration
         self.world.say(f"{fault} strikes {victim.name}")
         getattr(self, f"_{fault}")(victim, lasts)
@@ -304,6 +310,22 @@ class Scenario:
             self._application.pause(self.world)
             self.world.after(lasts, partial(self._application.resume, self.world))
 
+    def _rerun(self, _: Process, __: float) -> None:
+        if self._application is not None:
+            self._application.rerun(self.world)
+
+    def _backfill(self, _: Process, __: float) -> None:
+        if self._application is not None:
+            self._application.backfill(self.world)
+
+    def _cancel(self, _: Process, __: float) -> None:
+        if self._application is not None:
+            self._application.cancel(self.world)
+
+    def _pause_until(self, _: Process, lasts: float) -> None:
+        if self._application is not None:
+            self._application.pause_until(self.world, lasts)
+
     def _calm(self) -> None:
         """No fault any more: in the end somebody has to lead."""
         self.world.say("calm")
@@ -342,6 +364,10 @@ _FAULTS = {
     "pause": 1,
 }
 """The faults, and how often each is drawn."""
+
+
+_MENDING = {"rerun": 3, "backfill": 3, "cancel": 3, "pause_until": 1, "meddle": 0}
+"""What people do beside that, if they mend."""
 
 
 def _timings(chance: random.Random, lease: float) -> Timings:

@@ -7,13 +7,13 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from aiolease import JobRegistry, JobRun, StoreUnavailable
+from aiolease import JobRegistry, JobRun, RequestRefused, StoreUnavailable
 from aiolease._jobs.job import Overlap
 from aiolease._jobs.runner import Runner
 from aiolease._jobs.schedule import Cron, Every
@@ -40,6 +40,7 @@ class Duty:
         takes: How long a run takes on average, in seconds.
         fails: How often one raises.
         commits: Whether it writes on the way.
+        backoff: As it is registered.
     """
 
     name: str
@@ -49,12 +50,20 @@ class Duty:
     takes: float
     fails: float
     commits: bool
+    backoff: float = 60.0
 
 
 class Application:
-    """What all processes run: drawn from the seed, in one version or, while it is rolled out, in two."""
+    """What all processes run: drawn from the seed, in one version or, while it is rolled out, in two.
 
-    def __init__(self, chance: random.Random, lease: float) -> None:
+    Args:
+        chance: Draws it.
+        lease: The length of a lease, about.
+        mending: Whether jobs are tried again when they fail, and people run, cancel and pause them by hand; in one
+            version then.
+    """
+
+    def __init__(self, chance: random.Random, lease: float, *, mending: bool = False) -> None:
         self._lease = lease
         self.max_running = chance.choice([None, None, 1, 2])
         self._history = chance.choice([None, 3])
@@ -62,6 +71,8 @@ class Application:
         self._newer = self._duties
         if chance.random() < 0.2:
             self._newer = [_changed(chance, duty, lease) for duty in self._duties if chance.random() < 0.8]
+        if mending:
+            self._duties = self._newer = [_mended(chance, duty, lease) for duty in self._duties]
         self._moved_at = 0.0  # when a run last began, or ended
         self._begun: defaultdict[int, list[tuple[float, str]]] = defaultdict(list)  # by term: when, and of which job
         self._going_on = Counter[tuple[int, str]]()  # by term and job: how many of its runs
@@ -80,6 +91,7 @@ class Application:
             options: dict[str, Any] = {
                 "name": duty.name, "missed": duty.rules.missed, "max_age": duty.rules.max_age,
                 "overlap": duty.overlap, "timeout": duty.timeout, "rerun_lost": duty.rules.rerun_lost,
+                "retries": duty.rules.retries, "backoff": duty.backoff, "jitter": duty.rules.jitter,
             }  # fmt: skip
             schedule = duty.rules.schedule
             if isinstance(schedule, Every):
@@ -120,14 +132,24 @@ class Application:
         row = world.server.ledgers[LEASE].runs.get((run.job, run.tick))
         if row is None or (row.attempt, row.token, row.status) != (run.attempt, run.token, "running"):
             world.fail(Violation(f"{this} runs, and the ledger says {said(row)}"))
-        self._is_fair(process, run)
+        assert row is not None
+        by_hand = row.request in {"rerun", "backfill"}
+        if not by_hand:
+            self._is_fair(process, run)
+        ledger = world.server.ledgers[LEASE]
+        assert isinstance(ledger, ArchivedLedger)
+        if (run.job, run.tick) in ledger.stopped:
+            world.fail(Violation(f"{this} was cancelled, and came back"))
         self._going_on[run.token, run.job] += 1
         age, oldest = (run.leadership.database_now() - run.tick).total_seconds(), duty.rules.max_age
         moment = timedelta(microseconds=1)
         asked = duty.rules.schedule.latest_between(run.tick - moment, run.tick) is None  # by somebody, not the schedule
         timings = process.timings
         steady = world.now > world.server.stepped_at + timings.heartbeat_interval + 4 * timings.attempt
-        aged = oldest is not None and age > oldest + 0.5
+        aged = oldest is not None and age > oldest + duty.rules.jitter + 0.5 and not by_hand
+        if ledger.early is not None and steady:
+            world.fail(Violation(ledger.early))
+        ledger.early = None
         if run.attempt == 1 and not asked and steady and aged:
             world.fail(Violation(f"{this} runs {age:.1f} s late, and was to be skipped after {oldest:.1f} s"))
 
@@ -146,6 +168,8 @@ class Application:
             queued_at = ledger.queued_at.get((row.job, row.tick), math.inf)
             if row.status != "queued" or row.token != run.token or row.attempt > 1 or queued_at > world.now - patience:
                 continue
+            if row.not_before is not None:
+                continue  # it waits behind all else
             if row.job == run.job and row.tick < run.tick and run.attempt == 1:
                 world.fail(Violation(f"{run.job} {run.tick:%H:%M:%S.%f} runs before {said(row)}"))
             has_begun = any(at >= since and job == row.job for at, job in begun)
@@ -191,6 +215,32 @@ class Application:
         ledger = world.server.ledgers[LEASE]
         for name in ledger.jobs:
             ledger.resume(LEASE, name, world.server.clock())
+
+    def rerun(self, world: World) -> None:
+        ledger = world.server.ledgers[LEASE]
+        assert isinstance(ledger, ArchivedLedger)
+        if (job := self._some_job(world)) is not None:
+            ledger.rerun_one(LEASE, job, world.server.clock(), world.random.choice)
+
+    def backfill(self, world: World) -> None:
+        """Somebody has the last ticks of a job run. What was pruned would rightly be run again: not then."""
+        job, now = self._some_job(world), world.server.clock()
+        if job is None or self._history is not None:
+            return
+        since = now - timedelta(seconds=world.random.uniform(1, 6) * self._lease)
+        with suppress(RequestRefused):
+            until = world.random.choice([now, since + (now - since) * world.random.random()])
+            world.server.ledgers[LEASE].backfill(LEASE, job, since, until, now)
+
+    def cancel(self, world: World) -> None:
+        if (job := self._some_job(world)) is not None:
+            world.server.ledgers[LEASE].cancel(LEASE, job, world.server.clock())
+
+    def pause_until(self, world: World, lasts: float) -> None:
+        ledger, now = world.server.ledgers[LEASE], world.server.clock()
+        assert isinstance(ledger, ArchivedLedger)
+        if (job := self._some_job(world)) is not None:
+            ledger.pause_until(LEASE, job, now, now + timedelta(seconds=lasts))
 
     def meddle(self, world: World) -> None:
         """Somebody writes into the ledger by hand (DESIGN rule 44)."""
@@ -240,7 +290,13 @@ class Application:
                     row.job == job and (row.tick_from or row.tick) <= until and row.tick >= tick for row in books.runs
                 ):
                     raise Violation(f"{job} was triggered at {tick:%H:%M:%S.%f}, and nothing tells of that")
+        moment = world.server.clock() - timedelta(seconds=settled)
         waiting = [row for row in books.runs if row.status == "queued" and rules[row.job].led]
+        waiting = [row for row in waiting if row.not_before is None or row.not_before < moment]
+        busy = {row.job for row in books.runs if row.status == "running"}
+        left = [row for row in waiting if row.failures and row.not_before is not None and row.job not in busy]
+        if left and self.max_running is None:
+            raise Violation(f"nobody tries again what waits: {said(left[0])}")
         if waiting and not checker.going_on(leader.name) and world.now > self._moved_at + settled:
             raise Violation(f"nothing runs, and nobody begins what waits: {said(waiting[0])}")
 
@@ -309,6 +365,16 @@ def _duty(chance: random.Random, name: str, lease: float) -> Duty:
         takes=interval * 10 ** chance.uniform(-2, 0.2),
         fails=chance.choice([0.0, 0.0, 0.2]),
         commits=chance.random() < 0.3,
+    )
+
+
+def _mended(chance: random.Random, duty: Duty, lease: float) -> Duty:
+    """The job with retries, and perhaps jitter."""
+    interval = duty.rules.schedule.interval.total_seconds() if isinstance(duty.rules.schedule, Every) else 5.0
+    jitter = interval * chance.uniform(0, 0.9) if chance.random() < 0.3 else 0.0
+    rules = replace(duty.rules, retries=chance.choice([0, 1, 2, 5]), jitter=jitter)
+    return replace(
+        duty, rules=rules, backoff=lease * 10 ** chance.uniform(-1.5, 0.3), fails=chance.choice([0.1, 0.3, 0.6])
     )
 
 

@@ -45,6 +45,9 @@ class ArchivedLedger(Ledger):
         queued_at: When rows were made that wait their turn, by the world's clock.
         by_hand: The places of rows that somebody wrote by hand.
         meddled: Spans of each job that somebody has made due again by hand.
+        cancelled: The runs that somebody has cancelled, and the leader has not seen to all of it.
+        stopped: Those of which it has: nothing of them begins any more.
+        early: What began before its moment, if something did.
     """
 
     def __init__(self) -> None:
@@ -56,6 +59,9 @@ class ArchivedLedger(Ledger):
         self.queued_at: dict[tuple[str, datetime], float] = {}
         self.by_hand: set[tuple[str, datetime]] = set()
         self.meddled: defaultdict[str, list[Span]] = defaultdict(list)
+        self.cancelled: set[tuple[str, datetime]] = set()
+        self.stopped: set[tuple[str, datetime]] = set()
+        self.early: str | None = None
 
     def trigger(self, lease: str, job: str, now: datetime) -> datetime:
         tick = super().trigger(lease, job, now)
@@ -104,6 +110,45 @@ class ArchivedLedger(Ledger):
             if (job, newest) not in self.runs:
                 self.by_hand.add((job, newest))
                 self.runs[job, newest] = RunRecord(job=job, tick=newest, token=0, holder="a hand", status="lost")
+
+    def pause_until(self, lease: str, job: str, now: datetime, until: datetime) -> None:
+        known = self.jobs[job]
+        self.excused[job].append((known.high_tick or known.known_since, until))
+        self.pause(lease, job, now, until=until)
+
+    def rerun_one(self, lease: str, job: str, now: datetime, pick: Callable[[Sequence[RunRecord]], RunRecord]) -> None:
+        """Somebody runs a tick again that has not succeeded."""
+        ended = [run for run in self.history(job) if run.status in {"failed", "lost", "skipped"}]
+        ended = [run for run in ended if (run.count or 1) == 1]  # of a range it would be a backfill
+        if ended:
+            run = pick(ended)
+            self.rerun(lease, job, run.tick, now, force=False)
+            self.cancelled.discard((job, run.tick))
+            self.stopped.discard((job, run.tick))
+
+    def cancel(self, lease: str, job: str, now: datetime) -> None:
+        super().cancel(lease, job, now)
+        for place, run in self.runs.items():
+            goes_on = run.status == "running" and run.started_at is not None and run.started_at <= now
+            waits = run.status == "queued" and (run.failures > 0 and run.not_before is not None)
+            if place[0] == job and (goes_on or waits):
+                self.cancelled.add(place)
+
+    def record(self, term: TermKey, batch: Batch, now: datetime) -> None:
+        early = None
+        for change in batch.changes:
+            row = self.of(change.key.job).get((change.key.job, change.key.tick))
+            if row is None or row.not_before is None or (row.status, change.was) != ("queued", "queued"):
+                continue
+            if change.status == "running" and row.not_before > now + timedelta(seconds=0.5):
+                early = f"{row.job} {row.tick:%H:%M:%S.%f} began before {row.not_before:%H:%M:%S.%f}"
+        super().record(term, batch, now)
+        self.early = early or self.early
+        for job in batch.cancels:
+            if self.jobs[job].cancel_at is None:
+                done = {place for place in self.cancelled if place[0] == job}
+                self.stopped |= done
+                self.cancelled -= done
 
     def resume(self, lease: str, job: str | None, now: datetime) -> None:
         known = self.jobs.get(job or "")

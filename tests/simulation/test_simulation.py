@@ -11,6 +11,7 @@ import pytest
 from tests.simulation.__main__ import main
 from tests.simulation.checker import Kind, Violation
 from tests.simulation.faults import outcome_of, simulate
+from tests.simulation.mending import MENDING
 from tests.simulation.mutations import MUTATIONS
 
 BATCH = 100
@@ -21,6 +22,18 @@ BATCH = 100
 def test_the_invariants_hold_whatever_happens(start: int) -> None:
     """No two bodies, no old commit, no token or tick twice, no tick lost, a leader before long: a thousand seeds."""
     failed = [outcome for outcome in map(outcome_of, range(start, start + BATCH)) if outcome.found]
+    assert not failed, "\n".join(f"{outcome.found}: {outcome.replay}" for outcome in failed)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("start", range(0, 400, BATCH))
+def test_the_invariants_hold_while_jobs_fail_and_are_mended(start: int) -> None:
+    """Retries, reruns, backfills, cancels and pauses among the same faults: four hundred seeds.
+
+    Each effect is there once, no retry is early, lost or one too many, and what was cancelled does not come back.
+    """
+    seeds = range(start, start + BATCH)
+    failed = [outcome for outcome in (outcome_of(seed, mending=True) for seed in seeds) if outcome.found]
     assert not failed, "\n".join(f"{outcome.found}: {outcome.replay}" for outcome in failed)
 
 
@@ -62,6 +75,20 @@ def test_a_broken_rule_is_noticed(mutation: str) -> None:
         for seed in range(1000):
             try:
                 simulate(seed)
+            except Violation as found:
+                print(f"{mutation}: caught at seed {seed}: {found}")
+                return
+    pytest.fail(f"{mutation}: not caught")
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("mutation", MENDING)
+def test_a_broken_rule_of_mending_is_noticed(mutation: str) -> None:
+    """Those of retries, and of what people ask for by hand, as well."""
+    with MENDING[mutation]():
+        for seed in range(400):
+            try:
+                simulate(seed, mending=True)
             except Violation as found:
                 print(f"{mutation}: caught at seed {seed}: {found}")
                 return
