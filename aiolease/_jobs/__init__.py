@@ -55,6 +55,7 @@ The planner, which has no I/O:
 Time, in pure functions:
 
 - ``due``: run or skip, lost or run again. ``retries``: whether, and when, one that failed is tried again. ``backfill``:
-  one portion of a backfill. ``pauses``: until when a job is paused. ``jitter``: a start that is delayed. ``schedule``: from a moment to ticks. ``cron``: what an expression may say.
+  one portion of a backfill. ``pauses``: until when a job is paused. ``jitter``: a start that is delayed.
+- ``schedule``: from a moment to ticks. ``cron``: what an expression may say.
   ``walls``: the readings of a clock that it names. ``stretches``: the time between two changes of that clock.
 """
