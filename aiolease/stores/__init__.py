@@ -1,7 +1,8 @@
 """Where it is kept: from what people have, a pool, an engine, a URL, to a store. This is the map of the wing.
 
 * `contract`: what a store must do: the lease, the ledger, fenced transactions, and what people ask;
-* `records`: its rows, as values;
+* `records`, `batch`, `seen`: its rows, what a leader writes at once, what is seen of jobs, as values;
+* `asking`: how what people ask is judged;
 * `sql`: every statement once, rendered by a dialect; row and record;
 * `mysql`, `sqlite`: a dialect each, the connection, the tables, fenced transactions, and how a candidate waits;
 * `memory`: the same rules in Python, for tests, without a statement.
@@ -63,9 +64,16 @@ async def open_store(
         await store.resign(name)          # the token of the term that is asked to resign, or None
         await store.history(name, job)    # the newest hundred `RunRecord`s, the newest last; or `limit=` of them
         await store.trigger(name, job)    # the tick that the run will have
-        await store.pause(name, job)
+        await store.pause(name, job)      # `until=`, `note=`; without a job, all of the lease
         await store.resume(name, job)
-        await store.settle(name, job)     # these four raise `InvalidJob` if no leader ever had such a job
+        await store.settle(name, job)
+        await store.rerun(name, job, tick)
+        await store.backfill(name, job, since, until)
+        await store.cancel(name, job)
+        await store.forget(name, job)     # these eight raise `InvalidJob` if no leader ever had such a job
+        await store.runs(name)            # the newest rows of all jobs, the newest last
+        await store.terms(name)           # the newest `TermRecord`s
+        await store.overview(name)        # how all jobs stand
 
     Args:
         target: An asyncmy or aiomysql pool, a SQLAlchemy `AsyncEngine` on either, a URL, or a store.

@@ -70,6 +70,8 @@ class Dialect(ABC):
     def newest(self, statuses: Sequence[str], offset: int = 0) -> str:
         """The tick of the newest run of the job `j` that has one of some statuses, or of one that is older by `offset`.
 
+        The lease is a parameter.
+
         NULL, or a moment before all others, if there is none.
         """
 

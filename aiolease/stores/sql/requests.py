@@ -36,7 +36,9 @@ class RequestStatements:
             Statement(
                 f"UPDATE {run} {dialect.index('unfinished_of_job')} SET status = 'lost', started_at = NULL, "
                 f"finished_at = {now}, tick_from = NULL, {dialect.count} = NULL, error = '{SETTLED_BY_HAND}', "
-                f"not_before = NULL WHERE {THIS_JOB} AND {UNFINISHED}"
+                f"not_before = NULL WHERE {THIS_JOB} AND {UNFINISHED} "
+                # Both, said so that an index finds those of the job.
+                "AND ((not_before IS NULL AND job = :job) OR not_before IS NOT NULL)"
             ),
             Statement(
                 f"UPDATE {job} SET known_since = {now}, schedule_since = {now}, resumed_at = {now}, high_tick = {now}, "
@@ -95,8 +97,10 @@ class PauseStatements:
         ended = f"paused_at IS NOT NULL AND paused_until <= {now}"
 
         def whole(column: str, more: str = "") -> str:
-            # Limited, so that a server makes it a table of its own: it reads no table that it writes.
-            return f"(SELECT w.{column} FROM (SELECT {column} FROM {job} WHERE {_WHOLE}{more} LIMIT 1) AS w)"
+            # Aggregated, so that a server makes it a table of its own, which reads no table that it writes; a LIMIT
+            # would be unsafe in a binary log of statements.
+            one = f"SELECT MAX({column}) AS {column} FROM {job} WHERE {_WHOLE}{more}"
+            return f"(SELECT w.{column} FROM ({one}) AS w)"
 
         # A server takes these one after another, with what those before have set. Of a pause that has ended by itself
         # the end stays known.
