@@ -158,19 +158,20 @@ class Later:
                 state.going_on += 1
             self._line.enqueue(state, waiting)
 
-    def plan(self, plan: Plan, now: datetime, free: float) -> None:
+    def plan(self, plan: Plan, now: datetime, free: float, most: int) -> None:
         """Starts runs that somebody asked for, in places that nothing else wants.
 
         Args:
             plan: Takes them.
             now: The database's clock.
             free: How many places there are.
+            most: Half of how many changes go into one batch.
         """
         busy = {waiting.job.name for waiting in plan.waiting} | {
             job.name for job, run in plan.claims if run.status != "skipped"
         }
         for name, heap in self._by_hand.items():
-            if free < 1:
+            if free < 1 or len(plan.batch.changes) >= 2 * most:
                 break
             if not heap or heap[0][0] > now or name in self._jobs.aside:
                 continue

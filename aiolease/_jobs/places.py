@@ -54,8 +54,11 @@ class Places:
         return not self.threadless and self._threads - self.left.count() > plan.threads
 
     def goes_on(self, state: JobState) -> bool:
-        """True if a run of a job goes on or waits, or goes on in a thread that an earlier term left behind."""
-        return state.going_on > 0 or self.in_thread(state.job)
+        """True if a run of a job goes on or waits, or goes on in a thread that an earlier term left behind.
+
+        Of what waits for its moment and was not read, nobody knows that it was asked for by hand: it counts.
+        """
+        return state.going_on > 0 or state.unseen > 0 or self.in_thread(state.job)
 
     def in_thread(self, job: Job) -> bool:
         """True if a run of a job goes on in a thread that an earlier term left behind."""

@@ -93,7 +93,7 @@ class Planner:
             free -= self._requests.plan(plan, free, most)
             free = self._claims.plan(plan, now, free, most)
             if not (self._ticks.is_due(now) or self._backlog.next_jobs(1)) and len(plan.claims) < most:
-                self.later.plan(plan, now, free)
+                self.later.plan(plan, now, free, most)
         elif not claim:
             self._claims.plan_last(plan, now, most)
         return plan if plan.batch or plan.waiting else None

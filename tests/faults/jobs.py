@@ -17,8 +17,8 @@ from tests.simulation.audit import Rules
 MAX_RUNNING = 4
 """How many runs may go on at once in a worker: fewer than there are jobs."""
 
-OVERLAPPING = frozenset({"beside"})
-FINAL = frozenset({"pay", "paynew"})
+OVERLAPPING = frozenset({"beside", "payagain"})
+FINAL = frozenset({"pay", "paynew", "payagain"})
 
 UNWIND = 0.1
 """Seconds that a cancelled run takes to end, of the 0.5 that a lease of 3 s leaves it."""
@@ -46,6 +46,7 @@ class Jobs:
         jobs.every(0.25)(self.quick)
         jobs.every(10 if steps else 0.4, missed="all", rerun_lost=True)(self.pay)
         jobs.every(0.5, rerun_lost=True, overlap="skip")(self.paynew)
+        jobs.every(0.9, overlap="allow", rerun_lost=True, retries=4, backoff=0.1)(self.payagain)
         jobs.every(0.5)(self.shaky)
         jobs.every(0.7)(self.slow)
         jobs.every(0.3, overlap="allow", rerun_lost=True)(self.beside)
@@ -90,6 +91,12 @@ class Jobs:
         """The same, but not for ticks that were missed."""
         await self._pay(run)
 
+    async def payagain(self, run: JobRun) -> None:
+        """The same, and it fails now and then: before its effect, or after it, when that has no effect any more."""
+        await self.shaky()
+        await self._pay(run)
+        await self.shaky()
+
     async def _pay(self, run: JobRun) -> None:
         facts = run_facts(run)
         note, doubt = self._journal.write, False
@@ -132,6 +139,7 @@ def rules(*, steps: bool) -> Mapping[str, Rules]:
             missed=job.missed,
             max_age=job.max_age,
             rerun_lost=job.rerun_lost,
+            retries=job.retries,
             final=job.name in FINAL,
         )
         for job in jobs.registered.values()
