@@ -4,8 +4,8 @@ Each variable is set here that could stop, slow or change one of aiolease's stat
 
 1. What was begun: an open transaction, locked tables, a ``SET TRANSACTION`` for the next one.
 2. How transactions end (``autocommit``, ``completion_type``), what they see and may write. A chained COMMIT would leave
-   the fence locked; a serializable reading would wait for others' writes. REPEATABLE READ is every server's default, and
-   a binary log in STATEMENT form needs it.
+   the fence locked; a serializable reading would wait for others' writes. Every server has REPEATABLE READ, and a
+   binary log in STATEMENT form needs it.
 3. The clock: ``SET timestamp`` stops ``UTC_TIMESTAMP()``, too.
 4. How a statement is read: the modes, the character set.
 5. What refuses or cuts a statement: its time, its rows (``sql_select_limit``, ``max_join_size``, ``sql_safe_updates``),

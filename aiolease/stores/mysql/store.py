@@ -84,7 +84,7 @@ class MySQLStore(SQLLedger):
     # -- the sessions
 
     async def _prepare_for_leases(self, execute: Execute) -> None:
-        """As `_prepare`. The server ends the session after an idle lease, so that a leader that vanished holds no lock."""
+        """As `_prepare`. A session that is idle for a lease is ended, so that a leader that vanished frees its lock."""
         idle = max((math.ceil(duration) for duration in self._leading.values()), default=IDLE)
         await self._prepare(execute, idle)
         self._lease_session.fresh_for = idle / 2

@@ -116,7 +116,7 @@ class Waiting:
         await self._run("DO RELEASE_LOCK(%s)", (self._sql.lock_name(name),))
 
     def _longest(self, seconds: float, lease: Lease | None, poll: float) -> float:
-        """How long one wait in the lock may be. It is short, because a release wakes nobody if a stranger has the lock."""
+        """How long one wait in the lock may be: not long, since a release wakes nobody if a stranger has the lock."""
         third = (lease.expires_at - lease.renewed_at).total_seconds() / 3 if lease else poll
         wait = min(seconds, max(third, poll))
         return float(math.floor(wait)) if self.rounds else wait
