@@ -20,7 +20,7 @@ class Calls:
     """The calls within one term.
 
     Attributes:
-        tasks: Those that go on.
+        tasks: The calls that go on.
         open: False once the term drains: only calls of its own jobs are let in then.
     """
 
@@ -67,11 +67,11 @@ class Calls:
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:
-            if not self._ending.has_begun:  # else the term has cancelled it already, once
+            if not self._ending.has_begun:  # else the term has cancelled it already
                 task.cancel()
             await wait_shielded(task)
             if not task.cancelled():
-                task.exception()  # the caller's cancellation goes before it
+                task.exception()  # read, but the cancellation is raised in its place
             raise
         if task.cancelled() and self._ending.has_begun:
             raise self._lead.term.loss
@@ -84,6 +84,6 @@ class Calls:
 
 @dataclass(frozen=True, slots=True)
 class _Exit:
-    """What a call raised to end its program. Its caller gets it: raised by a task, it would end the loop."""
+    """A `SystemExit` or `KeyboardInterrupt` of a call. The caller raises it: raised in a task it would end the loop."""
 
     error: BaseException

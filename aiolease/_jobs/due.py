@@ -1,8 +1,8 @@
 """What is due, what is skipped, what becomes of the runs of earlier terms: pure functions (DESIGN rules 21, 22, 26).
 
-A job's ticks are settled up to one moment, `JobRecord.settled_until`. Whatever its schedule holds between that and now
-is due: run, or skipped and counted, each tick once. A new leader after an outage and a leader in the middle of its term
-reckon alike; they differ in how much has come together.
+A job's ticks are settled up to one moment, `JobRecord.settled_until`. All ticks of its schedule between that moment and
+now are due: each is run, or skipped and counted, once. The rule is the same for a new leader after an outage, where
+many ticks are due, and for a leader in the middle of its term.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aiolease.stores.records import Change, RunKey, RunRecord
 Missed = Literal["once", "all", "skip"]
 
 MAX_ATTEMPTS = 5
-"""How often a run that was lost is begun in all, but for attempts whose end is known (DESIGN rule 47)."""
+"""How many attempts a lost run gets in all. Attempts known to have had no effect do not count (DESIGN rule 47)."""
 
 MOST_MISSED = 1000
 """How many ticks of one job are run one after another; those before them are skipped."""
@@ -58,7 +58,7 @@ def due(
     max_age: float | None,
     young: float,
 ) -> Due:
-    """Decides on the ticks with ``after < tick <= now``: each of them is to be run, or in one of the ranges.
+    """Decides on the ticks with ``after < tick <= now``: each is to be run, or is in one of the skipped ranges.
 
     Args:
         schedule: The job's.
@@ -123,7 +123,7 @@ def start_of_last(schedule: Schedule, after: datetime, now: datetime) -> datetim
 
 
 def without(found: Due, there: Collection[datetime], schedule: Schedule) -> Due:
-    """What is left of the ticks that are due if some have a row already: those are settled."""
+    """The due ticks without those that have a row already: these are settled."""
     left = Due([tick for tick in found.run if tick not in there])
     for skip in found.skipped:
         before = skip.first - _MOMENT
@@ -143,9 +143,9 @@ def overdue(tick: datetime, max_age: float | None, now: datetime) -> str | None:
 
 
 def inherited(run: RunRecord, *, rerun_lost: bool, max_age: float | None, now: datetime) -> Change:
-    """What a new term makes of a run that was running when an earlier one ended.
+    """Decides on a run that was running when an earlier term ended.
 
-    It is lost, since nobody knows how far it came; if it may be run again it waits its turn as a further attempt.
+    It is lost, because nobody knows how far it came. If it may be run again, it is queued as a further attempt.
     """
     key = RunKey(run.job, run.tick, run.attempt, run.token)
     late = overdue(run.tick, max_age, now)
@@ -153,12 +153,12 @@ def inherited(run: RunRecord, *, rerun_lost: bool, max_age: float | None, now: d
 
 
 def begun(key: RunKey, *, adopt: bool) -> Change:
-    """The start of a run that waited its turn; of an earlier term's it is the taking over, too."""
+    """The start of a queued run. With `adopt`, a run of an earlier term becomes one of this term."""
     return Change(key=key, was="queued", status="running", attempt=key.attempt, adopt=adopt, required=True)
 
 
 def too_late(key: RunKey, why: str) -> Change:
-    """The end of a run whose turn came too late. What has once begun is lost, and not skipped."""
+    """The end of a run whose turn came too late: skipped; or lost, if an earlier attempt had begun."""
     if key.attempt > 1:
         error = f"{why} to be run again"
         return Change(key=key, was="queued", status="lost", attempt=key.attempt - 1, error=error, required=True)
@@ -166,13 +166,13 @@ def too_late(key: RunKey, why: str) -> Change:
 
 
 def lost(key: RunKey, *, rerun: bool, adopt: bool = False, uncounted: int = 0, why: str = "") -> Change:
-    """The end of a run whose term, or whose final transaction, ended without it: lost, or to be run again.
+    """The end of a run whose term ended, or whose final transaction failed: lost, or queued to be run again.
 
     Args:
         key: The run.
         rerun: Whether it may be run again, `MAX_ATTEMPTS` times in all.
         adopt: See `Change`.
-        uncounted: How many of its attempts do not count: it is known that they had no effect.
+        uncounted: How many of its attempts are known to have had no effect: they do not count.
         why: The reason, if it is known.
     """
     if rerun and key.attempt - uncounted < MAX_ATTEMPTS:

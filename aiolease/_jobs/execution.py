@@ -26,7 +26,7 @@ from aiolease.events import Notice
 Ending = Literal["succeeded", "failed", "lost"]
 
 _UNKEPT = {"expired", "taken", "error"}
-"""Reasons for which a term ends, and with it its lease, before what runs in it has ended."""
+"""The reasons of a term's end for which the lease is not kept while its runs end."""
 
 
 @final
@@ -38,7 +38,7 @@ class Execution:
         run: What its function is given.
         given_up: Set before it is cancelled because the term ends.
         begun: True once the job's function has been called.
-        no_thread: Why it could not be, if there was no thread for it.
+        no_thread: The error, if there was no thread to call it in.
     """
 
     def __init__(self, job: Job, run: JobRun, left: LeftThreads) -> None:
@@ -47,14 +47,14 @@ class Execution:
         self.given_up = False
         self.begun = False
         self.no_thread: BaseException | None = None
-        self._completed = False  # in a thread, to its end
+        self._completed = False  # True if the function ran to its end in a thread
         self._left = left
 
     async def go(self) -> Outcome:
         """Runs the job to its end.
 
-        Raises nothing of the job's, for asyncio hands a task's `SystemExit` on to the whole program. What a signal's
-        handler raises meanwhile is the program's, and comes out.
+        Raises nothing that the job raises: asyncio would hand a task's `SystemExit` on to the whole program. What a
+        signal handler raises meanwhile is meant for the program, and is raised.
         """
         job, run = self.job, self.run
         clock = asyncio.get_running_loop().time
@@ -73,7 +73,7 @@ class Execution:
             self.begun, self.no_thread = False, raised.__cause__
             return Outcome("lost", 0.0)
         except asyncio.CancelledError as raised:
-            # Cancelled by the end of the term, or by itself: by something it awaited that was cancelled elsewhere.
+            # Cancelled by the end of the term; or something that it awaited was cancelled elsewhere.
             status, error = ("lost", None) if self.given_up or _being_cancelled() else ("failed", raised)
         except BaseException as raised:  # a job that raises hurts no other job, and ends no program
             if is_for_the_program(raised):
@@ -85,24 +85,24 @@ class Execution:
         else:
             if limit.expired():  # it swallowed the cancellation
                 status, error = "failed", TimeoutError(f"it took longer than {job.timeout:g} s")
-            elif self.given_up and not self._completed:  # the same: how much of it was done, nobody knows
+            elif self.given_up and not self._completed:  # the same: nobody knows how much of it was done
                 status = "lost"
         if run.fate.doubt is not None and not run.fate.committed and status == "succeeded":
-            status, error = "lost", run.fate.doubt  # swallowed: its effect may not be there
+            status, error = "lost", run.fate.doubt  # the job swallowed it: nobody knows whether it had an effect
         if error is not None:
             hide_values(error)
         return Outcome("succeeded" if run.fate.committed else status, clock() - started, error, run.fate.committed)
 
     def _fate_of(self, raised: BaseException) -> tuple[Ending, BaseException | None]:
-        """What becomes of a run that raised something, and what is told of that."""
+        """The status of a run that raised `raised`, and the error that is reported."""
         if _is_loss(raised, self.run.leadership.term):
             return "lost", None
-        if self.given_up or raised is self.run.fate.doubt:  # in its clean-up, or of its final commit
+        if self.given_up or raised is self.run.fate.doubt:  # raised in its clean-up, or by its final commit
             return "lost", raised
         return "failed", raised
 
     async def call(self) -> None:
-        """Calls the job's function; a child that it forks ends with it, and goes no further."""
+        """Calls the job's function. If the function forks, the child process ends where the function ends."""
         pid, error = os.getpid(), None
         try:
             await self._call()
@@ -136,7 +136,7 @@ class Execution:
             await self._outwait(thread)
             self._completed = self._has_completed(thread.ended)
             if self.given_up and self._completed:
-                return  # while the lease was kept for it: it is not to be run again
+                return  # it ended while the lease was kept: it is not run again
             raise
         result = thread.ended.result()
         self._completed = not inspect.isawaitable(result)
@@ -154,7 +154,7 @@ class Execution:
             emit(Notice(**term.facts(), severity="CRITICAL", text=text), term.observer)
 
     def _has_completed(self, ended: asyncio.Future[object]) -> bool:
-        """True if a thread has ended well while the lease was kept, and gave back nothing that is still to be run."""
+        """True if a thread succeeded while the lease was kept, and did not return a coroutine or a generator."""
         if not ended.done() or ended.exception() is not None or self.run.leadership.term.ended in _UNKEPT:
             return False
         result = ended.result()
@@ -185,7 +185,7 @@ class _NoThread(RuntimeError):
 
 
 def _is_loss(error: BaseException, term: Term) -> bool:
-    """True if an exception, or all of a group, says that the run's own term is over, and not another one."""
+    """True if an exception, or each one of a group, says that the run's own term is over."""
     if isinstance(error, BaseExceptionGroup):
         return all(_is_loss(part, term) for part in error.exceptions)
     return term.is_own(error)

@@ -57,7 +57,7 @@ class JobState:
         high_tick: As the ledger has it.
         there: Ticks above the high tick that have a row all the same; ``None`` if none is known.
         lined_up: True while its next tick is on the heap.
-        held: True while its ticks wait until the earlier ones have been run.
+        held: True while its ticks wait until its earlier runs have ended.
         paused: True while somebody has paused it.
         refused: How often a batch with its trigger was refused.
         going_on: How many of its runs go on, running or waiting.
@@ -68,7 +68,7 @@ class JobState:
         inherited: True once a run of an earlier term was unfinished; reset when no run is left.
         backlog: True once a run had to wait; reset when no run is left.
         series: The ticks that were skipped last, if none has been run since.
-        busy_until: When its last run ended, if ticks that fell due before that were put off.
+        busy_until: When its last run ended, if ticks that fell due before that moment were put off.
     """
 
     job: Job

@@ -1,7 +1,7 @@
 """The line of jobs that wait for a place: places go round the jobs (DESIGN rule 45).
 
-The job that got a place longest ago comes first; within a job the oldest tick. There are two lines, since a job that
-waits for a thread holds up no other one. A turn costs by what it starts, not by how much waits.
+The job that got a place longest ago comes first; within a job the oldest tick. There are two lines, so that a job that
+waits for a thread does not hold up the others. The cost of a turn depends on what it starts, not on how much waits.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class WaitingLine:
         waiting = Waiting(state.job, run.tick, run.attempt, run.token, run.status)
         runs = self._runs.setdefault(state.job.name, deque())
         place = len(runs)
-        while place and runs[place - 1].tick > run.tick:  # that of a trigger, which was seen later than it was made
+        while place and runs[place - 1].tick > run.tick:  # a trigger's run: it is seen later than its tick
             place -= 1
         runs.insert(place, waiting)
         self.put_in_line(state)
@@ -118,7 +118,7 @@ class WaitingLine:
         return min(self._line, self._thread_line) if self._line else self._thread_line
 
     def _too_old(self, waiting: Waiting, now: datetime) -> str | None:
-        """Why a run that waits is not begun any more. A further attempt of this term is, however late it is."""
+        """Why a waiting run is too old to start. A further attempt of this term starts however late it is."""
         if waiting.status == "queued" and (waiting.token != self._token or waiting.attempt == 1):
             return overdue(waiting.tick, waiting.job.max_age, now)
         return None

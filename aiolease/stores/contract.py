@@ -10,18 +10,18 @@ from aiolease.stores.records import Batch, JobDefinition, Lease, LedgerReading, 
 
 
 class FenceBroken(Exception):
-    """The fence of a transaction matched no row: its term is over. Never gets out; see `LeadershipLost`."""
+    """The fence of a transaction matched no row: its term is over. Users get `LeadershipLost` instead."""
 
 
 class Refused(Exception):
-    """The rows of the ledger are not as a write took them to be; nothing of it was written. Never gets out."""
+    """The rows of the ledger are not as a write expected them; nothing was written. Users never see this error."""
 
 
 _SHORTEST_LOOK, _LONGEST_LOOK = 0.5, 5.0
 
 
 def look_limit(lease: Lease | None) -> float:
-    """Seconds that one reading of a candidate which watches may take: a lost answer costs it no more."""
+    """The time limit of one reading by a candidate that watches, in seconds: a lost answer costs it no more."""
     return _LONGEST_LOOK if lease is None else min(max(lease.duration / 6, _SHORTEST_LOOK), _LONGEST_LOOK)
 
 
@@ -42,23 +42,23 @@ class Transaction(Protocol):
             final: A run of the term, to be recorded as succeeded by the same commit, if it is still the running one.
 
         Raises:
-            FenceBroken: It is not; nothing was committed.
-            Refused: The run is not the running one; nothing was committed.
-            TransactionEnded: The transaction had been ended.
+            FenceBroken: A newer term has begun; nothing was committed.
+            Refused: This attempt is not the running one; nothing was committed.
+            TransactionEnded: The block had ended the transaction itself.
             StoreUnavailable: A conflict; nothing was committed, and it may be tried again.
             CommitUnknown: The answer was lost.
         """
 
     async def roll_back(self) -> None:
-        """Undoes it. Bounded, and raises nothing."""
+        """Rolls back, with a time limit. Raises nothing."""
 
 
 class LeaseStore(Protocol):
-    """What the leader's election needs of a database. "Someone else holds it" is a return value; only trouble raises.
+    """What the election needs of a database. "Someone else holds it" is a return value; only trouble raises.
 
     Every method may raise `StoreUnavailable` (try again), `StoreRejected` or `SchemaMissing`, and nothing else.
     A method that is cancelled, or whose caller stops waiting, may still take effect later; callers must expect it.
-    The methods set no limit of time: callers do, from outside, and a store then drops its connection.
+    The methods have no time limit. The caller sets one, and a store whose method is cancelled drops its connection.
     """
 
     @property
@@ -104,26 +104,26 @@ class LeaseStore(Protocol):
         """Clears the holder if the row still belongs to the term, then wakes the candidates; says whether it did."""
 
     async def begin(self) -> Transaction:
-        """Begins a transaction on a connection of the user's pool; may wait for one as long as it is let."""
+        """Begins a transaction on a connection of the user's pool. Waits for one until the caller cancels."""
 
     async def fence(self, connection: Any, term: TermKey, final: RunKey | None = None, *, within: float) -> None:
-        """Fences a transaction of the user's own on `connection`, who commits next.
+        """Fences a transaction on the user's own connection. The user commits next.
 
         Args:
-            connection: The user's.
+            connection: The user's connection.
             term: The term.
             final: See `Transaction.commit`.
-            within: Seconds after which the server is to end the session of a process that was frozen before its
-                COMMIT, where it can.
+            within: Seconds after which the server, if it can, ends the session of a process that froze before its
+                COMMIT.
 
         Raises:
             FenceBroken: The term is over.
-            Refused: The run is not the running one.
+            Refused: This attempt is not the running one.
             StoreUnavailable: A conflict, or the connection is lost.
         """
 
     def forget(self, name: str) -> None:
-        """The term is over and its row is not to be touched: gives up what wakes the candidates. Never waits."""
+        """Frees the lock that candidates wait in, without a release: the term is over, its row stays. Never waits."""
 
 
 class LedgerStore(Protocol):
@@ -148,12 +148,12 @@ class LedgerStore(Protocol):
         """
 
     async def look_up(self, name: str, places: Sequence[Place]) -> list[RunRecord]:
-        """The rows of some ticks, of those that have one; one that cannot be read is there, and finished."""
+        """The rows of those ticks that have one. A row that cannot be read counts as there, and finished."""
 
     async def enroll(self, term: TermKey, jobs: Sequence[JobDefinition]) -> None:
-        """Makes the rows of jobs, known and with their schedule as of now; gives those that are there the new schedule.
+        """Inserts the rows of new jobs, which count from now on; writes changed schedules into existing rows.
 
-        It counts from `JobDefinition.since` on.
+        A changed schedule counts from `JobDefinition.since` on.
 
         Raises:
             FenceBroken: The term is over.
@@ -164,8 +164,8 @@ class LedgerStore(Protocol):
 
         Raises:
             FenceBroken: The term is over; nothing was written.
-            Refused: The rows are not as it takes them to be; nothing was written.
-            StoreUnavailable: It was written, or it was not, or it is still to be.
+            Refused: The rows are not as the batch expects them; nothing was written.
+            StoreUnavailable: Nobody knows whether it was written, or still will be.
         """
 
     async def prune(self, name: str, jobs: Sequence[str], keep: int) -> list[str]:
@@ -174,7 +174,7 @@ class LedgerStore(Protocol):
         `keep` of the runs are kept, beside them the newest success, and as many rows of ticks that were skipped.
 
         Returns:
-            The jobs of which there may be more to delete: a call deletes no more than a step of them.
+            The jobs that may have more rows to delete: one call deletes a limited number.
         """
 
     async def history(self, name: str, job: str, *, limit: int = 100) -> list[RunRecord]:
@@ -185,7 +185,7 @@ class LedgerStore(Protocol):
         """
 
     async def settle(self, name: str, job: str) -> None:
-        """Sets the rows of a job right that another hand, or a clock that was wrong, has left: for people (rule 50).
+        """Repairs the rows of a job, after somebody changed them or the clock was wrong: for people (rule 50).
 
         The job's ticks up to this moment are settled: it goes on with the next. What waits, or runs, is recorded as
         lost. The leader learns of it at its next heartbeat, or when it tries a job that it has set aside again.
@@ -221,7 +221,7 @@ class LedgerStore(Protocol):
 
 
 class Store(LeaseStore, LedgerStore, Protocol):
-    """What `aiolease.stores.open_store` gives: the lease, the ledger, and what people ask of a lease from outside."""
+    """What `aiolease.stores.open_store` opens: the lease, the ledger, and what people ask of a lease from outside."""
 
     async def status(self, name: str) -> Lease | None:
         """Reads a lease for people, from any process; ``None`` if it never had a leader."""

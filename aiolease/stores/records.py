@@ -1,8 +1,8 @@
 """The ledger's rows: which ticks of a job were claimed, by which term, and how they ended. No I/O here.
 
-A store keeps them and decides nothing: what is due, what is run again, what is skipped is reckoned by
-`aiolease._jobs.due`, from one reading of the rows (`LedgerReading`), and written as one fenced transaction (`Batch`).
-All of a batch takes effect or nothing of it, and nothing once a newer term has begun.
+A store keeps the rows and decides nothing. `aiolease._jobs.due` decides what is due, run again or skipped, from one
+reading of the rows (`LedgerReading`). The decision is written as one fenced transaction (`Batch`): all of it takes
+effect or nothing, and nothing once a newer term has begun.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class TermKey:
 
 @dataclass(frozen=True, slots=True)
 class RunKey:
-    """One attempt at one tick by one term: what a change of a run's row is conditional on, with its status."""
+    """One attempt at one tick by one term. A change of a run's row takes effect only if the row shows this attempt."""
 
     job: str
     tick: datetime
@@ -197,11 +197,12 @@ class Batch:
             term's; a running row starts, and a skipped one finishes, at the moment of the transaction.
         high_ticks: The new `JobRecord.high_tick` of jobs. Refused if one does not rise, is more than `AHEAD` ahead of
             the database's clock, or if its job is paused or unknown.
-        seen: The `JobRecord.high_tick` of those jobs from which they were reckoned. Refused if one is another by now: a
-            batch that the server delayed must not be followed by one that does not know of it, nor come after it.
-        requests: The `JobRecord.requested_at` of jobs that were seen, and are cleared. Refused if one is another.
-        extends: Of claims that are skipped: the `RunRecord.tick` of the row of skipped ticks that becomes theirs, with
-            their tick, and their count beside its own. Refused if there is no such row.
+        seen: The `JobRecord.high_tick` of those jobs when the batch was planned. Refused if one has changed since: the
+            server may have delayed an earlier batch, and two batches that do not know of each other must not both
+            take effect.
+        requests: The `JobRecord.requested_at` of jobs, which is cleared. Refused if one has changed since.
+        extends: For claims of skipped ticks that extend an existing row: the `RunRecord.tick` of that row. The row gets
+            the claim's tick, and the sum of both counts. Refused if there is no such row.
     """
 
     changes: list[Change] = field(default_factory=list)
@@ -224,7 +225,7 @@ class LedgerReading:
         unfinished: The runs that are queued or running, in the order of their ticks.
         now: The database's clock at this reading.
         queued: How many runs of a job are queued, if they were counted and not read.
-        unreadable: The jobs that have a row, of their own or of a run, that makes no record; and why not.
+        unreadable: The jobs with a row, their own or a run's, that cannot be read; and why.
     """
 
     jobs: dict[str, JobRecord]
@@ -242,8 +243,8 @@ class JobDefinition:
         job: Its name.
         schedule: The canonical text of its schedule.
         timezone: The zone whose wall clock the schedule follows; empty if it follows none.
-        since: The moment up to which the ticks of the schedule before it were seen to; from then on this one counts.
-            ``None`` is the moment of the transaction.
+        since: The moment from which on this schedule counts: up to then the ticks of the former one were written.
+            ``None`` means the moment of the transaction.
     """
 
     job: str

@@ -26,11 +26,11 @@ class Fence:
 
 
 class MemoryServer:
-    """The tables, and the clock, of a database that lives in this process.
+    """The tables and the clock of a database that lives in this process.
 
     Args:
-        start: What its clock shows when it is first looked at, aware; by default the true time, and in virtual time
-            midnight of 1 January 2026 in UTC. From there on it goes as the loop's clock does.
+        start: What its clock shows when it is first read; aware. By default the true time; in virtual time midnight of
+            1 January 2026 in UTC. From then on it runs with the loop's clock.
 
     Attributes:
         leases: The lease table; a test may change or delete its rows by hand.
@@ -74,7 +74,7 @@ class MemoryServer:
         if lease is None:
             if seen is not None:
                 return None
-            # A row that vanished is made anew above the highest token that is known of it.
+            # A row that was deleted is made again, above the highest token that is known of it.
             fence, runs = self.fences.get(name), self.ledgers[name].runs.values()
             known = max([fence.token if fence else 0, *(run.token for run in runs)])
             lease = _released(name, known, now)
@@ -129,7 +129,7 @@ class MemoryServer:
 
         Raises:
             FenceBroken: The term is not the latest.
-            Refused: The run is not the running one.
+            Refused: This attempt is not the running one.
         """
         batch = Batch()
         if final is not None:

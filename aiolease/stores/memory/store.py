@@ -56,7 +56,7 @@ class MemoryStore:
         self.server = server or MemoryServer()
 
     async def exchange(self, method: str, statement: Callable[[], T]) -> T:
-        """Sends one statement to the server and awaits its answer; where a subclass puts its faults."""
+        """Sends one statement to the server and awaits its answer. A subclass puts its faults here."""
         await asyncio.sleep(0)
         answer = statement()
         await asyncio.sleep(0)

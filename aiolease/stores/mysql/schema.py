@@ -1,4 +1,4 @@
-"""The tables on MySQL and MariaDB: ``schema.sql``, and how they are found and made."""
+"""Finds, creates and upgrades the tables on MySQL and MariaDB. They are in ``schema.sql``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UPGRADES: Upgrades = {1: ()}
 
 
 def schema() -> str:
-    """The text of ``schema.sql``: from the wheel, or beside the package in a checkout."""
+    """The text of ``schema.sql``, which lies in the wheel, or beside the package in a checkout."""
     packaged = resources.files("aiolease") / "schema.sql"
     if packaged.is_file():
         return packaged.read_text(encoding="utf-8")
@@ -33,12 +33,12 @@ class MySQLSchema:
     """The tables of one prefix in one database."""
 
     def __init__(self, store: str, prefix: str, *, create: bool) -> None:
-        """Knows them.
+        """Makes it.
 
         Args:
             store: The store's description, for errors.
             prefix: What the names of the tables start with.
-            create: Whether to make them if they are missing, or of a version that can be upgraded.
+            create: Whether to create missing tables, and to upgrade those of an older version.
         """
         self._store = store
         self._prefix = prefix
@@ -46,10 +46,10 @@ class MySQLSchema:
         self._version_sql = f"SELECT token FROM {prefix}lease WHERE name = '{VERSION_ROW}'"
 
     async def find(self, execute: Execute) -> None:
-        """Looks for the tables; makes them, or upgrades them.
+        """Looks for the tables. Creates or upgrades them where that is needed and allowed.
 
         Raises:
-            SchemaMissing: They are missing or of another version, and may not be made.
+            SchemaMissing: They are missing, or of a version that this code does not know, or may not be created.
         """
         found = await self._version(execute)
         steps = [] if found is None else upgrade(found, _UPGRADES)
@@ -57,7 +57,7 @@ class MySQLSchema:
             if not self._create:
                 reason = f"the tables {self._prefix}* are missing; nobody has made them yet (create_tables=False)"
                 raise SchemaMissing(self._store, reason)
-            # The version comes last: who finds it finds all that stands before it.
+            # The version is written last: a process that finds it finds all tables.
             *tables, version = schema_statements(self._prefix)
             await self._make(execute, [*tables, *(step.replace("{p}", self._prefix) for step in steps), version])
             found = await self._version(execute)
@@ -67,7 +67,7 @@ class MySQLSchema:
     async def _make(self, execute: Execute, statements: list[str]) -> None:
         for statement in statements:
             try:
-                # Without IF NOT EXISTS, which warns where they do.
+                # Without IF NOT EXISTS, which makes the server warn if the table exists.
                 await execute(statement.replace("IF NOT EXISTS ", "").replace("%", "%%"))
             except Exception as error:
                 if denied(error):

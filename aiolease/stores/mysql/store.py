@@ -1,12 +1,12 @@
 """The store on MySQL and MariaDB: the lease.
 
-Two connections at most, however many leases this process has: one for the leases, one for the ledger (see
-`aiolease.stores.mysql.ledger`) and for what people ask.
+A process has at most three connections, however many leases it has: one for the leases, one for the leader's ledger
+(see `aiolease.stores.mysql.ledger`), one for what people ask.
 
-Expiry is reckoned in SQL with ``UTC_TIMESTAMP(6)``, in the statement that compares it. A claim compares and swaps
-(token, beat), and writes the lease and the fence in one statement. What the leases of a process write at one moment
-shares one commit (see `aiolease.stores.mysql.writes`), so that a process can lead a thousand of them. How candidates
-wait for a release is told in `aiolease.stores.mysql.waiting`.
+The server computes each expiry with ``UTC_TIMESTAMP(6)``, in the statement that compares it. A claim compares and swaps
+(token, beat), and writes the lease and the fence in one statement. The leases of a process that write at one moment
+share one commit (see `aiolease.stores.mysql.writes`), so a process can lead a thousand of them. How candidates wait for
+a release is in `aiolease.stores.mysql.waiting`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class MySQLStore(SQLLedger):
         )
         self._fence = FenceSQL(dialect)
         self._other_session = Session(driver, self._prepare, stuck=ASK_LIMIT)
-        # What people ask must not wait for what the leader writes, nor hold it up. Idle, the server ends it.
+        # What people ask must neither wait for the leader's writes nor delay them. The server ends it when it is idle.
         self._asking_session = Session(driver, self._prepare, stuck=ASK_LIMIT)
         sessions = {"leader": self._other_session, "people": self._asking_session}
         ledger = MySQLLedger(self.description, dialect, self._fence, **sessions)
@@ -84,14 +84,14 @@ class MySQLStore(SQLLedger):
     # -- the sessions
 
     async def _prepare_for_leases(self, execute: Execute) -> None:
-        """As `_prepare`. The server ends the session of a leader that vanished without a word, and with it its lock."""
+        """As `_prepare`. A session that is idle for a lease is ended, so that a leader that vanished frees its lock."""
         idle = max((math.ceil(duration) for duration in self._leading.values()), default=IDLE)
         await self._prepare(execute, idle)
         self._lease_session.fresh_for = idle / 2
         self._waiting.locked = None
 
     async def _prepare(self, execute: Execute, idle: int = IDLE) -> None:
-        """Settles all that a server, a pool or a user may have set otherwise, and looks for the tables once."""
+        """Sets the session's variables, asks what the server can do, and looks for the tables once."""
         results = await execute(
             f"{SETTLE}; SELECT DATABASE(), VERSION(); SHOW VARIABLES WHERE Variable_name IN "
             "('wsrep_on', 'innodb_snapshot_isolation', 'idle_write_transaction_timeout')",
@@ -104,13 +104,13 @@ class MySQLStore(SQLLedger):
         self._fence.without_snapshot = "innodb_snapshot_isolation" in variables
         self._fence.limits_idle = "idle_write_transaction_timeout" in variables
         if variables.get("wsrep_on") == "ON":
-            self._sql.hints = False  # GET_LOCK is of one node only
+            self._sql.hints = False  # a GET_LOCK holds on one node only
         if not self._ready:
             await self._schema.find(execute)
             self._ready = True
 
     async def _run(self, sql: str, parameters: tuple[object, ...], *, repeat: bool = True) -> list[Rows]:
-        """An exchange over the connection of the leases; one that waits for a lock gives way."""
+        """Has an exchange over the connection of the leases. A candidate that waits there in a lock stops waiting."""
         self._waiting.give_way()
         try:
             return await self._lease_session.run(sql, parameters, repeat=repeat)
@@ -141,7 +141,7 @@ class MySQLStore(SQLLedger):
         lease = await self._try_claim(name, holder, duration, seen, force)
         untouched = lease is not None and (lease.token, lease.beat) == (seen.token, seen.beat)
         if untouched and lease is not None and (lease.free or force):
-            # The row is as it was, and still the claim did not match it: its fence is missing, or ahead of it.
+            # The row has not changed, and yet the claim did not match: its fence is missing, or has a higher token.
             made = await self._make(name)
             if made is not None and (made.holder is None or (made.token, made.beat) == (seen.token, seen.beat)):
                 lease = await self._try_claim(name, holder, duration, made, force)
@@ -150,7 +150,7 @@ class MySQLStore(SQLLedger):
         if lease is not None and lease.holder == holder:
             self._leading[name] = duration
             self._waiting.won(name)
-        elif self._waiting.locked == name:  # another was faster: it wants the lock now
+        elif self._waiting.locked == name:  # another process won, and needs the lock
             await self._waiting.give_up_lock(name)
         return lease
 
@@ -176,7 +176,7 @@ class MySQLStore(SQLLedger):
         return lease
 
     async def _ask_for_lock(self, name: str, holder: str, token: int) -> None:
-        """Asks again, soon, for a lock that was not to be had at the claim: a candidate that lost the race held it."""
+        """Asks again for the lock, which was not free at the claim: a candidate that lost the race still held it."""
         statement = self._sql.read_and_lock(name, holder, token)
         for pause in (0.02, 0.05, 0.1, 0.2, 0.4, 0.8):
             await asyncio.sleep(pause)
@@ -202,7 +202,7 @@ class MySQLStore(SQLLedger):
         """See `LeaseStore.release`."""
         self._leading.pop(name, None)
         release = self._sql.release(name, holder, token)
-        # The row first: whoever is woken by the lock finds it free.
+        # The row first: a candidate that the lock wakes must find the row free.
         unlock = ("DO RELEASE_LOCK(%s)", (self._sql.lock_name(name),)) if self._sql.hints else ("", ())
         released = bool((await self._writes.send(Write(Kind.RELEASE, name, *release, *unlock)))[0][0][0])
         self._polls.wake()
@@ -226,7 +226,7 @@ class MySQLStore(SQLLedger):
     # -- what people ask
 
     async def status(self, name: str) -> Lease | None:
-        """See `Store.status`; over a connection of its own."""
+        """See `Store.status`; over the connection for what people ask."""
         check_name(name)
         call = self._asking_session.run(*self._sql.read([name]))
         rows = (await time_limited(ASK_LIMIT, self.description, call))[0]

@@ -46,7 +46,7 @@ class LedgerStatements:
             f"{jobs} AND (requested_at IS NOT NULL OR paused_at IS NOT NULL OR resumed_at IS NOT NULL) ORDER BY job"
         )
         self.unfinished = Statement(f"{unfinished} ORDER BY tick, job")
-        # Of the unfinished ones, which have an index.
+        # Searched among the unfinished ones, which have an index.
         self.running = Statement(f"{unfinished} AND status = 'running' ORDER BY tick, job")
         self.count_queued = Statement(f"SELECT job, COUNT(*) {queued} GROUP BY job")
         self.queued = Statement(f"SELECT {rows.run_columns} {queued} AND job = :job ORDER BY tick LIMIT :limit")
@@ -117,5 +117,5 @@ class PruneStatements:
 
 
 def step_of(rows: int, jobs: Sequence[str]) -> int:
-    """How many old rows of each of some jobs are deleted at once, if it may be so many of all; of many jobs, a few."""
+    """How many old rows of each job are deleted at once, so that all jobs together delete about `rows`; at least 20."""
     return max(rows // max(len(jobs), 1), 20)

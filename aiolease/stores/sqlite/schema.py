@@ -1,4 +1,4 @@
-"""The tables on SQLite: what they are, and how they are found and made."""
+"""The tables on SQLite; finds, creates and upgrades them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from aiolease.stores.sqlite.dialect import transaction
 WAY_OUT = "A worker that may write the file makes it and its tables at its first start; or is the path another?"
 
 _ALL = ("lease", "fence", "job", "run", "run_unfinished", "run_queued", "run_skipped")
-"""The tables, and the indexes that statements name."""
+"""The tables, and the indexes that statements name as hints."""
 
-# Two of the indexes are as they are because of how SQLite plans. It takes the primary key, and so reads all runs of a
-# lease, where it has an index on (lease, status). And the status stands in `run_queued`, so that the rows themselves
-# need not be looked up to be counted.
+# Two of the indexes follow SQLite's planner. With an index on (lease, status) it would still take the primary key, and
+# read all runs of a lease: so the index is a partial one. `run_queued` includes the status, so that SQLite counts in
+# the index alone, without the rows.
 _TABLES = """
 CREATE TABLE IF NOT EXISTS "{p}lease" (
     name TEXT NOT NULL PRIMARY KEY, holder TEXT, token INTEGER NOT NULL, beat INTEGER NOT NULL,
@@ -48,12 +48,12 @@ class SQLiteSchema:
     """The tables of one prefix in one file."""
 
     def __init__(self, store: str, prefix: str, *, create: bool) -> None:
-        """Knows them.
+        """Makes it.
 
         Args:
             store: The store's description, for errors.
             prefix: What the names of the tables start with.
-            create: Whether to make them if they are missing, or of a version that can be upgraded.
+            create: Whether to create missing tables, and to upgrade those of an older version.
         """
         self._store = store
         self._prefix = prefix
@@ -69,10 +69,10 @@ class SQLiteSchema:
         )
 
     def find(self, connection: sqlite3.Connection) -> None:
-        """Looks for the tables; makes them, or upgrades them.
+        """Looks for the tables. Creates or upgrades them where that is needed and allowed.
 
         Raises:
-            SchemaMissing: They are missing or of another version, and may not be made.
+            SchemaMissing: They are missing, or of a version that this code does not know, or may not be created.
         """
         version, complete = self._found(connection)
         known = version is None or upgrade(version, _UPGRADES) is not None
@@ -83,7 +83,7 @@ class SQLiteSchema:
             raise SchemaMissing(self._store, of_version(self._prefix, version), WAY_OUT)
 
     def _make(self, connection: sqlite3.Connection, version: int | None) -> None:
-        """Makes what is missing, in one transaction, in which the version is looked at again."""
+        """Creates what is missing in one transaction, which reads the version again first."""
         older = version is not None and version < SCHEMA_VERSION
         problem = of_version(self._prefix, version) if older else f"the tables {self._prefix}* are missing"
         if not self._create:
@@ -102,7 +102,7 @@ class SQLiteSchema:
             raise SchemaMissing(self._store, f"{problem}, and the file may not be written", WAY_OUT) from error
 
     def _found(self, connection: sqlite3.Connection) -> tuple[int | None, bool]:
-        """The version of the tables, and whether all are there, with their indexes."""
+        """The version of the tables, and whether all tables and indexes exist."""
         names = [f"{self._prefix}{table}".lower() for table in _ALL]
         places = ", ".join("?" * len(names))
         tables_sql = f"SELECT LOWER(name) FROM sqlite_master WHERE LOWER(name) IN ({places})"

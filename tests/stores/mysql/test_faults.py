@@ -161,7 +161,7 @@ async def test_a_claim_whose_answer_is_lost_is_adopted(mysql_server: Server, mys
 
 
 async def test_a_claim_that_is_found_too_late_is_given_back(mysql_server: Server, mysql_url: str) -> None:
-    """An own claim that is found with little time left is not led by, nor waited for until it runs out."""
+    """A process that finds its own claim with little time left neither leads by it nor waits until it expires."""
     heard, sent_at = Recorder(), [0.0]
     async with proxied(mysql_server, mysql_url) as (proxy, url):
 
@@ -229,7 +229,7 @@ async def test_a_connection_that_hangs_as_it_is_made_costs_no_other_lease(mysql_
 
 
 async def test_a_lease_too_short_for_its_network_costs_no_longer_one(mysql_server: Server, mysql_url: str) -> None:
-    """Who gives up again and again, before a slow network can answer, does not end what others have the time for."""
+    """A caller with little time does not end the exchanges of callers that can wait for a slow network."""
     async with proxied(mysql_server, mysql_url) as (proxy, url), open_store(url) as store:
         assert await store.claim("long", "me", 60.0, seen=None, force=False)
         proxy.delay(0.2)
