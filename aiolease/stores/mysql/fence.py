@@ -12,6 +12,9 @@ from aiolease.stores.sql.statement import Statement, Values
 FENCE_RESULTS = 2
 """The results of a fence: of its UPDATE, and of the check."""
 
+_SCHEMA = "{schema}."
+"""Stands for the database until the values are bound: its name may have what a `Statement` takes for its own signs."""
+
 
 class FenceSQL:
     """The statements of the fence, for one prefix of the tables."""
@@ -21,19 +24,10 @@ class FenceSQL:
         """Whether the server can be asked to update rows that have changed since a transaction's snapshot."""
         self.limits_idle = False
         """Whether the server can end a session that is idle in a transaction which has written."""
-        self._dialect = dialect
         self.database = ""
-
-    @property
-    def database(self) -> str:
         """The database of the fence: the user's session may have gone to another with USE."""
-        return self._database
-
-    @database.setter
-    def database(self, database: str) -> None:
-        self._database = database
-        quoted = database.replace("`", "``").replace("%", "%%")
-        self._statements = FenceStatements(self._dialect, f"`{quoted}`.")
+        self._dialect = dialect
+        self._statements = FenceStatements(dialect, _SCHEMA)
 
     def statements(self, term: TermKey, final: RunKey | None = None) -> Bound:
         """The fence, which fails unless it matched one row; being a write, a cluster certifies it.
@@ -54,6 +48,8 @@ class FenceSQL:
 
     def _checked(self, statement: Statement, values: Values) -> Bound:
         update, bound = self._dialect.bind(statement, values)
+        quoted = self.database.replace("`", "``").replace("%", "%%")
+        update = update.replace(_SCHEMA, f"`{quoted}`.", 1)
         if self.without_snapshot:
             # The row was written by others since the transaction's snapshot; that is no conflict.
             update = f"SET STATEMENT innodb_snapshot_isolation = OFF FOR {update}"
