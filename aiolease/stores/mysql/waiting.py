@@ -26,7 +26,7 @@ _LATE = 0.5
 """Seconds that a server may be late to end a wait before its connection is given up."""
 
 _RACE = 1.0
-"""Seconds after which a new leader that lost the race for the lock, but not for the lease, has it for sure."""
+"""Seconds after which a new leader has the lock that it asked for with its claim, unless another candidate held it."""
 
 _GONE = 30.0
 """Seconds after which a candidate that did not come back is not counted any more."""
@@ -152,7 +152,7 @@ class Waiting:
         changed = before is not None and found is not None and found.token != before.token
         young = found is not None and found.now - found.elected_at < timedelta(seconds=2 * _RACE)
         if changed or young:
-            pause = _RACE  # a new leader, which is about to ask for its lock
+            pause = _RACE  # a new leader, which is about to ask for its lock, or asks at its first heartbeat
         else:
             # Longer than any heartbeat, which is at most 0.45 of a lease: then its leader, if it lives, has it again.
             duration = (found.expires_at - found.renewed_at).total_seconds() if found else 0.0

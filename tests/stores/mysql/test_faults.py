@@ -224,9 +224,35 @@ async def test_a_connection_that_hangs_as_it_is_made_costs_no_other_lease(mysql_
         await until(lambda: proxy.swallowed["to_client"] > lost, "the greeting is lost")
         proxy.heal()
         with pytest.raises(StoreUnavailable):
-            await time_limited(0.5, "short", store.renew("short", "me", 1, 5, 60.0))
+            await time_limited(2.0, "short", store.renew("short", "me", 1, 5, 60.0))
         renewed = await time_limited(5.0, "both", asyncio.gather(long, store.renew("short", "me", 1, 6, 60.0)))
         assert [(lease.name, lease.beat) for lease in renewed if lease] == [("long", 6), ("short", 6)]
+
+
+async def test_an_exchange_that_hangs_costs_no_other_lease(mysql_server: Server, mysql_url: str) -> None:
+    """Who gives up waiting for its turn ends the exchange before it, whose lease has the time to wait for long."""
+    async with proxied(mysql_server, mysql_url) as (proxy, url), open_store(url) as store:
+        for name in ("long", "short"):
+            assert await store.claim(name, "me", 60.0, seen=None, force=False)
+        hangs = asyncio.Event()
+
+        def swallow(query: bytes) -> Action | None:
+            if RENEWAL not in query:
+                return None
+            proxy.on_query = None
+            hangs.set()
+            return Action(answer="swallow")
+
+        proxy.on_query = swallow
+        long = asyncio.create_task(time_limited(10.0, "long", store.renew("long", "me", 1, 5, 60.0)))
+        await hangs.wait()
+        with pytest.raises(StoreUnavailable):
+            await time_limited(2.0, "short", store.renew("short", "me", 1, 5, 60.0))
+        with pytest.raises(StoreUnavailable, match="others wait for the connection"):
+            await long
+        lease = await time_limited(5.0, "short", store.renew("short", "me", 1, 6, 60.0))
+        assert lease is not None
+        assert lease.beat == 6
 
 
 @contextlib.asynccontextmanager
