@@ -11,6 +11,7 @@ from aiolease._election.leadership import Leadership, is_within, leading
 from aiolease._interrupts import is_for_the_program
 from aiolease._jobs.ending import Ending
 from aiolease._waiting import wait_shielded
+from aiolease.errors import LeadershipLost
 
 R = TypeVar("R")
 
@@ -74,7 +75,8 @@ class Calls:
                 task.exception()  # read, but the cancellation is raised in its place
             raise
         if task.cancelled() and self._ending.has_begun:
-            raise self._lead.term.loss
+            key, ended = self._lead.term.key, self._lead.term.ended
+            raise LeadershipLost(key.name, key.holder, key.token, ended or "resigned")  # or its registry has left
         return task.result()
 
     def _call_ended(self, task: asyncio.Task[Any]) -> None:

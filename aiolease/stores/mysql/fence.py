@@ -12,6 +12,9 @@ from aiolease.stores.sql.statement import Statement, Values
 FENCE_RESULTS = 2
 """How many results a fence has: one of its UPDATE, one of the check."""
 
+_SCHEMA = "{schema}."
+"""Stands for the database until the values are bound: its name may have what a `Statement` takes for its own signs."""
+
 
 class FenceSQL:
     """The statements of the fence, for one prefix of the tables."""
@@ -20,20 +23,11 @@ class FenceSQL:
         self.without_snapshot = False
         """Whether the server has a switch that lets an UPDATE change rows that are newer than the snapshot."""
         self.limits_idle = False
-        """Whether the server can end a session that is idle in a transaction with writes."""
-        self._dialect = dialect
+        """Whether the server can end a session that is idle in a transaction which has written."""
         self.database = ""
-
-    @property
-    def database(self) -> str:
-        """The database of the fence table, named in the statement: the user's session may have left it with USE."""
-        return self._database
-
-    @database.setter
-    def database(self, database: str) -> None:
-        self._database = database
-        quoted = database.replace("`", "``").replace("%", "%%")
-        self._statements = FenceStatements(self._dialect, f"`{quoted}`.")
+        """The database of the fence: the user's session may have gone to another with USE."""
+        self._dialect = dialect
+        self._statements = FenceStatements(dialect, _SCHEMA)
 
     def statements(self, term: TermKey, final: RunKey | None = None) -> Bound:
         """The fence, which fails unless it changed one row. It is a write, so a cluster certifies it.
@@ -54,6 +48,8 @@ class FenceSQL:
 
     def _checked(self, statement: Statement, values: Values) -> Bound:
         update, bound = self._dialect.bind(statement, values)
+        quoted = self.database.replace("`", "``").replace("%", "%%")
+        update = update.replace(_SCHEMA, f"`{quoted}`.", 1)
         if self.without_snapshot:
             # Others may have written this row since the transaction's snapshot; that is no conflict.
             update = f"SET STATEMENT innodb_snapshot_isolation = OFF FOR {update}"

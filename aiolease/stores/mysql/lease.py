@@ -17,9 +17,6 @@ from aiolease.stores.sql.lease import TERM, LeaseStatements
 from aiolease.stores.sql.rows import Rows
 from aiolease.stores.sql.statement import Statement
 
-HAS_LOCK = 9
-"""The column that says whether the session holds the lock: it follows all columns of the lease."""
-
 
 class LeaseSQL:
     """The statements of the leases of one prefix.
@@ -39,8 +36,7 @@ class LeaseSQL:
         self._shared = LeaseStatements(dialect, rows)
         lease, fence, now = dialect.table("lease"), dialect.table("fence"), dialect.now
         fence_token = f"(SELECT f.token FROM {fence} AS f WHERE f.name = l.name)"
-        # The leader asks for its lock at each heartbeat, without waiting. A lock that was taken twice would have to be
-        # released twice, so it asks only if it does not hold it.
+        # The leader asks for its lock with its claim and each renewal, without waiting; asking twice would stack it.
         locked = "IF(IS_USED_LOCK(:lock) = CONNECTION_ID(), 1, GET_LOCK(:lock, 0))"
         self._read_and_lock = Statement(
             f"SELECT {rows.lease_columns}, IF({TERM}, {locked}, NULL) FROM {lease} WHERE name = :name"

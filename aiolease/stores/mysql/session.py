@@ -22,6 +22,9 @@ _ROUND_TRIPS = 8
 _MOST_PATIENT = 5.0
 """The longest `_patience` that ended exchanges lead to, in seconds."""
 
+_PATIENT_FOR = 60.0
+"""Seconds for which it is borne with as long after an exchange was ended, though others are answered quickly."""
+
 _LONG = 1.0
 """An exchange of more seconds was a wait for a lock, and a proxy may have closed the connection as idle."""
 
@@ -40,19 +43,18 @@ _ENDED = frozenset({
 class Session:
     """One connection, made when it is needed and discarded after an error; one exchange at a time.
 
-    An exchange that hangs must not block the callers that wait for their turn:
-
-    1. A caller that stops waiting ends the exchange of another caller if that takes longer than `_patience`: several
-       round trips of the network, and `stuck` at least.
-    2. Each exchange that was ended so makes `_patience` longer, until an answer comes, so that a slow network works.
-    3. Connecting may go on longer than the attempt that started it: see `Connecting`.
+    Who gives up waiting for its turn ends the exchange of another that takes longer than it should: longer than several
+    round trips of the network as it was last seen, and `stuck` at least. Each that was ended so makes the session more
+    patient for a while: a hung connection costs nobody much, a slow network or slow commits cost two exchanges.
+    Connecting goes on beyond the attempt that began it: see `Connecting`.
     """
 
     def __init__(self, driver: Driver, prepare: Callable[[Execute], Awaitable[None]], stuck: float) -> None:
         self._stuck = self._patience = stuck
         self._step: asyncio.Timeout | None = None  # the exchange that is under way
         self._step_since = 0.0
-        self._round_trip = 0.0  # the quickest of this connection
+        self._ended_at = -math.inf  # when an exchange was last ended for the sake of others
+        self._round_trip = 0.0  # the quickest over this connection
         self._driver = driver
         self._prepare = prepare
         self._lock = asyncio.Lock()
@@ -130,7 +132,8 @@ class Session:
                 answer = await self._execute(self._connection, sql, parameters, results)
         except _TakesTooLong as error:
             raise StoreUnavailable(self._driver.description, "no answer, and others wait for the connection") from error
-        self._patience = max(self._stuck, _ROUND_TRIPS * self._round_trip)
+        if asyncio.get_running_loop().time() - self._ended_at > _PATIENT_FOR:
+            self._patience = max(self._stuck, _ROUND_TRIPS * self._round_trip)
         return answer
 
     @asynccontextmanager
@@ -181,7 +184,9 @@ class Session:
     def gave_up(self) -> None:
         """A caller stopped waiting for its turn: ends the connecting or the exchange if it takes too long."""
         self._connecting.gave_up()
-        if asyncio.get_running_loop().time() - self._step_since > self._patience and self._end_step():
+        now = asyncio.get_running_loop().time()
+        if now - self._step_since > self._patience and self._end_step():
+            self._ended_at = now
             self._patience = max(self._patience, min(self._patience * 4, _MOST_PATIENT))
 
     def _end_step(self) -> bool:

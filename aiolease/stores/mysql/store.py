@@ -11,18 +11,17 @@ a release is in `aiolease.stores.mysql.waiting`.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
 from typing import Any
 
 from aiolease._names import check_name
 from aiolease._waiting import time_limited
-from aiolease.errors import ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
+from aiolease.errors import ConfigurationError, SchemaMissing
 from aiolease.stores.mysql.dialect import MySQLDialect
 from aiolease.stores.mysql.drivers import Driver, Execute, Rows
 from aiolease.stores.mysql.fence import FenceSQL
-from aiolease.stores.mysql.lease import HAS_LOCK, LeaseSQL
+from aiolease.stores.mysql.lease import LeaseSQL
 from aiolease.stores.mysql.ledger import ASK_LIMIT, IDLE, MySQLLedger
 from aiolease.stores.mysql.lenders import DriverLender, Lender
 from aiolease.stores.mysql.polls import Polls
@@ -60,7 +59,6 @@ class MySQLStore(SQLLedger):
         self._ready = False
         self._leading: dict[str, float] = {}  # the leases that this process holds, and how long each lasts
         self._lease_session = Session(driver, self._prepare_for_leases, stuck=0.2)
-        self._asking: set[asyncio.Task[None]] = set()
         self._polls = Polls(self._read_many, self.description)
         self._waiting = Waiting(
             self._sql, self._lease_session, self._polls, run=self._run, leads=lambda: bool(self._leading)
@@ -159,36 +157,13 @@ class MySQLStore(SQLLedger):
         return self._sql.lease(rows[0]) if rows else None
 
     async def _try_claim(self, name: str, holder: str, duration: float, seen: Lease, force: bool) -> Lease | None:
-        token = seen.token + 1
-        read, about = self._sql.read_and_lock(name, holder, token)
+        read, about = self._sql.read_and_lock(name, holder, seen.token + 1)
         idle = math.ceil(max([duration, *self._leading.values()]))
         claim = self._sql.claim(name, holder, duration, seen=seen, force=force)
         after = f"SET SESSION wait_timeout = {idle}; {read}"
         rows = (await self._writes.send(Write(Kind.CLAIM, name, *claim, after, about)))[-1]
         self._lease_session.fresh_for = idle / 2
-        if not rows:
-            return None
-        lease = self._sql.lease(rows[0])
-        if lease.holder == holder and self._sql.hints and rows[0][HAS_LOCK] != 1:
-            asking = asyncio.create_task(self._ask_for_lock(name, holder, token))
-            self._asking.add(asking)
-            asking.add_done_callback(self._asking.discard)
-        return lease
-
-    async def _ask_for_lock(self, name: str, holder: str, token: int) -> None:
-        """Asks again for the lock, which was not free at the claim: a candidate that lost the race still held it."""
-        statement = self._sql.read_and_lock(name, holder, token)
-        for pause in (0.02, 0.05, 0.1, 0.2, 0.4, 0.8):
-            await asyncio.sleep(pause)
-            if name not in self._leading:
-                return
-            try:
-                async with asyncio.timeout(ASK_LIMIT):
-                    rows = (await self._run(*statement))[0]
-            except (TimeoutError, StoreUnavailable, StoreRejected, SchemaMissing):
-                return  # the next heartbeat asks, and reports
-            if not rows or rows[0][HAS_LOCK] == 1:
-                return
+        return self._sql.lease(rows[0]) if rows else None
 
     async def renew(self, name: str, holder: str, token: int, beat: int, duration: float) -> Lease | None:
         """See `LeaseStore.renew`."""
@@ -243,10 +218,6 @@ class MySQLStore(SQLLedger):
     async def aclose(self) -> None:
         """See `Store.aclose`."""
         await self._polls.aclose()
-        for asking in self._asking:
-            asking.cancel()
-        if self._asking:
-            await asyncio.wait(self._asking)
         await self._lease_session.aclose()
         await self._writes.aclose()
         await self._other_session.aclose()

@@ -31,7 +31,7 @@ _LATE = 0.5
 """Seconds that a server may be late to end a wait; then the connection is discarded."""
 
 _RACE = 1.0
-"""Seconds after which a new leader has its lock for sure, even if another candidate took the lock first."""
+"""Seconds after which a new leader has the lock that it asked for with its claim, unless another candidate held it."""
 
 _GONE = 30.0
 """Seconds after which a candidate that did not call `watch` again is not counted any more."""
@@ -157,7 +157,7 @@ class Waiting:
         changed = before is not None and found is not None and found.token != before.token
         young = found is not None and found.now - found.elected_at < timedelta(seconds=2 * _RACE)
         if changed or young:
-            pause = _RACE  # a new leader will ask for its lock soon
+            pause = _RACE  # a new leader, which is about to ask for its lock, or asks at its first heartbeat
         else:
             # A heartbeat is at most 0.45 of a lease. After a longer pause the leader, if it lives, has its lock again.
             duration = (found.expires_at - found.renewed_at).total_seconds() if found else 0.0
