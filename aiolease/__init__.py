@@ -149,7 +149,7 @@ def __getattr__(attribute: str) -> Any:
 
         return LeaseSettings
     if attribute == "RunEnded":  # the former name of RunAlreadyEnded; this warns
-        from aiolease import errors
+        from aiolease.errors import former_run_ended
 
-        return errors.RunEnded
+        return former_run_ended()
     raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")

@@ -48,7 +48,17 @@ _TABLES = (
 
 
 class AioleaseError(Exception):
-    """The base of every error that aiolease raises."""
+    """The base of every error that aiolease raises. It can be pickled and copied."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class makes its message of other arguments: what is made again gets the message and the facts.
+        return _made_again, (type(self), self.args, self.__dict__)
+
+
+def _made_again(kind: type[AioleaseError], args: tuple[Any, ...], facts: dict[str, Any]) -> AioleaseError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(facts)
+    return error
 
 
 class ConfigurationError(AioleaseError, ValueError):
@@ -269,9 +279,13 @@ class TransactionEnded(AioleaseError):
         )
 
 
-def __getattr__(name: str) -> Any:
-    """The former name of an error, which was too like that of the event `RunFinished`."""
-    if name != "RunEnded":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn("RunEnded has been renamed: use RunAlreadyEnded", DeprecationWarning, stacklevel=2)
+def former_run_ended() -> type[RunAlreadyEnded]:
+    """What a module gives that is asked for `RunEnded`, which was too like the event `RunFinished`; warns who asks."""
+    warnings.warn("RunEnded has been renamed: use RunAlreadyEnded", DeprecationWarning, stacklevel=3)
     return RunAlreadyEnded
+
+
+def __getattr__(name: str) -> Any:
+    if name == "RunEnded":
+        return former_run_ended()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

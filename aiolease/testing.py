@@ -1,8 +1,8 @@
-"""Tools for tests, of aiolease and of its users: virtual time, a store with faults, and a run to call a job with.
+"""Tools for tests: virtual time, a store with faults, and a run to call a job with.
 
 In virtual time a loop's clock jumps to its next timer as soon as nothing is left to do, so that an hour takes
 milliseconds. The jitter of aiolease and the start of a `MemoryServer`'s clock are fixed, so that every run is the same,
-but for the names of holders::
+except for the names of holders::
 
     @virtual_time
     async def test_the_body_is_cancelled_when_the_lease_is_lost() -> None:
@@ -12,15 +12,16 @@ but for the names of holders::
                 store.down = True
                 await asyncio.sleep(3600)
 
-The clock stands still while a thread works that the loop waits for: a ``def`` job, or one of `asyncio.to_thread`. It
-knows no sockets: a real database or HTTP call does not run in it. ``datetime.now()`` stays the machine's; a job that
-takes its date from ``run.tick`` is right in a test too, and after a failover. A wait for what never comes spins for
-ever where a lease is renewed meanwhile: bound it, ``asyncio.timeout(3600)`` costs nothing.
+1. The clock stands still while the loop waits for a thread: a ``def`` job, or a call of `asyncio.to_thread`.
+2. Virtual time knows no sockets: a real database or HTTP call does not run in it.
+3. ``datetime.now()`` stays the machine's. Let jobs take the date from ``run.tick``: it is right after a failover, too.
+4. While a lease is renewed, a wait for an event that never comes goes on for ever. Give it a time limit:
+   ``asyncio.timeout(3600)`` costs nothing.
 
-`virtual_time` suits every runner of tests: pytest alone, `unittest.TestCase`, hypothesis (``@given`` above it). Where
-fixtures are to share the test's loop, give the runner `VirtualLoop`: pytest-asyncio by its hook
-``pytest_asyncio_loop_factories``, anyio's plugin by an ``anyio_backend`` of ``("asyncio", {"loop_factory":
-VirtualLoop})``. ``examples/test_worker.py`` shows how an application is tested with it, and pytest-asyncio.
+`virtual_time` works with every test runner: pytest alone, `unittest.TestCase`, hypothesis (``@given`` above it). If
+fixtures must share the test's loop, give `VirtualLoop` to the runner: to pytest-asyncio by its hook
+``pytest_asyncio_loop_factories``, to anyio's plugin by an ``anyio_backend`` of ``("asyncio", {"loop_factory":
+VirtualLoop})``. ``examples/test_worker.py`` tests an application with pytest-asyncio.
 """
 
 from __future__ import annotations
@@ -63,14 +64,14 @@ Ts = TypeVarTuple("Ts")
 
 
 _PATIENCE = 5.0
-"""Seconds of real time for what only a thread or a signal can bring about."""
+"""Seconds of real time that the loop waits for a thread or a signal when nothing else is left to do."""
 
 _SAYS_AFTER = 1.0
-"""Seconds of real time after which it is said for which thread time stands still."""
+"""Seconds of real time after which a line in the log names the thread that time stands still for."""
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Never waits for a timer: moves the loop's clock there instead."""
+    """Never waits for a timer: moves the loop's clock to it instead."""
 
     loop: VirtualLoop
 
@@ -101,9 +102,9 @@ class _JumpingSelector(selectors.DefaultSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop whose clock jumps. Starts at 1,000 s, so that no moment is mistaken for "not set".
 
-    Where nothing can go on, for 5 s of real time, what runs the loop raises `RuntimeError`: a task waits for what no
-    other will do, or a thread does not end, perhaps because it waits for a moment that cannot come before. After 1 s a
-    line in the log, at WARNING, says which thread.
+    If nothing can go on for 5 s of real time, the call that runs the loop raises `RuntimeError`. Then every task waits
+    for something that no other task will do, or a thread does not end, perhaps because it waits for the virtual clock.
+    After 1 s a line in the log, at WARNING, names the thread.
     """
 
     def __init__(self) -> None:
@@ -124,21 +125,22 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._virtual_now
 
     def jitter(self, low: float, high: float) -> float:
-        """What aiolease takes for chance: the same in every run. Neither touches, nor is touched by, `random`."""
+        """The random numbers of aiolease: the same in every run, and independent of `random`."""
         return self._chance.uniform(low, high)
 
     def advance(self, seconds: float) -> None:
-        """Moves the clock, in seconds. From a test it is a process that stood still: timers that fell due fire late.
+        """Moves the clock by `seconds`, as if the process had stood still: timers that fell due meanwhile fire late.
 
-        All on this loop stand still, and the `MemoryServer` goes on: with `MemoryServer.take` another led meanwhile.
+        Everything on this loop stood still, and the clock of the `MemoryServer` went on. Call `MemoryServer.take` for
+        another leader meanwhile.
         """
         self._virtual_now += seconds
-        # No timer fires before its moment, by however little, as asyncio lets it: who then sleeps for the rest, sleeps
-        # in vain, for no time passes.
+        # asyncio lets a timer fire a little early. Here it must not: a task that then sleeps for the rest would loop,
+        # because no time passes.
         self._clock_resolution = math.ulp(self._virtual_now)
 
     def stand_still_for(self, thread: asyncio.Future[Any], what: str = "unnamed") -> None:
-        """Holds the clock until a future is done that a thread works for, which is named to who waits for long."""
+        """Holds the clock until a thread has set a future; `what` names the thread if that takes long."""
         self.threads[thread] = what
         thread.add_done_callback(lambda done: self.threads.pop(done, None))
 
@@ -158,7 +160,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def _name_of(call: Callable[..., object]) -> str:
-    """A call as people know it: `asyncio.to_thread` wraps what it was given in a partial of `Context.run`."""
+    """The name of a function, also if `asyncio.to_thread` wrapped it in a partial of `Context.run`."""
     while isinstance(call, functools.partial):
         call = call.args[0] if getattr(call.func, "__name__", "") == "run" and call.args else call.func
     return getattr(call, "__qualname__", None) or repr(call)
@@ -193,8 +195,8 @@ Method = Literal[
 class MemoryStore(_PlainStore):
     """One process's way to a `MemoryServer`, with faults that a test sets: a target like any other.
 
-    Two on one server are two processes. The faults of one method follow each other in the order in which they were
-    set, each for one exchange; `down` and `latency` stay until they are changed. What can be struck:
+    Two stores on one server are two processes. Each fault is for one exchange of one method; the faults of a method
+    come in the order in which they were set. `down` and `latency` stay until they are changed. The methods:
 
     ================================================  ==================================================================
     ``"read"``, ``"claim"``, ``"renew"``,             the lease: a candidate's look, its claim, a heartbeat, the end;
@@ -210,8 +212,8 @@ class MemoryStore(_PlainStore):
     Attributes:
         server: The database.
         down: Every exchange fails at once with `StoreUnavailable`, as where a connection is refused.
-        latency: Seconds that each exchange takes, half of it before the server acts. So many that no caller waits for
-            them are a network that swallows everything.
+        latency: Seconds that each exchange takes, half of it before the server acts. With a latency that no caller
+            waits for, the network swallows everything.
         sent: The method of each exchange so far, and when it was sent, in seconds by the loop's clock.
     """
 
@@ -223,7 +225,7 @@ class MemoryStore(_PlainStore):
         self._faults: dict[str, deque[Callable[[Callable[[], Any]], Awaitable[Any]]]] = {}
 
     def lose_request(self, method: Method, times: int = 1) -> None:
-        """The next such exchanges never reach the server, and are never answered. aiolease bounds its wait.
+        """The next such exchanges never reach the server, and are never answered. aiolease's time limit ends the wait.
 
         Raises:
             ValueError: There is no such method; and so do the other faults.
@@ -269,8 +271,8 @@ class MemoryStore(_PlainStore):
     def fail(self, method: Method, error: Exception, times: int = 1) -> None:
         """The next such exchanges raise `error` and have no effect.
 
-        `StoreUnavailable` is a conflict or a lost connection; ``TransactionEnded("memory")`` at the commit is a block
-        that ended its transaction itself, which in memory it cannot.
+        `StoreUnavailable` stands for a conflict or a lost connection. ``TransactionEnded("memory")`` at the commit
+        stands for a block that ended its transaction itself, which in memory a block cannot do.
         """
 
         async def refuse(statement: Callable[[], Any]) -> Any:
@@ -303,19 +305,20 @@ def job_run(
     context: Any = None,
     store: MemoryStore | None = None,
 ) -> JobRun:
-    """A run to call a job's function with, outside of any registry; also where no loop runs, for a ``def`` job.
+    """Makes a run to call a job's function with, without a registry. It needs no loop, so it serves ``def`` jobs, too.
 
-    Its term lasts for hours of the clock, and ends when ``run.leadership.resign()`` is called: `JobRun.check` raises
-    then. Its transactions are those of a `MemoryStore`: the connection is a list of calls, made when it commits. After
-    a final one the store's ``history("default", job)`` says ``"succeeded"``. Nothing is cancelled when the term ends,
-    and `current_leadership` does not know of it: that takes a registry, or `leadership`, on a `MemoryStore`.
+    Its term lasts for hours of the clock, or until you call ``run.leadership.resign()``: then `JobRun.check` raises.
+    Its transactions are those of a `MemoryStore`: the connection is a list of calls, which are made when it commits.
+    After a final transaction the store's ``history("default", job)`` says ``"succeeded"``. When the term ends nothing
+    is cancelled, and `current_leadership` does not know this term. For both use a registry, or `leadership`, on a
+    `MemoryStore`.
 
     Args:
         job: The job's name.
         tick: The moment at which it fell due, aware; now by default.
         attempt: The number of the attempt.
         context: What the job finds as ``run.context``.
-        store: A fresh store, for a test that sets its faults or reads its history; one of its own by default.
+        store: A fresh store, for a test that sets its faults or reads its history; by default a new one.
 
     Raises:
         ConfigurationError: `tick` has no time zone.
@@ -360,10 +363,10 @@ async def run_job(
     context: Any = None,
     store: MemoryStore | None = None,
 ) -> None:
-    """Runs one job of a registry once, now and alone: a ``def`` job in a thread, and no longer than its ``timeout``.
+    """Runs one job of a registry once, now and alone, for its ``timeout`` at most; a ``def`` job in a thread.
 
-    What it raises comes out as it is. `job_run` tells of the term in which it runs, and of the arguments;
-    `current_leadership` knows that term. ``await store.history("default", job)`` says how the run ended.
+    Raises what the job raises. For the term in which it runs, and the arguments, see `job_run`; `current_leadership`
+    knows this term. ``await store.history("default", job)`` says how the run ended.
 
     Args:
         jobs: The registry.
@@ -375,7 +378,7 @@ async def run_job(
 
     Raises:
         InvalidJob: The registry has no such job.
-        TimeoutError: It took longer than its ``timeout``, or raised one itself.
+        TimeoutError: The job took longer than its ``timeout``, or raised this error itself.
     """
     registered = jobs.registered.get(job)
     if registered is None:

@@ -32,7 +32,7 @@ _handles: Counter[str] = Counter()
 
 
 def apart(url: str) -> str:
-    """Another spelling of a URL, whose store is shared with nobody: within a process, one URL is one store."""
+    """Another spelling of a URL, which gets a store of its own: one process has one store per URL."""
     _handles[url] += 1
     return f"{url}?{'&'.join(['charset=utf8mb4'] * _handles[url])}"
 
@@ -190,7 +190,7 @@ def sessions(server: Server, url: str) -> dict[int, str]:
 
 
 async def until(condition: Callable[[], object], what: str, limit: float = LIMIT) -> None:
-    """Waits until something outside this process is so."""
+    """Waits until a condition outside this process is true."""
     deadline = boot_clock() + limit
     while not condition():
         assert boot_clock() < deadline, f"not so within {limit:g} s: {what}"
@@ -212,7 +212,7 @@ def counter(server: Server, *names: str) -> int:
 
 
 async def spend(server: Server, seconds: float, *names: str) -> int:
-    """How much the server's counters grow in some seconds, but for the looking itself."""
+    """How much the server's counters grow in some seconds, without the queries of this function."""
     before = counter(server, *names)
     itself = counter(server, *names) - before
     await asyncio.sleep(seconds)

@@ -33,7 +33,7 @@ LONG = ("/simulation/", "/faults/", "/test_failover.py", "/test_frozen_")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the quick tests; puts those first that take minutes, so that no worker is left with them at the end."""
+    """Marks the quick tests. Puts tests that take minutes first, so that no worker is left with one at the end."""
     for item in items:
         if is_quick(item):
             item.add_marker("quick")
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Puts aside all that the imports have made: `nothing_left` then looks through what a test has made."""
+    """Freezes the objects that the imports made, so that `nothing_left` looks only at what a test made."""
     gc.collect()
     gc.freeze()
 

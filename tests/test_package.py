@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import copy
+import pickle
 import re
 import subprocess
 import sys
@@ -111,6 +113,25 @@ def test_the_errors_are_of_one_family() -> None:
     assert bad_input == {"ConfigurationError", "DuplicateJob", "InvalidJob", "InvalidSchedule"}
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        aiolease.LeadershipLost("cron", "host", 7, "taken"),
+        aiolease.ConfigurationError("name", 1, "use another"),
+        aiolease.TransactionEnded("mysql://db"),
+        aiolease.NotLeader(),
+        aiolease.DuplicateJob("job"),
+        aiolease.CommitUnknown("mysql://db", "no answer"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("way", ["pickled", "copied"])
+def test_an_error_may_be_copied_and_sent_to_another_process(error: aiolease.AioleaseError, way: str) -> None:
+    """It is made again of its message and its facts: a pool of processes would break at one that is not."""
+    again = pickle.loads(pickle.dumps(error)) if way == "pickled" else copy.copy(error)
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+
+
 def test_the_version_is_that_of_the_project() -> None:
     """`aiolease.__version__` and pyproject.toml say the same."""
     with (ROOT / "pyproject.toml").open("rb") as file:
@@ -184,8 +205,9 @@ def test_no_file_names(what: str) -> None:
 @pytest.mark.parametrize("module", [aiolease, aiolease.errors])
 def test_a_former_name_works_and_warns(module: Any) -> None:
     """`RunEnded`, an error, was too like `RunFinished`, an event."""
-    with pytest.warns(DeprecationWarning, match="use RunAlreadyEnded"):
+    with pytest.warns(DeprecationWarning, match="use RunAlreadyEnded") as told:
         assert module.RunEnded is aiolease.RunAlreadyEnded
+    assert [Path(warning.filename) for warning in told] == [Path(__file__)]  # who uses the name, not aiolease
 
 
 FILES = {

@@ -1,4 +1,4 @@
-"""A wait with a limit is one, whatever becomes of the exchange that is waited for."""
+"""A wait with a time limit ends in time, whatever happens to the exchange."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_a_caller_that_is_cancelled_does_not_wait_for_a_driver_that_swallo
 
 @virtual_time
 async def test_a_cancellation_that_a_driver_answers_with_an_error_is_not_lost() -> None:
-    """A driver that turns the cancellation of its connecting into an error of its own keeps it from nobody."""
+    """If a driver turns a cancellation into an error of its own, the caller is still cancelled."""
 
     async def turns_it_into_an_error() -> None:
         try:
@@ -76,7 +76,7 @@ async def test_a_cancellation_that_a_driver_answers_with_an_error_is_not_lost() 
 
 @virtual_time
 async def test_an_answer_that_comes_with_the_cancellation_counts() -> None:
-    """What had come as the limit was over is the answer."""
+    """An answer that comes just as the limit is over counts."""
 
     async def just_in_time() -> str:
         try:

@@ -1,4 +1,4 @@
-"""The queued runs that were not read yet: a backlog is read as it is worked off (DESIGN rule 46)."""
+"""The queued runs that are still to be read: a long backlog is read part by part (DESIGN rule 46)."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class Backlog:
         self._jobs = jobs
         self._line = line
         self._hungry: set[str] = set()  # jobs whose next queued runs are to be read
-        self._pending: set[Place] = set()  # what is to be queued anew, and perhaps has been
-        self._behind_pending: set[str] = set()  # jobs whose other runs wait until that is written, and read
+        self._pending: set[Place] = set()  # runs to be queued again; nobody knows whether they are already
+        self._behind_pending: set[str] = set()  # jobs whose other runs wait until that is known
 
     def start_anew(self, pending: Sequence[Change]) -> set[Place]:
-        """Forgets all: the ledger was read. Returns the runs that changes are about which are not written yet."""
+        """Forgets all: the ledger was read. Returns the runs whose changes are not written yet."""
         self._hungry.clear()
         self._pending = {(change.key.job, change.key.tick) for change in pending}
         self._behind_pending = {change.key.job for change in pending if change.status == "queued"}
         return self._pending
 
     def is_pending(self, name: str) -> None:
-        """A run of a job is to be queued anew: the others of the job wait until that is written, and read."""
+        """A run of a job is to be queued again: the job's other runs wait until that is written and read."""
         self._behind_pending.add(name)
 
     def exclude(self, run: RunRecord) -> bool:
@@ -49,7 +49,7 @@ class Backlog:
         return True
 
     def ran_out(self, state: JobState) -> None:
-        """A job has no run in line any more: the next ones are read, if there are some."""
+        """A job has no run in line any more: its next queued runs are read, if there are any."""
         if state.unread:
             self._hungry.add(state.job.name)
 
@@ -63,7 +63,7 @@ class Backlog:
         """Lines up what was read: of each of the jobs the queued runs with the oldest ticks, at most `limit`.
 
         Returns:
-            The jobs with fewer rows than were counted, since somebody has deleted some: one of them still counts.
+            The jobs with fewer rows than were counted: somebody deleted some. One run of each still counts as going on.
         """
         found = Counter[str]()
         for run in runs:

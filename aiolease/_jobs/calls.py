@@ -11,6 +11,7 @@ from aiolease._election.leadership import Leadership, is_within, leading
 from aiolease._interrupts import is_for_the_program
 from aiolease._jobs.ending import Ending
 from aiolease._waiting import wait_shielded
+from aiolease.errors import LeadershipLost
 
 R = TypeVar("R")
 
@@ -20,7 +21,7 @@ class Calls:
     """The calls within one term.
 
     Attributes:
-        tasks: Those that go on.
+        tasks: The calls that go on.
         open: False once the term drains: only calls of its own jobs are let in then.
     """
 
@@ -67,14 +68,15 @@ class Calls:
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:
-            if not self._ending.has_begun:  # else the term has cancelled it already, once
+            if not self._ending.has_begun:  # else the term has cancelled it already
                 task.cancel()
             await wait_shielded(task)
             if not task.cancelled():
-                task.exception()  # the caller's cancellation goes before it
+                task.exception()  # read, but the cancellation is raised in its place
             raise
         if task.cancelled() and self._ending.has_begun:
-            raise self._lead.term.loss
+            key, ended = self._lead.term.key, self._lead.term.ended
+            raise LeadershipLost(key.name, key.holder, key.token, ended or "resigned")  # or its registry has left
         return task.result()
 
     def _call_ended(self, task: asyncio.Task[Any]) -> None:
@@ -84,6 +86,6 @@ class Calls:
 
 @dataclass(frozen=True, slots=True)
 class _Exit:
-    """What a call raised to end its program. Its caller gets it: raised by a task, it would end the loop."""
+    """A `SystemExit` or `KeyboardInterrupt` of a call. The caller raises it: raised in a task it would end the loop."""
 
     error: BaseException

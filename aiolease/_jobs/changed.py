@@ -13,7 +13,7 @@ from aiolease.stores.records import JobRecord, TermKey
 
 
 def unknown_to(stock: LedgerReading, jobs: JobStates) -> list[JobDefinition]:
-    """The jobs that the ledger does not know, or not with their schedules: to be written."""
+    """The jobs that the ledger does not know, or knows with another schedule: they are to be written."""
     found = []
     for name, state in jobs.items():
         schedule, known = state.job.schedule, stock.jobs.get(name)
@@ -32,7 +32,7 @@ def plan_former(stock: LedgerReading, jobs: JobStates, name: str, term: TermKey,
         ``None`` if there are none.
     """
     job, record, there = jobs[name].job, stock.jobs[name], jobs[name].there
-    former = read_schedule(record.schedule, record.timezone)  # none: of a version that this one does not know
+    former = read_schedule(record.schedule, record.timezone)  # none: written by a version with other schedules
     if former is None or record.paused_at is not None:
         return None
     after, now = record.settled_until, stock.now
@@ -43,7 +43,7 @@ def plan_former(stock: LedgerReading, jobs: JobStates, name: str, term: TermKey,
         last = (found.run or [found.skipped[-1].last])[-1]
         if there:
             found = without(found, there, former)
-    except Exception as error:  # noqa: BLE001 - of a row by another hand; it is its job's trouble
+    except Exception as error:  # noqa: BLE001 - somebody changed the row; only its own job is set aside
         jobs.cannot_be_planned(name, error)
         return None
     plan = Plan(term)

@@ -20,7 +20,7 @@ _NOT_ENDED = "its last run has not ended"
 _WAITS = "its last run waits to be tried again"
 
 _SOON = 0.1
-"""The part of the patience after which ticks that were put off are written with what is written anyhow."""
+"""Ticks that were put off join a batch that is written anyhow, once this part of the patience has passed."""
 
 
 @final
@@ -78,14 +78,14 @@ class Claims:
                 continue
             late = (job.missed == "all" and state.backlog) or state.inherited
             if (late and state.going_on) or (job.overlap == "skip" and name in triggered):
-                state.held = True  # it follows, and is no overlap
+                state.held = True  # it runs after the others, and is no overlap
                 continue
             try:
                 found = self._due(state, now)
-            except Exception as error:  # noqa: BLE001 - of a row by another hand; it is its job's trouble
+            except Exception as error:  # noqa: BLE001 - somebody changed the row; only its own job is set aside
                 self._jobs.cannot_be_planned(name, error)
                 continue
-            if not found.run and not found.skipped:  # settled since it was lined up: paused, and resumed
+            if not found.run and not found.skipped:  # settled meanwhile: the job was paused, and resumed
                 self._ticks.line_up([name])
             elif name not in recalled and self._may_wait(state, found):
                 self._ticks.put_off(state, now, found.skipped[0].reason)
@@ -114,7 +114,7 @@ class Claims:
         return started
 
     def _due(self, state: JobState, now: datetime) -> Due:
-        """What becomes of the ticks of a job that are due, considering what else of it goes on."""
+        """Decides on the due ticks of a job, considering its runs that go on."""
         job, after = state.job, state.settled_until
         while_busy = self._due_while_busy(state, now)
         if while_busy is not None:
@@ -135,7 +135,7 @@ class Claims:
         return found
 
     def _may_wait(self, state: JobState, found: Due) -> bool:
-        """True if ticks only extend a series of skipped ones, since a run goes on, and more are to come soon."""
+        """True if the ticks only extend a series of skipped ones, because a run goes on, and more come soon."""
         if found.run or len(found.skipped) != 1 or not state.going_on:
             return False
         [skip] = found.skipped
@@ -144,7 +144,7 @@ class Claims:
         return soon and skip.reason in {_NOT_ENDED, _WAITS} and continues(state, skip)
 
     def plan_last(self, plan: Plan, now: datetime, most: int) -> None:
-        """Has the ticks that were put off written, before a term ends in which no more are claimed."""
+        """Plans the ticks that were put off, before the term ends: it claims no more."""
         for state in self._ticks.recall_all(now, most):
             job = state.job
             if state.paused or job.name in self._jobs.aside or (skip := self._due_while_busy(state, now)) is None:

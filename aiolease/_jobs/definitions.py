@@ -1,6 +1,6 @@
-"""Writes the jobs that the ledger does not know, or not with their schedules (DESIGN rule 50).
+"""Writes new jobs and changed schedules to the ledger (DESIGN rule 50).
 
-The ticks of a former schedule are written first, up to the reading: what is due is queued, or skipped.
+The ticks of a former schedule are written first, up to the reading: they are queued, or skipped.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Definitions:
         self._refused_once: set[str] = set()  # jobs whose change of schedule was refused
 
     async def write(self, stock: LedgerReading) -> bool:
-        """Writes what a reading does not know; returns True if there was something.
+        """Writes the jobs that a reading lacks or has with another schedule; returns True if there were any.
 
         Raises:
-            Refused: A reading anew shows why.
+            Refused: The rows have changed meanwhile; the next reading shows how.
         """
         new = unknown_to(stock, self._planner.jobs)
         if not new:
@@ -91,7 +91,7 @@ class Definitions:
             batch.seen |= plan.batch.seen
         if there := await self._ledger.look_up([(run.job, run.tick) for run in batch.claims]):
             self._planner.are_there(there)
-            raise Refused  # and planned anew
+            raise Refused  # read and planned again
         try:
             await self._ledger.record(batch)
         except Refused as error:

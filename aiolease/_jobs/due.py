@@ -1,8 +1,8 @@
 """What is due, what is skipped, what becomes of the runs of earlier terms: pure functions (DESIGN rules 21, 22, 26).
 
-A job's ticks are settled up to one moment, `JobRecord.settled_until`. Whatever its schedule holds between that and now
-is due: run, or skipped and counted, each tick once. A new leader after an outage and a leader in the middle of its term
-reckon alike; they differ in how much has come together.
+A job's ticks are settled up to one moment, `JobRecord.settled_until`. All ticks of its schedule between that moment and
+now are due: each is run, or skipped and counted, once. The rule is the same for a new leader after an outage, where
+many ticks are due, and for a leader in the middle of its term.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aiolease.stores.records import Request, RunKey, RunRecord, attempt_line
 Missed = Literal["once", "all", "skip"]
 
 MAX_ATTEMPTS = 5
-"""How often a run that was lost is begun in all, but for attempts whose end is known (DESIGN rule 47)."""
+"""How many attempts a lost run gets in all. Attempts known to have had no effect do not count (DESIGN rule 47)."""
 
 CANCELLED = "cancelled on request"
 """Why a run has failed that somebody cancelled (DESIGN rule 35)."""
@@ -62,7 +62,7 @@ def due(
     max_age: float | None,
     young: float,
 ) -> Due:
-    """Decides on the ticks with ``after < tick <= now``: each of them is to be run, or in one of the ranges.
+    """Decides on the ticks with ``after < tick <= now``: each is to be run, or is in one of the skipped ranges.
 
     Args:
         schedule: The job's.
@@ -127,7 +127,7 @@ def start_of_last(schedule: Schedule, after: datetime, now: datetime) -> datetim
 
 
 def without(found: Due, there: Collection[datetime], schedule: Schedule) -> Due:
-    """What is left of the ticks that are due if some have a row already: those are settled."""
+    """The due ticks without those that have a row already: these are settled."""
     left = Due([tick for tick in found.run if tick not in there])
     for skip in found.skipped:
         before = skip.first - _MOMENT
@@ -174,7 +174,7 @@ def is_cancelled(run: RunRecord, cancel_at: datetime | None) -> bool:
 
 
 def begun(key: RunKey, *, adopt: bool) -> Change:
-    """The start of a run that waited its turn; of an earlier term's it is the taking over, too."""
+    """The start of a queued run. With `adopt`, a run of an earlier term becomes one of this term."""
     return Change(key=key, was="queued", status="running", attempt=key.attempt, adopt=adopt, required=True)
 
 

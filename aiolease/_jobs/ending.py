@@ -1,4 +1,4 @@
-"""How what runs within a term is ended: cancelled once, again after half the time to unwind, and awaited."""
+"""Ends the runs and calls of a term: cancels them, again after half the time to unwind, and awaits them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Ending:
     """Whether the jobs of a term are being ended; shared by all that runs within it.
 
     Attributes:
-        reason: Why they are; ``None`` while they are not.
+        reason: Why they are being ended; ``None`` while they are not.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Ending:
         return self.reason is not None
 
     def begin(self, term: Term) -> None:
-        """Begins it."""
+        """Notes that the jobs are being ended, and why."""
         self.reason = term.ended or ("the term was ended" if term.is_led else "expired")
 
 
@@ -36,8 +36,8 @@ async def cancel_all(tasks: Callable[[], set[asyncio.Task[Any]]], term: Term) ->
     """Cancels tasks once, and again after half the time to unwind; returns when all have ended.
 
     Args:
-        tasks: Those that have not ended yet.
-        term: Resigned with the second cancellation: from then on it is counted how long they take, and told.
+        tasks: Returns the tasks that have not ended yet.
+        term: Resigned with the second cancellation: from then on the leader measures and reports how long they take.
 
     Returns:
         The first cancellation of the caller that arrived, ``None`` if none did.

@@ -29,7 +29,7 @@ from aiolease.events import Notice
 Ending = Literal["succeeded", "failed", "lost"]
 
 _UNKEPT = {"expired", "taken", "error"}
-"""Reasons for which a term ends, and with it its lease, before what runs in it has ended."""
+"""The reasons of a term's end for which the lease is not kept while its runs end."""
 
 
 @final
@@ -49,7 +49,7 @@ class Execution:
         given_up: Set before it is cancelled because the term ends.
         cancelled: True once somebody's request has cancelled it.
         begun: True once the job's function has been called.
-        no_thread: Why it could not be, if there was no thread for it.
+        no_thread: The error, if there was no thread to call it in.
     """
 
     def __init__(self, waiting: Waiting, run: JobRun, left: LeftThreads, around: Around | None = None) -> None:
@@ -60,7 +60,7 @@ class Execution:
         self.cancelled = False
         self.begun = False
         self.no_thread: BaseException | None = None
-        self._completed = False  # in a thread, to its end
+        self._completed = False  # True if the function ran to its end in a thread
         self._left = left
         self._around = around
 
@@ -72,8 +72,8 @@ class Execution:
     async def go(self) -> Outcome:
         """Runs the job to its end.
 
-        Raises nothing of the job's, for asyncio hands a task's `SystemExit` on to the whole program. What a signal's
-        handler raises meanwhile is the program's, and comes out.
+        Raises nothing that the job raises: asyncio would hand a task's `SystemExit` on to the whole program. What a
+        signal handler raises meanwhile is meant for the program, and is raised.
         """
         job, run = self.job, self.run
         clock = asyncio.get_running_loop().time
@@ -89,7 +89,7 @@ class Execution:
                 with in_run(lease=run.leadership.name, job=run.job, tick=run.tick, attempt=run.attempt):
                     await self.call()
         except asyncio.CancelledError as raised:
-            # Cancelled by the end of the term, or by itself: by something it awaited that was cancelled elsewhere.
+            # Cancelled by the end of the term; or something that it awaited was cancelled elsewhere.
             status, error = ("lost", None) if self.given_up or _being_cancelled() else ("failed", raised)
         except BaseException as raised:  # a job that raises hurts no other job, and ends no program
             if is_for_the_program(raised):
@@ -101,7 +101,7 @@ class Execution:
         else:
             if limit.expired():  # it swallowed the cancellation
                 status, error = "failed", TimeoutError(f"it took longer than {job.timeout:g} s")
-            elif self.given_up and not self._completed:  # the same: how much of it was done, nobody knows
+            elif self.given_up and not self._completed:  # the same: nobody knows how much of it was done
                 status = "lost"
         return self._outcome(status, error, clock() - started)
 
@@ -128,10 +128,10 @@ class Execution:
         return Outcome(status, took, error, fate.committed)
 
     def _fate_of(self, raised: BaseException) -> tuple[Ending, BaseException | None]:
-        """What becomes of a run that raised something, and what is told of that."""
+        """The status of a run that raised `raised`, and the error that is reported."""
         if _is_loss(raised, self.run.leadership.term):
             return "lost", None
-        if self.given_up or raised is self.run.fate.doubt:  # in its clean-up, or of its final commit
+        if self.given_up or raised is self.run.fate.doubt:  # raised in its clean-up, or by its final commit
             return "lost", raised
         return "failed", raised
 
@@ -195,7 +195,7 @@ class Execution:
             emit(Notice(**term.facts(), severity="CRITICAL", text=text), term.observer)
 
     def _has_completed(self, ended: asyncio.Future[object]) -> bool:
-        """True if a thread has ended well while the lease was kept, and gave back nothing that is still to be run."""
+        """True if a thread succeeded while the lease was kept, and did not return a coroutine or a generator."""
         if not ended.done() or ended.exception() is not None or self.run.leadership.term.ended in _UNKEPT:
             return False
         result = ended.result()
@@ -226,7 +226,7 @@ class _NoThread(RuntimeError):
 
 
 def _is_loss(error: BaseException, term: Term) -> bool:
-    """True if an exception, or all of a group, says that the run's own term is over, and not another one."""
+    """True if an exception, or each one of a group, says that the run's own term is over."""
     if isinstance(error, BaseExceptionGroup):
         return all(_is_loss(part, term) for part in error.exceptions)
     return term.is_own(error)

@@ -1,4 +1,4 @@
-"""Closes what is left of jobs that no leader has had for a day: what waits, and what seems to run."""
+"""Closes the queued and running rows of jobs that no leader has had for a day."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from aiolease.stores.batch import Change, LedgerReading
 from aiolease.stores.records import RunKey, RunRecord
 
 _GONE = timedelta(days=1)
-"""How long a job must have had no tick before what is left of it is closed."""
+"""How long a job must have had no tick before its rows are closed."""
 
 _EVERY, _SOON = 3600.0, 5.0
-"""Seconds after which a leader looks for that again; the second if there is more of it."""
+"""Seconds after which a leader looks for such rows again; the second number if there are more."""
 
 _JOBS_AT_ONCE, _RUNS_OF_EACH = 50, 20
 """Of how many jobs queued runs are read at once, and how many of each."""
@@ -36,7 +36,7 @@ class GoneJobs:
     """Jobs that the ledger knows, and no leader has any more.
 
     Args:
-        term: The term; `Term.jobs` are had by another registry.
+        term: The term; other registries in this process have the jobs of `Term.jobs`.
         planner: Knows the jobs of this registry.
         ledger: The ledger.
         quarantine: Says which jobs are left alone.
@@ -65,11 +65,11 @@ class GoneJobs:
 
     @property
     def is_due(self) -> bool:
-        """True if it is time to look for what they have left."""
+        """True if it is time to look for their rows."""
         return self._clock() >= self._look_at
 
     async def close(self, stock: LedgerReading) -> None:
-        """Closes some of what they have left, and more soon."""
+        """Closes some of their rows; the next ones soon after."""
         long_ago = stock.now - _GONE
         gone = {
             name

@@ -1,4 +1,4 @@
-"""The last writes of a term: how its last runs have ended, so that the next leader need not guess (DESIGN rule 40)."""
+"""The last writes of a term: how its last runs ended, so that the next leader knows (DESIGN rule 40)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aiolease.stores.contract import FenceBroken, Refused
 
 @final
 class LastWrites:
-    """The last exchange of a term with its ledger. Made, its time begins to run out.
+    """The last exchange of a term with its ledger. Its time limit starts when it is made.
 
     Args:
         term: The term.
@@ -38,7 +38,7 @@ class LastWrites:
         self._unwritable: set[str] = set()  # jobs whose changes were refused
 
     async def outwait(self, batch: asyncio.Task[None]) -> bool:
-        """Waits for a batch that is under way, for half of the time; says whether it was written."""
+        """Waits for a batch that is under way, for half of the time limit; returns whether it was written."""
         if not self._lost:
             await asyncio.wait([batch], timeout=self._term.timings.attempt / 2)
         await cancel_and_wait(batch)
@@ -79,7 +79,7 @@ class LastWrites:
             self._written += len(some)
 
     async def _write(self, changes: Sequence[Change]) -> None:
-        """Writes changes; where the rows of one job are in the way, all others."""
+        """Writes changes. If the rows of one job cannot be written, writes those of the others."""
         try:
             await self._term.store.record(self._term.key, Batch(changes=[*changes]))
         except Refused:

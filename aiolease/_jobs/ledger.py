@@ -20,7 +20,7 @@ _MOST = 1000
 """How many ticks are claimed in one transaction."""
 
 _LEAST = 10
-"""How many they are at least, however often a batch fails."""
+"""The smallest limit, however often a batch fails."""
 
 
 @final
@@ -29,7 +29,7 @@ class Ledger:
 
     Attributes:
         largest: How many changes, and how many claims, go into one batch at most.
-        most: How many go into the next one: less after a batch that failed.
+        most: How many go into the next batch: fewer after a batch that failed.
     """
 
     def __init__(self, term: Term) -> None:
@@ -38,7 +38,7 @@ class Ledger:
         self._late_until = -math.inf
 
     async def take_stock(self) -> LedgerReading:
-        """Reads all jobs, the runs that seem to run, and how many are queued; takes the database's clock."""
+        """Reads all jobs, the runs with status ``running``, and how many are queued; takes the database's clock."""
         return self._saw(await self._limited(self._term.store.take_stock(self._term.key.name, counted=True)))
 
     async def attention(self) -> LedgerReading:
@@ -85,7 +85,7 @@ class Ledger:
         return await time_limited(self._term.timings.attempt, self._term.store.description, call)
 
     def _saw(self, stock: LedgerReading) -> LedgerReading:
-        # Only if the clock has stepped: a renewal is a shorter exchange, and measures better.
+        # Used only if the clock was stepped: a renewal is a shorter exchange, and measures better.
         if abs((stock.now - self._term.database_now()).total_seconds()) > 1:
             self._term.saw_database_time(stock.now)
         return stock

@@ -1,7 +1,7 @@
 """When each job is looked at next: its next tick is on a heap, or its skipped ticks are put off.
 
-A tick that only extends a series of skipped ticks is put off while more of them come soon: it is written together with
-other writing, or after `patience` seconds (DESIGN rule 48).
+A tick that only extends a series of skipped ticks is put off while more of them come soon. It is written with the next
+batch, or after `patience` seconds (DESIGN rule 48).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class NextTicks:
         self._jobs = jobs
         self.patience = patience
         self._heap: list[tuple[datetime, str]] = []
-        self._put_off: dict[str, datetime] = {}  # by job, since when; in the order of these moments
+        self._put_off: dict[str, datetime] = {}  # by job, since when; the oldest first
 
     def until_next(self, now: datetime) -> float | None:
         """Seconds until a tick is due, or is to be written; ``None`` if none is in sight."""
@@ -56,7 +56,7 @@ class NextTicks:
             if not (state.lined_up or state.held or state.paused or name in self._jobs.aside):
                 try:
                     tick = state.job.schedule.next_after(state.settled_until)
-                except Exception as error:  # noqa: BLE001 - of a row by another hand; it is its job's trouble
+                except Exception as error:  # noqa: BLE001 - somebody changed the row; only its own job is set aside
                     self._jobs.cannot_be_planned(name, error)
                     continue
                 if tick is not None:
@@ -91,7 +91,7 @@ class NextTicks:
             recalled.add(name)
         for name in recalled:
             del self._put_off[name]
-            if self._jobs[name].going_on:  # until now, and so they are no backlog
+            if self._jobs[name].going_on:  # a run went on until now: the ticks before are no backlog
                 self._jobs[name].busy_until = now
         self.line_up(recalled)
         return recalled

@@ -1,4 +1,4 @@
-"""What a term of jobs tells: its events, and what it tells once and not at each reading."""
+"""What a term of jobs tells: its events, and lines that it tells once and not at each reading."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Notices:
         self.emit(Notice(**self.facts(), severity=severity, text=text))
 
     def tell_once(self, what: str, severity: Level, text: str) -> None:
-        """Tells a line, unless the same was told before: `what` says what is the same."""
+        """Tells a line once: not if a line with the same `what` was told before."""
         if what not in self._told:
             self._told.add(what)
             self.tell(severity, text)
 
     def tell_again(self, what: Iterable[str]) -> None:
-        """Has something told again when it happens again."""
+        """Lets `tell_once` tell these lines again."""
         self._told.difference_update(what)
 
     def of_unknown(self, names: Iterable[str]) -> None:
@@ -68,7 +68,7 @@ class Notices:
             self.tell_once(f"{name} until {until}", "WARNING", text)
 
     def of_triggers(self, stock: LedgerReading, names: Iterable[str]) -> None:
-        """Tells of those of some jobs that were triggered: no process that leads has them."""
+        """Tells which of some jobs were triggered though this leader does not have them."""
         for name in sorted(names):
             if (requested_at := stock.jobs[name].requested_at) is not None:
                 text = f"{name!r} was triggered, and this leader has no such job: it runs when a leader has it"

@@ -46,7 +46,7 @@ class Places:
         self._threads += job.threaded
 
     def has_thread(self, plan: Plan, job: Job) -> bool:
-        """True if one more run of a job could start: a thread is to be had for it, or it needs none."""
+        """True if one more run of a job could start: there is a thread for it, or it needs none."""
         return not job.threaded or self.thread_to_be_had(plan)
 
     def thread_to_be_had(self, plan: Plan) -> bool:

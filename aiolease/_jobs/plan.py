@@ -19,7 +19,7 @@ class Plan:
     Attributes:
         term: The term that writes it.
         batch: What is written.
-        pending: Those of its changes that were to be written anyhow.
+        pending: Its changes that come from `Unwritten`, not from this plan.
         waiting: The runs that waited their turn, and start.
         overdue: The runs that waited their turn, and are too old to start.
         claims: The rows that are made, each with its job, in the order of `Batch.claims`.
@@ -27,7 +27,7 @@ class Plan:
         threads: How many threads the starting runs need.
         series: By job, what becomes of its series of skipped ticks, step by step. ``None``: one of its ticks is run.
         taken: By job, how many of its waiting runs are in the plan.
-        served: By job that gets a place, when it got the place before.
+        served: By job that gets a place, `JobState.served` before that.
     """
 
     term: TermKey
@@ -83,7 +83,7 @@ class Plan:
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """A run that is claimed and waits its turn: queued in the ledger, or running there if its answer was lost.
+    """A run that is claimed and waits its turn. The ledger calls it queued, or running if the claim's answer was lost.
 
     `token` is that of the term that claimed it: a run that an earlier term queued is taken over as it begins. For the
     others see `RunRecord`.

@@ -15,7 +15,7 @@ _AT_ONCE = 50
 """For how many jobs old rows are deleted between two looks at what is due."""
 
 _RESTED = 4.0
-"""How many times as long as a step of deleting took the next one waits."""
+"""The next step waits this many times as long as the last one took."""
 
 _BUSY_FOR = 1.0
 """Seconds without an idle moment after which old rows are deleted all the same."""
@@ -48,7 +48,7 @@ class Pruning:
         return self._clock() - self._next > _BUSY_FOR
 
     def grew(self, job: str) -> None:
-        """Counts a row that is, or will be, finished. Not from 0, since nobody knows how many there were."""
+        """Counts a finished row. The count starts at a random number: nobody knows how many rows there were before."""
         if self._history is not None:
             grown = self._grown[job] = self._grown.get(job, jitter(0, self._history / 10)) + 1
             if grown > self._history / 10:  # a tenth of what is kept
@@ -62,7 +62,7 @@ class Pruning:
         if now >= self._next:
             try:
                 left = await self._ledger.prune(full, self._history)
-            except STORE_ERRORS:  # another time: it is only tidying up; and perhaps it is one of them
+            except STORE_ERRORS:  # tried again later; perhaps the fault is one job's, so fewer at once
                 for job in full:
                     self._full[job] = self._full.pop(job)
                 self._next = now + (_LONGEST if self._at_once == 1 else _AFTER_TROUBLE)

@@ -1,10 +1,10 @@
-"""Jobs whose rows are in the way of the others (DESIGN rule 44).
+"""Sets jobs aside whose rows keep those of other jobs from being written (DESIGN rule 44).
 
 1. A row cannot be read, or a job cannot be planned: the job is set aside.
 2. Batches are refused again and again: half of their jobs are held back, then half of the rest, until one is left. It
    is set aside. Jobs that could be written meanwhile are cleared.
 3. A job is set aside for a minute. One whose rows could not be written is then tried alone.
-4. A job that this process has not is left alone: what it has left is not touched any more.
+4. A job that this process has not is left alone: its rows are not changed any more.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SUSPICIOUS = 4
 
 @final
 class Quarantine:
-    """The jobs of one term that are kept from what is planned; `JobStates.aside` has them all.
+    """The jobs of one term of which nothing is planned; `JobStates.aside` has them all.
 
     Attributes:
         refused: The latest plan, if it was refused, and the one before it as well.
@@ -45,10 +45,10 @@ class Quarantine:
         self._until: dict[str, float] = {}  # the jobs that are set aside, and until when
         self._refusals = 0  # in a row
         self._held_back: set[str] = set()  # while it is found out which job is at fault
-        self._cleared: set[str] = set()  # of these it is not the fault
-        self._unwritable: set[str] = set()  # of these it was
-        self._probation: list[str] = []  # those of these that are to be tried again, each by itself
-        self._alone: str | None = None  # which of them is
+        self._cleared: set[str] = set()  # jobs that are not at fault
+        self._unwritable: set[str] = set()  # jobs that were at fault
+        self._probation: list[str] = []  # jobs that were at fault, and are to be tried again, each alone
+        self._alone: str | None = None  # the one that is tried now
 
     @property
     def set_aside_jobs(self) -> Iterable[str]:
@@ -124,7 +124,7 @@ class Quarantine:
         self._notices.tell_again(map(_told, plan.jobs()))
         if not self._held_back:
             return False
-        self._cleared |= plan.jobs()  # it is not the fault of these, and now it is the turn of the others
+        self._cleared |= plan.jobs()  # these are not at fault; now the others are tried
         self._held_back.clear()
         self._exclude()
         return True

@@ -1,4 +1,4 @@
-"""What a job's function is given: one run, and its fenced transactions."""
+"""`JobRun`: what a job's function gets, and its fenced transactions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class JobRun:
         self.fate = Fate(RunKey(job, tick, attempt, leadership.token))
 
     def check(self) -> None:
-        """Returns if the run may go on; no I/O, from any thread. A ``def`` job is to call it between two steps.
+        """Returns if the run may go on; no I/O, from any thread. Call it in a ``def`` job between two steps.
 
         Raises:
             LeadershipLost: The term has ended, or is about to.
@@ -58,16 +58,16 @@ class JobRun:
         """A transaction that commits only if no newer term has begun: see `Leadership.transaction`.
 
         Args:
-            final: Commits what the block wrote and that this run has succeeded together, if this attempt is still the
-                running one: the last thing that a job does. With ``rerun_lost`` its effect is there exactly once. After
-                that nothing changes the ledger's word on the run, whatever becomes of the job. If the commit fails or
-                its answer is lost, the run is lost too, and with ``rerun_lost`` begun again if nothing was committed:
-                five times if nobody knew, and as often as it takes, with a growing pause, if it met a conflict or had
-                no connection.
+            final: Commits two things together, if this attempt is still the running one: what the block wrote, and
+                that this run has succeeded. Make it the last thing that the job does: from then on the run counts as
+                succeeded, whatever the job does. With ``rerun_lost`` the effect is there exactly once. If the commit
+                fails, or its answer is lost, the run is lost; with ``rerun_lost`` it is begun again if nothing was
+                committed: five times in all if nobody knew, and without limit, with a growing pause, if there was a
+                conflict or no connection.
 
         Raises:
-            RunAlreadyEnded: This attempt is not the running one any more, since it was committed before. Now nothing
-                was committed.
+            RunAlreadyEnded: This attempt is not the running one any more, because it was committed before, or settled
+                by hand. Nothing was committed now.
             LeadershipLost: And the other errors of `Leadership.transaction`.
         """
         if not final:
@@ -82,7 +82,7 @@ class JobRun:
             fate.doubt, fate.unknown = error, fate.unknown or isinstance(error, CommitUnknown)
             raise
         except RunAlreadyEnded:
-            if fate.unknown:  # the one before, whose answer was lost
+            if fate.unknown:  # the commit before, whose answer was lost, took effect
                 fate.was_committed()
             raise
 
@@ -112,8 +112,8 @@ class Fate:
     """What is known of a run's end before its function has ended.
 
     Attributes:
-        key: What the ledger knows the run by.
-        stopped: Why it is to stop, if it is.
+        key: The run in the ledger.
+        stopped: What `JobRun.check` raises, if the run must stop.
         committed: True once a final transaction has recorded it as succeeded.
         doubt: The error of its latest final transaction that has failed.
         unknown: True if one of the final transactions that failed may have been committed all the same.

@@ -1,4 +1,4 @@
-"""Skipped ticks, once they are written: those from before the term are told in one line, a series at its two ends."""
+"""Tells of skipped ticks once they are written: ticks before the term in one line, a series at its start and end."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Skips:
         Args:
             job: Their job.
             skip: The ticks.
-            grows: True if they have extended the row before them: no line is logged, and no row has come.
+            grows: True if they extended an existing row: then no line is logged, and no row is counted.
         """
         facts = self._notices.facts() | {"job": job, "since": skip.first, "count": skip.count, "reason": skip.reason}
         event = TickSkipped(**facts, quiet=grows)
         if grows:
             self._notices.emit(event)
             return
-        if skip.first <= self._elected_at:  # nobody led: after a stop so it is with most jobs at once
+        if skip.first <= self._elected_at:  # nobody led: after a stop this is so for most jobs at once
             self._missed.append(event)
         else:
             self._notices.emit(event)

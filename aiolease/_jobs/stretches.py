@@ -1,4 +1,4 @@
-"""The stretches of time between two changes of a zone's clock: within one, wall-clock readings run straight.
+"""The stretches of time between two changes of a zone's clock. Within one, the wall clock neither jumps nor repeats.
 
 A wall-clock reading is kept as if it were UTC: an aware datetime, the instant plus the offset of the zone.
 """
@@ -22,8 +22,8 @@ class Stretch:
         start: Its first instant.
         end: The first instant after it.
         offset: What the wall clock shows more than UTC.
-        reached: How far the clock had come before `start`. Put forward, it skips the readings from here to
-            ``start + offset``; put back, it shows those from there to here again.
+        reached: The reading of the clock just before `start`. If the clock was put forward, it skips the readings from
+            here to ``start + offset``. If it was put back, it shows the readings from there to here again.
     """
 
     start: datetime

@@ -1,4 +1,4 @@
-"""The threads that ``def`` jobs run in: one for each run. A thread cannot be cancelled, only waited for or left."""
+"""The threads of ``def`` jobs: one for each run. A thread cannot be cancelled, only awaited or left behind."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from aiolease._forks import end_child
 
 @final
 class JobThread:
-    """A call in a thread of its own. Made, it runs.
+    """A call in a thread of its own, which starts at once.
 
     Attributes:
-        ended: Its end, with what it gave back or raised. Nobody's cancellation can say otherwise.
+        ended: Done when the call has ended, with its result or its exception. Do not cancel it.
 
     Raises:
-        RuntimeError: The process has no thread to give; nothing of the call has begun.
+        RuntimeError: The process can start no more threads. The call has not begun.
     """
 
     def __init__(self, call: Callable[[], object], name: str) -> None:
@@ -60,7 +60,7 @@ class JobThread:
             self.ended.set_exception(error)
 
     async def outwait(self, seconds: float) -> bool:
-        """Waits for the end for at most so long, however often it is cancelled; says whether it has come."""
+        """Waits for the end for at most `seconds`, however often it is cancelled; returns whether it has ended."""
         until, ended = self._loop.time() + seconds, self.ended
         while not ended.done() and (left := until - self._loop.time()) > 0:
             try:

@@ -1,4 +1,4 @@
-"""Exchanges with the ledger that fail: how long to wait before the next, what is told, what the status says."""
+"""Failed exchanges with the ledger: how long to wait before the next one, what is told, what the status says."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _QUIETEST = 60.0
 """Seconds between two warnings about a ledger that cannot be written, at most."""
 
 _FIRST_PAUSE = 0.05
-"""Seconds before the exchange is tried again that has failed twice; doubled each time."""
+"""Seconds to wait before the next exchange, doubled for each failure in a row; after a first failure none."""
 
 
 @final
 class Trouble:
-    """What is wrong with the ledger of a term. `Term.trouble` says it to the status.
+    """What is wrong with the ledger of a term. The status shows it, through `Term.trouble`.
 
     Attributes:
-        failures: How many exchanges in a row failed; readings that go well do not reset it.
-        why: Why the latest of them did.
+        failures: How many exchanges in a row failed; successful readings do not reset it.
+        why: Why the latest one failed.
     """
 
     def __init__(self, term: Term, notices: Notices) -> None:

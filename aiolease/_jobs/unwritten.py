@@ -2,8 +2,8 @@
 
 1. A change waits for the next batch.
 2. A run is postponed: nothing of it took effect, and after a pause it is queued anew.
-3. A run is in doubt: the answer to its final commit was lost. What the ledger calls it says how it ended.
-4. A run was to start, and the answer to its claim was lost: the ledger may call it running, and it is not.
+3. A run is in doubt: the answer to its final commit was lost. The ledger says how it ended.
+4. A run was to start, and the answer to its claim was lost: the ledger may call it running, but it is not.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Unwritten:
         self.postponed[place] = change
 
     def resume(self, place: Place) -> bool:
-        """Has a postponed run queued anew; says whether it was one."""
+        """Queues a postponed run again; returns False if the run is not postponed."""
         if (change := self.postponed.pop(place, None)) is None:
             return False
         self.add(change)
@@ -90,7 +90,7 @@ class Unwritten:
         self.unanswered.update(plan.starting())
 
     def hand_back(self) -> None:
-        """Has all that did not begin queued for the next term: what is postponed, what was perhaps claimed."""
+        """Queues for the next term what has not begun: postponed runs, and runs that were perhaps claimed."""
         self._changes += self.postponed.values()
         self.postponed.clear()
         self._changes += [handed_back(key, again) for key, again in self.unanswered.items()]
@@ -102,7 +102,7 @@ class Unwritten:
         self._in_doubt[place] = execution
 
     def doubted(self) -> list[Place]:
-        """The runs in doubt of which the ledger's word counts: no change of them waits."""
+        """The runs in doubt that the ledger can decide: none of their changes waits to be written."""
         pending = {(change.key.job, change.key.tick) for change in self._changes}
         return [place for place in self._in_doubt if place not in pending]
 
@@ -118,7 +118,7 @@ class Unwritten:
         return self._committed
 
     def end_reading(self) -> None:
-        """Ends the collecting: what would be collected for ever would fill the memory."""
+        """Ends the collecting, which would otherwise fill the memory."""
         self._committed = None
 
     def was_committed(self, key: RunKey) -> None:

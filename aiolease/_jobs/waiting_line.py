@@ -1,7 +1,7 @@
 """The line of jobs that wait for a place: places go round the jobs (DESIGN rule 45).
 
-The job that got a place longest ago comes first; within a job the oldest tick. There are two lines, since a job that
-waits for a thread holds up no other one. A turn costs by what it starts, not by how much waits.
+The job that got a place longest ago comes first; within a job the oldest tick. There are two lines, so that a job that
+waits for a thread does not hold up the others. The cost of a turn depends on what it starts, not on how much waits.
 """
 
 from __future__ import annotations

@@ -38,9 +38,9 @@ class Writing:
         term: The term.
         planner: Makes the plans.
         ledger: Is written.
-        quarantine: Says which jobs are kept from the plans.
+        quarantine: Says of which jobs nothing is planned.
         runs: Starts the runs of what was written.
-        readings: Are wanted if it is not known what the ledger says.
+        readings: Asked to read again if it is not known what the ledger says.
         unwritten: Says what is to be written.
         notices: Tells of trouble.
         skips: Takes the skipped ticks.
@@ -105,7 +105,7 @@ class Writing:
         return plan
 
     async def carry_out(self, plan: Plan) -> None:
-        """Writes a plan and starts its runs. In a task of its own: if this is cancelled, `close` sees to the task."""
+        """Writes a plan, in a task of its own, and starts its runs. If this is cancelled, `close` awaits the task."""
         if plan.batch:
             batch = asyncio.create_task(self._ledger.record(plan.batch))
             self._under_way = (batch, plan)
@@ -171,7 +171,7 @@ class Writing:
     async def narrow_down(self, plan: Plan) -> None:
         """Finds out why a plan is refused, time after time (DESIGN rule 44).
 
-        1. What it was to claim has rows already: these ticks are settled.
+        1. The ticks that it was to claim have rows already: these ticks are settled.
         2. Nothing can be written at all: that is no job's fault.
         3. It is the fault of a job: see `Quarantine.narrow_down`.
         """
@@ -184,7 +184,7 @@ class Writing:
                 self._planner.conflicts(plan, more, self._term.database_now())
             return
         if not self._quarantine.is_suspicious or self._ledger.may_be_late:
-            return  # what the server delayed may have come in between
+            return  # perhaps a batch that the server had delayed was written in between
         await self._ledger.record(Batch())
         if (gone := self._quarantine.narrow_down(plan, self.trouble.why)) is not None:
             self._unwritten.forget_job(gone)

@@ -1,4 +1,4 @@
-"""Where it is kept: from what people have, a pool, an engine, a URL, to a store. This is the map of the wing.
+"""Where leases and jobs are kept: turns a pool, an engine or a URL into a store. This is the map of the wing.
 
 * `contract`: what a store must do: the lease, the ledger, fenced transactions, and what people ask;
 * `records`, `batch`, `seen`: its rows, what a leader writes at once, what is seen of jobs, as values;
@@ -47,7 +47,7 @@ class _Shared:
     users: int = 0
 
 
-# However many leases a process has, it has at most two connections per database: they share a store.
+# All leases of a process on one target share a store, and so its few connections.
 _open: dict[tuple[object, ...], _Shared] = {}
 
 
@@ -55,10 +55,10 @@ _open: dict[tuple[object, ...], _Shared] = {}
 async def open_store(
     target: Target, *, table_prefix: str = "aiolease_", create_tables: bool = True
 ) -> AsyncIterator[Store]:
-    """Gives a store on `target`, for many leases of this process, or to look at leases from outside.
+    """Opens a store on `target`, for many leases of this process, or to look at leases from outside.
 
-    Connects when it is first used. A store that is given as the target is given back, and not closed. What people ask
-    of it, from any process, whether or not anybody leads::
+    It connects when it is first used. If the target is a store, you get that store, and it is not closed. Any process
+    may ask a store, whether or not anybody leads::
 
         await store.status(name)          # the `Lease`, or None
         await store.resign(name)          # the token of the term that is asked to resign, or None

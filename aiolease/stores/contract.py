@@ -9,18 +9,18 @@ from aiolease.stores.records import Lease, RunKey, TermKey
 
 
 class FenceBroken(Exception):
-    """The fence of a transaction matched no row: its term is over. Never gets out; see `LeadershipLost`."""
+    """The fence of a transaction matched no row: its term is over. Users get `LeadershipLost` instead."""
 
 
 class Refused(Exception):
-    """The rows of the ledger are not as a write took them to be; nothing of it was written. Never gets out."""
+    """The rows of the ledger are not as a write expected them; nothing was written. Users never see this error."""
 
 
 _SHORTEST_LOOK, _LONGEST_LOOK = 0.5, 5.0
 
 
 def look_limit(lease: Lease | None) -> float:
-    """Seconds that one reading of a candidate which watches may take: a lost answer costs it no more."""
+    """The time limit of one reading by a candidate that watches, in seconds: a lost answer costs it no more."""
     return _LONGEST_LOOK if lease is None else min(max(lease.duration / 6, _SHORTEST_LOOK), _LONGEST_LOOK)
 
 
@@ -41,23 +41,23 @@ class Transaction(Protocol):
             final: A run of the term, to be recorded as succeeded by the same commit, if it is still the running one.
 
         Raises:
-            FenceBroken: It is not; nothing was committed.
-            Refused: The run is not the running one; nothing was committed.
-            TransactionEnded: The transaction had been ended.
+            FenceBroken: A newer term has begun; nothing was committed.
+            Refused: This attempt is not the running one; nothing was committed.
+            TransactionEnded: The block had ended the transaction itself.
             StoreUnavailable: A conflict; nothing was committed, and it may be tried again.
             CommitUnknown: The answer was lost.
         """
 
     async def roll_back(self) -> None:
-        """Undoes it. Bounded, and raises nothing."""
+        """Rolls back, with a time limit. Raises nothing."""
 
 
 class LeaseStore(Protocol):
-    """What the leader's election needs of a database. "Someone else holds it" is a return value; only trouble raises.
+    """What the election needs of a database. "Someone else holds it" is a return value; only trouble raises.
 
     Every method may raise `StoreUnavailable` (try again), `StoreRejected` or `SchemaMissing`, and nothing else.
     A method that is cancelled, or whose caller stops waiting, may still take effect later; callers must expect it.
-    The methods set no limit of time: callers do, from outside, and a store then drops its connection.
+    The methods have no time limit. The caller sets one, and a store whose method is cancelled drops its connection.
     """
 
     @property
@@ -103,21 +103,21 @@ class LeaseStore(Protocol):
         """Clears the holder if the row still belongs to the term, then wakes the candidates; says whether it did."""
 
     async def begin(self) -> Transaction:
-        """Begins a transaction on a connection of the user's pool; may wait for one as long as it is let."""
+        """Begins a transaction on a connection of the user's pool. Waits for one until the caller cancels."""
 
     async def fence(self, connection: Any, term: TermKey, final: RunKey | None = None, *, within: float) -> None:
-        """Fences a transaction of the user's own on `connection`, who commits next.
+        """Fences a transaction on the user's own connection. The user commits next.
 
         Args:
-            connection: The user's.
+            connection: The user's connection.
             term: The term.
             final: See `Transaction.commit`.
-            within: Seconds after which the server is to end the session of a process that was frozen before its
-                COMMIT, where it can.
+            within: Seconds after which the server, if it can, ends the session of a process that froze before its
+                COMMIT.
 
         Raises:
             FenceBroken: The term is over.
-            Refused: The run is not the running one.
+            Refused: This attempt is not the running one.
             StoreUnavailable: A conflict, or the connection is lost.
         """
 

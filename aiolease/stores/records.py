@@ -23,7 +23,7 @@ class TermKey:
 
 @dataclass(frozen=True, slots=True)
 class RunKey:
-    """One attempt at one tick by one term: what a change of a run's row is conditional on, with its status."""
+    """One attempt at one tick by one term. A change of a run's row takes effect only if the row shows this attempt."""
 
     job: str
     tick: datetime

@@ -1,4 +1,4 @@
-"""The commands of a page: those that it shows must exist, those of a console block are run."""
+"""The commands of a page: each must exist, and those of a console block are run."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def check_variable(block: Block, name: str) -> None:
 
 
 def unknown_words(command: list[str]) -> list[str]:
-    """What a command names, and what is not there."""
+    """The words of a command that do not exist: a program, a target, an option."""
     match command:
         case ["make", *words]:
             targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))

@@ -109,7 +109,7 @@ def start(arguments: list[str], folder: Path, environment: Mapping[str, str]) ->
 
 
 def stop_when_seen(limit: float, expected: list[str], process: subprocess.Popen[str], printed: list[str]) -> bool:
-    """Lets the program run until it printed all that is expected, or its time is over; then presses Ctrl-C."""
+    """Lets the program run until it has printed all that is expected, or its time is over; then sends Ctrl-C."""
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline and process.poll() is None:
         if expected and missing(expected, list(printed)) is None:

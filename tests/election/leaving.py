@@ -1,4 +1,4 @@
-"""A term whose body is within something else, and what both raise."""
+"""A term inside another construct (a group, a timeout), and what both raise."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @contextmanager
 def losing() -> Iterator[pytest.ExceptionInfo[LeadershipLost]]:
-    """The block inside is left by its loss alone: what the body asserts while it unwinds counts."""
+    """The block must be left with `LeadershipLost`. If that has a cause, as a failed assertion, the cause is raised."""
     with pytest.raises(LeadershipLost) as lost:
         yield lost
     if lost.value.__cause__ is not None:
@@ -67,7 +67,7 @@ def sent(store: MemoryStore, method: str) -> list[float]:
 
 
 async def until(condition: Callable[[], object], limit: float = LONG) -> None:
-    """Waits until something is so; in virtual time this costs nothing."""
+    """Waits until a condition is true; in virtual time this costs nothing."""
     async with asyncio.timeout(limit):
         while not condition():
             await asyncio.sleep(0.01)

@@ -80,7 +80,7 @@ async def test_background_enters_after_five_seconds_at_most() -> None:
 
 @virtual
 async def test_leaving_does_not_wait_for_a_database_that_hangs() -> None:
-    """An application that stops while the database does not answer is not held up by it."""
+    """An application stops at once, also while the database does not answer."""
     jobs, store = JobRegistry(), MemoryStore()
     store.lose_request("read", times=100)
     async with jobs.background(store, lease_duration=3600) as campaign:
@@ -246,7 +246,7 @@ async def test_a_refusal_after_the_first_election_ends_nothing() -> None:
 
 @virtual
 async def test_a_refusal_after_a_hanging_start_does_not_harm_the_host(log: list[Message]) -> None:
-    """When the host has entered after 5 s, even a refused first attempt only is CRITICAL."""
+    """If the host has entered after 5 s, a first attempt that is refused later is only logged as CRITICAL."""
     jobs, store = JobRegistry(), MemoryStore()
     store.delay("read", 7)
     store.fail("read", StoreRejected("memory", "access denied"))

@@ -121,7 +121,7 @@ async def test_a_loop_blocked_by_the_clean_up_is_reported_before_another_may_lea
 
 
 def test_a_report_that_hangs_does_not_keep_another_lease_from_ending_the_process() -> None:
-    """The loop blocks inside the log, and so does the report of one lease; another one ends the process in time."""
+    """The log blocks the loop, and the report of one lease, too; the watchdog of another lease ends the process."""
     done = run_script(
         """
         import asyncio, time
@@ -235,7 +235,7 @@ def test_a_process_that_may_have_no_more_threads_is_ended_too() -> None:
 
 
 def test_a_watchdog_that_could_not_start_is_started_for_the_next_term() -> None:
-    """A candidate that finds no thread for the watchdog fails; with the next one it is started, and watches."""
+    """A candidate that gets no thread for the watchdog fails; the watchdog starts with the next candidate."""
     body = """
         threading.Thread.start = cannot_start
         try:

@@ -111,7 +111,7 @@ async def test_one_of_two_leads_and_hands_over() -> None:
 
 @virtual
 async def test_a_resigned_leader_that_is_alone_leads_again() -> None:
-    """Where nobody else is there to lead, a campaign that resigned stays out for twice `retry_interval` only."""
+    """A campaign that resigned, and is alone, leads again after twice `retry_interval`."""
     jobs, store = JobRegistry(), MemoryStore()
     async with jobs.background(store, retry_interval=2) as campaign:
         await asyncio.sleep(1)

@@ -127,7 +127,7 @@ def reading(now: float, received: float, took: float = 0.0) -> Reading:
     ],
 )
 def test_how_long_a_candidate_takes_the_holder_for_alive(age: float, before: Reading | None, wait: float) -> None:
-    """What is left by the database's clock counts as far as the candidate's own clock confirms it."""
+    """A candidate believes the time left by the database's clock only as far as its own clock confirms it."""
     sighting = Sighting.of(row(age=age, now=100), reading(100, 100), before=before)
     assert sighting.wait == pytest.approx(wait)
     assert (sighting.duration, sighting.seen_at) == (30, 100)
@@ -149,7 +149,7 @@ def test_how_long_a_candidate_takes_the_holder_for_alive(age: float, before: Rea
     ],
 )
 def test_a_step_back_shortens_the_time_of_the_leader(before: list[Reading], back: float) -> None:
-    """By as much as the clock went back in half a lease, but a third of one at most, a leader stops earlier."""
+    """A leader stops earlier by what the clock went back in the last half lease, by a third of a lease at most."""
     clocks = ClockHistory()
     for earlier in before:
         clocks.note(earlier, 30.0)
@@ -158,7 +158,7 @@ def test_a_step_back_shortens_the_time_of_the_leader(before: list[Reading], back
 
 @pytest.mark.parametrize(("renewed_at", "wait"), [(96, 26), (92.1, 22.1), (91.95, 22), (91.85, 30), (85, 30)])
 def test_a_renewal_that_seems_older_than_the_reading_before_it(renewed_at: float, wait: float) -> None:
-    """It came after that reading, so the clock had gone back before it, and has gone forward as far since."""
+    """A renewal that seems older than the reading before it: the clock was stepped back and forth, so wait a lease."""
     before = Sighting.of(row(age=10, now=92), reading(92, 92))
     renewed = replace(row(age=100 - renewed_at, now=100), beat=7)
     assert (before.token, before.beat) != (renewed.token, renewed.beat)
@@ -259,7 +259,7 @@ async def test_two_steps_that_cancel_out_are_remembered_over_renewals(heartbeat:
 
 @virtual_time
 async def test_a_leader_with_short_timings_survives_a_step_back() -> None:
-    """It renews sooner while it stops earlier: a step of the clock costs no term, whatever the timings are."""
+    """A leader that stops earlier also renews sooner: a step of the clock costs no term, whatever the timings."""
     server, fleet = MemoryServer(), list[Process]()
     leader = Process(server, fleet, renew_deadline=15.0, heartbeat_interval=7.5)
     await leader.leads()
@@ -295,7 +295,7 @@ async def test_a_step_forward_before_two_that_cancel_out_makes_no_two_leaders() 
 
 @virtual_time
 async def test_a_fresh_leader_that_claims_between_two_steps_that_cancel_out_is_let_end() -> None:
-    """It knows nothing of the clock before its claim, and is cut off after it: who sees its term waits for it whole.
+    """A leader may know of no step before its claim: a candidate that sees its term waits for a whole lease.
 
     The candidate hears of no release, as with a database that has no lock to wait for.
     """

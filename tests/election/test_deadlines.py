@@ -138,7 +138,7 @@ async def test_failed_renewals_are_tried_again(error: Exception) -> None:
 @pytest.mark.parametrize("how", ["refuses", "swallows"])
 @virtual_time
 async def test_an_outage_of_ten_seconds_never_costs_the_term(how: str) -> None:
-    """Whenever it begins, an outage of the renew deadline less one and a half heartbeats is ridden out."""
+    """A term survives an outage of the renew deadline less one and a half heartbeats, whenever it begins."""
 
     async def rides_out(begins: float) -> None:
         store = MemoryStore()
@@ -224,7 +224,7 @@ async def test_a_row_that_shows_the_end_ends_the_term_at_once(how: str) -> None:
 
 @virtual_time
 async def test_a_heartbeat_that_breaks_ends_the_term() -> None:
-    """If the heartbeat ends for a reason of its own, the body is cancelled with "error", and it is said why."""
+    """If the heartbeat fails by itself, the body is cancelled with "error", and the log says why."""
     store, log = MemoryStore(), Log()
     with losing() as lost:
         async with leadership(store, on_event=log):

@@ -261,7 +261,7 @@ async def test_run_as_leader_touches_no_signal_unless_asked() -> None:
 
 
 async def test_a_child_has_the_handlers_from_before() -> None:
-    """What `os.fork` makes has the program's handlers, no descriptor to wake a loop, and no signal that is blocked."""
+    """A child of `os.fork` has the program's handlers, no descriptor that wakes a loop, and no blocked signal."""
     numbers = {signal.SIGTERM, signal.SIGINT}
     before = [signal.getsignal(number) for number in numbers]
     reading, writing = os.pipe()

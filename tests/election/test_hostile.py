@@ -1,4 +1,4 @@
-"""What surroundings that mean no good, or do not know better, must not do to a lease."""
+"""What careless or hostile surroundings must not do to a lease."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_an_observer_cannot_keep_a_body_alive(error: BaseException) -> Non
 
 @virtual_time
 async def test_cancelling_every_task_cancels_a_body_once_and_keeps_its_lease() -> None:
-    """Who cancels all tasks, as the end of a program does, cancels the body once, and nobody leads beside its end."""
+    """Cancelling all tasks, as a program's end does, cancels the body once; nobody else leads until it has ended."""
     server, seen = MemoryServer(), []
 
     async def body(_: object) -> None:
@@ -228,7 +228,7 @@ async def test_leaving_a_store_does_not_wait_for_an_answer_that_never_comes(mari
 
 @pytest.mark.parametrize("url", ["mysql://app:2024/hunter?x@db/shop", "mysql://app:77/hunter?@db/shop"])
 def test_a_password_that_reads_like_a_url_is_not_shown(url: str) -> None:
-    """No piece of a password that was not encoded gets into the error, nor of a URL that stands for a name."""
+    """The error shows no piece of a password that was not encoded, nor of a URL given as a lease's name."""
     for target, name in ((url, "default"), ("sqlite:///x.db", url + "x" * 100)):
         with pytest.raises(ConfigurationError) as refused:
             leadership(target, name)

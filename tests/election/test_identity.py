@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
 
 @virtual_time
 async def test_a_claim_whose_answer_was_lost_is_adopted() -> None:
-    """If the row shows a claim's holder, the claim was won: it is led by, with the deadline of its own sending."""
+    """If the row shows a claim's holder, the claim was won: the process leads, until the deadline of that claim."""
     store = MemoryStore()
     store.lose_reply("claim")
     async with leadership(store) as lead:
@@ -52,7 +52,7 @@ async def test_a_claim_whose_answer_was_lost_is_adopted() -> None:
 
 @virtual_time
 async def test_a_claim_that_is_too_old_to_lead_by_is_given_back() -> None:
-    """A lost claim that shows up when little of its time is left is released, and claimed anew."""
+    """A claim that turns out to be won when little of its time is left is released, and claimed again."""
     store = MemoryStore()
     store.lose_reply("claim")
     loop = asyncio.get_running_loop()
@@ -127,7 +127,7 @@ async def test_a_claim_that_the_server_delayed_does_no_harm() -> None:
 
 @virtual_time
 async def test_a_claim_that_came_late_is_taken_up_or_given_back() -> None:
-    """A claim that takes effect after its time-out, on a row nobody else claims, keeps nobody out for a whole lease."""
+    """A claim that takes effect after its time-out keeps nobody out for a whole lease."""
     server = MemoryServer()
     store = MemoryStore(server)
     store.delay("claim", 8)

@@ -1,4 +1,4 @@
-"""A term ends through whatever its body is in: groups, timeouts, other terms."""
+"""A term ends, whatever its body is inside of: groups, timeouts, other terms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What leaves the block of `leadership`, whatever ends it, from within and from without.
+"""Which exception leaves the block of `leadership`, for each way to end it.
 
 The order of precedence: what ends the process, cancellation from outside, the loss of the lease, the body's exception.
 """
@@ -337,7 +337,7 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 
 
 def essential(case: Case) -> bool:
-    """Whether a case is among those that are played in real time, all at once."""
+    """Whether a case is also played in real time, together with others."""
     return case.ending in ("none", "resigned", "expired", "ineligible") and case.body in (*PASSING, "raises")
 
 

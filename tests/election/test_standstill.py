@@ -51,7 +51,7 @@ async def test_a_process_that_stood_still_stops_at_once() -> None:
 
 @virtual_time
 async def test_deadlines_use_the_clock_that_counts_suspension() -> None:
-    """When that clock jumps and the loop's does not, `is_leader` is false at once, and every wake-up looks at it."""
+    """When the boot clock jumps and the loop's does not, `is_leader` is false at once; each wake-up checks it."""
     jump = 0.0
     token = aiolease._clock.replaced.set(lambda: clock() + jump)
     try:
@@ -86,7 +86,7 @@ async def test_deadlines_use_the_clock_that_counts_suspension() -> None:
 
 @virtual_time
 async def test_a_renewal_is_not_late_by_the_time_of_a_suspension() -> None:
-    """What is left until a heartbeat is counted by the clock that counts suspension, not by a timer of the loop."""
+    """The time until a heartbeat is measured by the clock that counts suspension, not by a timer of the loop."""
     jump = 0.0
     token = aiolease._clock.replaced.set(lambda: clock() + jump)
     try:
@@ -104,7 +104,7 @@ async def test_a_renewal_is_not_late_by_the_time_of_a_suspension() -> None:
 
 @virtual_time
 async def test_who_was_no_leader_is_none_again() -> None:
-    """A renewal that is answered once the deadline has passed makes no leader of who was none for a moment."""
+    """A renewal that is answered after the deadline does not make the process the leader again."""
     jump, seen = 0.0, list[bool]()
     token = aiolease._clock.replaced.set(lambda: clock() + jump)
     try:

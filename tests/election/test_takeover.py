@@ -90,7 +90,7 @@ async def test_of_many_candidates_few_write() -> None:
 
 @virtual_time
 async def test_a_resigned_leader_leaves_the_field_to_others() -> None:
-    """Who resigns is followed by another that waits, and stays out until that term was seen."""
+    """A leader that resigns is followed by a waiting process, and stays out until it has seen that term."""
     server, fleet = MemoryServer(), list[Process]()
     first = Process(server, fleet)
     lead = await first.leads()
@@ -112,7 +112,7 @@ async def test_a_resigned_leader_leaves_the_field_to_others() -> None:
 @pytest.mark.parametrize("how", ["resigns", "returns", "is asked to"])
 @virtual_time
 async def test_a_resigned_leader_stays_out_for_twice_the_retry_interval(how: str) -> None:
-    """Where nobody else is elected, the process that resigned leads again, but not at once."""
+    """If nobody else is elected, the process that resigned leads again, but not at once."""
     process = Process(MemoryServer())
     if how == "returns":
         process.body_for = 1

@@ -223,7 +223,7 @@ async def test_a_resignation_after_a_failed_child_is_no_cancellation() -> None:
 
 @virtual_time
 async def test_a_loss_after_a_failed_child_is_a_loss() -> None:
-    """Nor does it hide a loss: else `run_as_leader` would leave the election for good."""
+    """What a task group left behind does not hide a loss either: `run_as_leader` would leave the election for good."""
     store = MemoryStore()
     with losing():
         async with leadership(store):
@@ -234,7 +234,7 @@ async def test_a_loss_after_a_failed_child_is_a_loss() -> None:
 
 @virtual_time
 async def test_a_cancellation_that_is_under_way_goes_before_a_loss() -> None:
-    """One from outside still does, also if the term is lost while the body unwinds from it."""
+    """A cancellation from outside still counts, also if the term is lost while the body unwinds from it."""
     store = MemoryStore()
 
     async def lead() -> None:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("what", ["everything fails", "claims fail"])
 @virtual_time
 async def test_a_database_that_is_down_is_waited_for(what: str) -> None:
-    """While the database does not do what it is asked, warnings grow rarer; when it does, the process leads soon."""
+    """While the database fails, warnings grow rarer; once it works, the process leads soon."""
     process = Process(MemoryServer())
     if what == "everything fails":
         process.store.down = True

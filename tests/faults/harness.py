@@ -1,4 +1,4 @@
-"""Carries a plan out: a private server, a proxy before each worker, the workers, and everything that befalls them.
+"""Carries out a plan: a private server, a proxy before each worker, the workers, and the faults that strike them.
 
 In the end, when nothing befalls anybody any more, one more worker runs what the others have left, so that the ledger
 can be audited: all that had fallen due was claimed, and all that was claimed has ended.
@@ -349,7 +349,7 @@ class Run:
 
 
 async def _patiently(ask: Callable[..., Awaitable[T]], *of: Any) -> T:
-    """Asks until there is an answer: a node that was frozen may find that it was lost when we believe it to be back."""
+    """Asks until there is an answer: a node that seems to be back may still find that the cluster lost it."""
     deadline = time.monotonic() + LIMIT
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What befalls the workers, their network and their server. Every method does one fault, from its start to its end.
+"""The faults of workers, network and server. Each method is one fault, from its start to its end.
 
 It returns what shows that it bit, nothing if it did not: a leader may have ended just before it was to be frozen, and
 nobody may have wanted the row that was locked.
@@ -95,7 +95,7 @@ class Havoc:
     # -- a worker
 
     def _chosen(self, fault: Fault) -> Worker | None:
-        """Whom it befalls; nobody if that one is ending already."""
+        """The worker that is struck; ``None`` if it is ending already."""
         chosen: Worker | None = self._run.chosen(int(fault.worker))
         return chosen
 

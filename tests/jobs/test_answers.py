@@ -41,7 +41,7 @@ FAULTS: dict[str, Callable[[Line], None]] = {
 @pytest.mark.parametrize("faults", [(fault,) for fault in FAULTS] + [("reply lost", "late", "very late", "refused")])
 @virtual
 async def test_no_answer_costs_or_doubles_a_tick(faults: tuple[str, ...], missed: Any, takes: float) -> None:
-    """Whatever becomes of the writes of the ledger and of their answers: no tick is run twice, and none is lost."""
+    """No tick is run twice and none is lost, whatever happens to the ledger's writes and their answers."""
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     async with world() as here:
@@ -170,7 +170,7 @@ async def test_while_the_ledger_is_down_ticks_wait(missed: Any, refused: set[str
 
 @virtual
 async def test_a_failure_now_and_then_is_not_told(log: list[Message]) -> None:
-    """A reading that fails once, and works when it is tried again at once, is nobody's business."""
+    """A reading that fails once, and works when it is tried again at once, is not told."""
     async with world() as here:
         process = here.start(registry(Work(), 1200))
         for moment in range(5, 105, 10):

@@ -208,7 +208,7 @@ async def test_a_job_that_the_registry_lacks_is_told_of_once(log: list[Message])
 
 
 def _sizes(part: Any, path: str = "term") -> dict[str, int]:
-    """How much the parts of a term keep, by where it is."""
+    """The lengths of all containers in the parts of a term, by their paths."""
     sizes = {path: len(part)} if hasattr(part, "__len__") else {}
     if type(part).__module__.startswith("aiolease._jobs."):
         for name, it in getattr(part, "__dict__", {}).items():

@@ -236,7 +236,7 @@ def sent_late(place: Place, packet: bytes) -> str:
     indirect=["place"],
 )
 async def test_a_thawed_leader_begins_nothing(place: Place, point: str, tmp_path: Path) -> None:
-    """Of two processes that both believe to lead only the newer one begins runs, and each tick is claimed once.
+    """If two processes believe that they lead, only the newer one begins runs, and each tick is claimed once.
 
     The older one is frozen just before it claims ticks, just behind, while its claim is on the way, or when a commit of
     its was refused; it is thawed when the newer one has read the ledger, and is about to claim the same ticks.

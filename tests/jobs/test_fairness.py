@@ -152,7 +152,7 @@ async def test_what_grew_too_old_while_its_claim_was_under_way_is_not_begun(log:
 
 @virtual
 async def test_what_grew_too_old_while_the_answer_to_its_claim_was_lost_is_not_begun() -> None:
-    """The ledger says that it runs; it never began, and is skipped, not lost."""
+    """A run that never began is skipped, not lost, though the ledger says that it runs."""
     async with world() as here:
         work = Work()
         process = here.start(registry(work, 100, max_age=2))
@@ -243,7 +243,7 @@ async def test_a_backlog_is_read_as_it_is_worked_off_and_holds_up_nobody() -> No
 
 @virtual
 async def test_a_run_that_is_begun_anew_comes_before_the_queued_ones_of_its_job() -> None:
-    """It has the older tick: until the ledger says that it waits, too, none of the others begins."""
+    """The job's other runs do not begin until the ledger says that the one with the older tick waits, too."""
     async with world() as here:
         work = Work()
         first = here.start(registry(work, 3600, missed="all", rerun_lost=True))
@@ -290,7 +290,7 @@ async def test_newer_ticks_do_not_overtake_queued_runs_that_are_not_read_yet() -
 
 @virtual
 async def test_deleting_old_rows_holds_up_no_job_for_long() -> None:
-    """There is more to delete for ever, and each step takes 0.3 s: it takes a fifth of the time, and no tick waits."""
+    """Deleting old rows takes a fifth of the time at most, though there are always more, and no tick waits for it."""
     late: list[float] = []
     taken = 0.0
 
@@ -322,7 +322,7 @@ async def test_deleting_old_rows_holds_up_no_job_for_long() -> None:
 
 @virtual
 async def test_many_jobs_are_pruned_by_turns() -> None:
-    """Two hundred jobs that are full are seen to fifty at a time, and none is left out."""
+    """The old rows of two hundred jobs are deleted for fifty jobs at a time, and no job is left out."""
     async with world() as here:
         jobs = JobRegistry(history=5)
         for number in range(200):
@@ -361,7 +361,7 @@ def test_a_drain_in_a_network_that_swallows_keeps_to_its_time(lease: float) -> N
 
 @virtual
 async def test_two_registries_with_other_jobs_on_one_lease_are_refused() -> None:
-    """Of two that campaign in one process only one would run: the second is told at once; two copies are no harm."""
+    """Two registries with different jobs on one lease in one process are refused at once; two equal ones are not."""
     store, other = MemoryStore(MemoryServer()), MemoryStore(MemoryServer())
 
     def with_jobs(*names: str) -> JobRegistry:

@@ -172,7 +172,7 @@ async def test_a_job_that_swallows_the_doubt_has_one_effect_too(fault: str) -> N
 
 @virtual
 async def test_a_commit_that_is_unknown_for_ever_is_tried_five_times(log: list[Message]) -> None:
-    """A final commit of which nobody knows, each time: it is tried in five attempts; then the run is lost, as is said.
+    """If nobody knows the outcome of the final commit each time, there are five attempts; then the run is lost.
 
     One that is known to have failed counts for nothing (DESIGN rule 47).
     """
@@ -206,7 +206,7 @@ async def test_a_connection_that_cannot_be_had_is_asked_for_again_in_place(rerun
 
 @virtual
 async def test_conflicts_of_a_final_commit_use_up_no_attempt(log: list[Message]) -> None:
-    """It is known that nothing was committed: the run is begun again after a pause that grows, as often as it takes."""
+    """If it is known that nothing was committed, the run is begun again, without limit, after a growing pause."""
     async with world() as here:
         effects, begun = list[float](), list[float]()
 
@@ -238,7 +238,7 @@ async def test_conflicts_of_a_final_commit_use_up_no_attempt(log: list[Message])
 
 @virtual
 async def test_a_run_that_is_to_begin_after_a_pause_is_handed_to_the_next_leader() -> None:
-    """It waits in the ledger, and the next leader begins it at once."""
+    """A postponed run waits in the ledger, and the next leader begins it at once."""
     async with world() as here:
         effects: list[float] = []
         process = here.start(registry(effective(effects), 100, rerun_lost=True))

@@ -138,6 +138,31 @@ async def test_leader_only_ends_with_its_caller() -> None:
 
 
 @virtual
+async def test_leader_only_that_ends_with_its_registry_has_not_lost_an_expired_lease() -> None:
+    """Where `run` is ended and the term goes on, a call that is cancelled says "resigned": the lease is still kept."""
+    jobs = JobRegistry()
+
+    @jobs.every(10)
+    async def job() -> None: ...
+
+    @jobs.leader_only
+    async def report() -> None:
+        await asyncio.sleep(1000)
+
+    async with leadership(memory()) as lead:
+        running = asyncio.create_task(jobs.run(lead))
+        await asyncio.sleep(1)
+        call = asyncio.create_task(report())
+        await asyncio.sleep(1)
+        running.cancel()
+        with pytest.raises(LeadershipLost) as lost:
+            await call
+        assert (lost.value.reason, lead.is_leader) == ("resigned", True)
+        with suppress(asyncio.CancelledError):
+            await running
+
+
+@virtual
 async def test_leader_only_starts_nothing_in_a_term_that_ends() -> None:
     """While the jobs of a term are being cancelled, a new call is not let in: it would hold up the end."""
     jobs, diary = JobRegistry(), Diary()

@@ -1,4 +1,4 @@
-"""One job's trouble is its own: rows that another hand wrote set their job aside, and all others go on (rule 44)."""
+"""A row that somebody changed by hand sets its own job aside, and all others go on (rule 44)."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ class Stubborn(Line):
 
 @virtual
 async def test_a_refused_batch_is_narrowed_down_to_the_jobs_at_fault(log: list[Message]) -> None:
-    """Two of twenty are set aside, told once, tried again each minute, and go on when nothing is in their way."""
+    """Two jobs of twenty are set aside, told once, tried again each minute, and go on once they can be written."""
     async with world() as here:
         works = {f"job{number:02}": Work() for number in range(20)}
         jobs = JobRegistry()
@@ -279,7 +279,7 @@ async def test_a_clock_that_was_ahead_is_told_and_can_be_mended(mended: str, log
 
 
 async def test_settle_knows_its_job_and_history_its_limit(tmp_path: Path) -> None:
-    """Who asks for what is not there is told."""
+    """It is an error to settle a job that does not exist, or to ask for no rows."""
     async with open_store(f"sqlite:///{tmp_path / 'jobs.db'}") as store:
         with pytest.raises(InvalidJob):
             await store.settle("default", "unknown")
@@ -362,7 +362,7 @@ async def test_the_ends_of_other_jobs_are_written_though_those_of_one_are_refuse
 
 @virtual
 async def test_a_job_that_cannot_be_pruned_holds_up_none_of_the_others() -> None:
-    """Sixty jobs are full, and one of them is in the way, of whichever are deleted with it."""
+    """One of sixty jobs cannot be pruned: it does not keep the others from being pruned."""
     async with world() as here:
         jobs = JobRegistry(history=10)
         for number in range(60):

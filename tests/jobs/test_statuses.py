@@ -160,7 +160,7 @@ async def test_the_loss_of_another_lease_is_a_failure() -> None:
 @pytest.mark.parametrize("rerun_lost", [True, False])
 @virtual
 async def test_a_coroutine_that_swallows_the_end_of_its_term_is_lost(rerun_lost: bool) -> None:
-    """It was cut off, and returned as if nothing had been: nobody knows how far it came."""
+    """A run that swallowed its cancellation and returned is lost: nobody knows how far it came."""
     async with world() as here:
 
         async def job() -> None:
@@ -195,7 +195,7 @@ async def test_a_thread_that_completes_while_its_lease_is_kept_has_succeeded() -
 
 @pytest.mark.parametrize("kind", ["coroutine", "generator"])
 async def test_a_thread_that_gives_back_what_is_still_to_be_run_has_not_completed(kind: str) -> None:
-    """Nothing of it ran: it is lost."""
+    """If the thread returned a coroutine or a generator, nothing of the job ran: the run is lost."""
     server, started, ran = MemoryServer(), asyncio.Event(), list[int]()
     loop, jobs = asyncio.get_running_loop(), JobRegistry()
 
@@ -239,7 +239,7 @@ async def test_a_coroutine_behind_a_plain_function_that_swallows_the_end_of_its_
 @pytest.mark.parametrize("rerun_lost", [True, False])
 @virtual
 async def test_a_leader_killed_while_a_run_waits_for_a_thread_leaves_it_queued(rerun_lost: bool) -> None:
-    """The run has not begun, and the ledger says so at once."""
+    """If the run has not begun, the ledger says so at once."""
     start = threading.Thread.start
 
     def refusing(thread: threading.Thread) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(("since", "ticks"), [(3, [10, 20]), (10, [20]), (9.5, [10, 20])])
 @virtual
 async def test_a_new_job_starts_with_its_next_tick(since: float, ticks: list[float]) -> None:
-    """What the database has never seen has missed nothing: it starts with the first tick after that."""
+    """A job that the database has never seen has missed nothing: it starts with its next tick."""
     async with world() as here:
         await here.until(since)
         work = Work()

@@ -1,4 +1,4 @@
-"""Settings of a session that are legal, and in the way. Withstood, or settled by `aiolease.stores.mysql.settling`.
+"""Legal settings that disturb a session. aiolease bears them, or `aiolease.stores.mysql.settling` resets them.
 
 Left out: what aiolease cannot have (``max_allowed_packet`` below a megabyte), and what no ordinary user may set.
 """

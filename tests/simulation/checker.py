@@ -171,7 +171,7 @@ class Checker:
     # -- the invariants
 
     def _one_body(self, record: Record) -> None:
-        """At most one body runs, but for what a process could not know while it stood still, or has reported."""
+        """At most one body runs, except while a process stood still and could not know, or has reported it."""
         running = {process: body for process, body in self._bodies.items() if process not in self._stopped}
         newest = max((body.token for body in running.values()), default=0)
         for process, body in running.items():

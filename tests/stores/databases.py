@@ -134,7 +134,7 @@ class OnServer(Database):
 
 
 class Awkward(OnServer):
-    """Every session is awkward: by the server's doing, and again by the pool's, which leaves more behind."""
+    """Every session has awkward settings, from the server and from the pool, which also leaves open state behind."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
@@ -196,7 +196,7 @@ async def expired(store: Store, name: str) -> Lease:
 
 
 def state(lease: Lease | None) -> tuple[object, ...] | None:
-    """All of a row but the moment of its reading."""
+    """All values of a row except the moment of the reading."""
     if lease is None:
         return None
     moments = (lease.elected_at, lease.renewed_at, lease.expires_at)

@@ -77,7 +77,7 @@ async def everything(store: Store, name: str = "cron") -> Everything:
 
 
 def in_order(*moments: datetime | None) -> bool:
-    """Whether moments, all of them there and aware UTC, do not fall."""
+    """Whether all moments are there, aware UTC, and none is earlier than the one before it."""
     for moment in moments:
         assert moment is not None
         assert moment.utcoffset() == timedelta(0)

@@ -84,7 +84,7 @@ async def test_a_claim_of_nothing_makes_the_row(database: Database, make_store: 
 async def test_a_claim_that_saw_nothing_fails_where_there_is_a_holder(
     database: Database, make_store: MakeStore
 ) -> None:
-    """Whoever saw no row gets the holder's, unchanged, and by force as well."""
+    """A claim by a candidate that saw no row returns the holder's row, unchanged, also with `force`."""
     first, second = await make_store(), await make_store()
     won = await claim(first, "cron")
     for force in (False, True):
@@ -183,7 +183,7 @@ async def test_both_token_and_beat_are_compared(make_store: MakeStore, token: in
 
 
 async def test_a_second_claim_on_one_sighting_loses(make_store: MakeStore) -> None:
-    """Who comes second with the same sighting gets the winner's row."""
+    """A second claim with the same sighting returns the winner's row."""
     first, second = await make_store(), await make_store()
     await free(first, await claim(first, "cron"))
     seen = await second.read("cron")
@@ -253,7 +253,7 @@ async def test_tokens_and_beats_rise_for_ever(make_store: MakeStore) -> None:
 
 
 async def test_a_row_deleted_by_hand_is_made_above_the_old_one(database: Database, make_store: MakeStore) -> None:
-    """A row that vanished comes back with a higher token, for who saw it as for who did not."""
+    """A row that was deleted comes back with a higher token, whether or not the claimant had seen it."""
     first, second = await make_store(), await make_store()
     for _ in range(3):
         await free(first, await claim(first, "cron"))

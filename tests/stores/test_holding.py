@@ -213,7 +213,7 @@ async def test_a_request_to_resign_shows_in_the_next_renewal(make_store: MakeSto
 
 
 async def test_a_free_lease_cannot_be_asked(make_store: MakeStore) -> None:
-    """There is nobody to ask where nobody leads, and asking makes no row."""
+    """`resign` returns ``None`` if nobody leads, and makes no row."""
     store = await make_store()
     assert await store.resign("cron") is None
     assert await store.read("cron") is None

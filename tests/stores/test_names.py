@@ -91,7 +91,7 @@ async def test_a_token_that_was_set_back_lowers_no_fence(database: Database, mak
 
 @pytest.mark.parametrize("name", ["", "two words", "x" * 101, "naïve", "tab\t"])
 async def test_what_cannot_name_a_lease_is_refused_by_every_question(make_store: MakeStore, name: str) -> None:
-    """A question about a lease that there cannot be is an error of whoever asks, and not an empty answer."""
+    """A question about an impossible lease name is an error, not an empty answer."""
     store: Any = await make_store()
     for question in (store.status, store.resign):
         with pytest.raises(ConfigurationError):
@@ -105,7 +105,7 @@ async def test_what_cannot_name_a_lease_is_refused_by_every_question(make_store:
 async def test_a_moment_that_cannot_be_read_is_trouble_of_the_store(
     database: Database, make_store: MakeStore, column: str
 ) -> None:
-    """A zero date that another hand wrote is told as the store's trouble, and gets well when it is mended."""
+    """A zero date in a row is `StoreUnavailable`, until somebody mends the row."""
     if isinstance(database, InMemory):
         pytest.skip("memory has no other hands")
     store = await make_store()

@@ -256,7 +256,7 @@ async def test_sqlite_tables_that_vanish_are_missed(sqlite: Make, tmp_path: Path
 
 
 async def test_sqlite_notices_that_its_file_was_replaced(sqlite: Make, tmp_path: Path) -> None:
-    """Who leads by a file that was deleted leads by nothing: it sees what all others see."""
+    """A leader whose file was deleted and made again sees the new file, as all others do."""
     first, second = sqlite(), sqlite()
     old = await claim(cast(Store, first), "cron")
     for file in tmp_path.iterdir():

@@ -101,7 +101,7 @@ def test_every_run_is_the_same() -> None:
 
 @virtual_time
 async def test_no_timer_fires_before_its_moment() -> None:
-    """Who sleeps for the rest of a time has slept it out: moments a fraction of a nanosecond apart are kept apart."""
+    """A task that sleeps until a moment wakes at it, not before, by however little."""
     moment, turns = loop().time() + 1, 0
 
     async def sleep_until(moment: float) -> None:

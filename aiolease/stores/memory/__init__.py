@@ -1,7 +1,7 @@
-"""A store in memory, for tests: the same rules as a database, without one, and without its statements.
+"""A store in memory, for tests: the same rules as a database, written in Python instead of SQL.
 
 One `MemoryServer` is the database; each `MemoryStore` on it stands for one process and its network. The rules are
-written once more, in Python, on purpose: what a database does is judged by them, and they by what a database does.
+written a second time on purpose: `tests/stores` runs the same tests on both, so each checks the other.
 """
 
 from aiolease.stores.memory.ledger import Ledger

@@ -27,11 +27,11 @@ class Fence:
 
 
 class MemoryServer:
-    """The tables, and the clock, of a database that lives in this process.
+    """The tables and the clock of a database that lives in this process.
 
     Args:
-        start: What its clock shows when it is first looked at, aware; by default the true time, and in virtual time
-            midnight of 1 January 2026 in UTC. From there on it goes as the loop's clock does.
+        start: What its clock shows when it is first read; aware. By default the true time; in virtual time midnight of
+            1 January 2026 in UTC. From then on it runs with the loop's clock.
 
     Attributes:
         leases: The lease table; a test may change or delete its rows by hand.
@@ -131,7 +131,7 @@ class MemoryServer:
 
         Raises:
             FenceBroken: The term is not the latest.
-            Refused: The run is not the running one.
+            Refused: This attempt is not the running one.
         """
         batch = Batch()
         if final is not None:

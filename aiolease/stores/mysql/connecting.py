@@ -1,4 +1,4 @@
-"""Connecting that may take longer than one attempt has time for."""
+"""Connecting, which may go on longer than the attempt that started it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 CONNECT_LIMIT = 10.0
-"""Seconds that connecting may take, with all that is settled before the first exchange."""
+"""Seconds that connecting may take, with the settings that are sent before the first exchange."""
 
 _SOON = 0.5
-"""Seconds that connecting may take when nothing is known of the network."""
+"""Seconds that connecting may take before it is known how fast the network is."""
 
 _LATELY = 5.0
-"""Seconds for which a failure that nobody waited for is the answer to the next who asks."""
+"""A failure that nobody waited for is given to the next caller, if it is no older than these seconds."""
 
 
 class Connecting(Generic[T]):
     """Makes connections, one at a time, each in a task of its own.
 
-    To connect takes ten round trips, an exchange takes one, and the time for an attempt is meant for an exchange. So an
-    attempt that gives up leaves the connecting to the next one, which waits for the rest of it. If connecting takes
-    longer than it should, the attempt that gives up ends it, for it may hang; each that was ended so makes the next one
-    more patient, so that a slow network has its connection, too.
+    To connect takes ten round trips. An exchange takes one, and the time limit of an attempt is made for an exchange.
+
+    1. An attempt whose time is over leaves the connecting running. The next attempt waits for it.
+    2. If connecting has taken longer than `_patience` by then, the attempt cancels it, because it may hang.
+    3. After each cancellation `_patience` grows, so that a slow network gets its connection, too.
     """
 
     def __init__(self, make: Callable[[], Awaitable[T]]) -> None:
@@ -34,7 +35,7 @@ class Connecting(Generic[T]):
         self._patience = _SOON
 
     async def get(self) -> T | None:
-        """Waits for a connection, which is the caller's then; ``None`` if somebody ended the connecting.
+        """Waits for a connection and hands it to the caller; ``None`` if somebody ended the connecting.
 
         Raises:
             Exception: What connecting failed with. `TimeoutError` after `CONNECT_LIMIT`.
@@ -51,12 +52,12 @@ class Connecting(Generic[T]):
             self.gave_up()
             raise
         if self._task is not task:
-            return None  # `end` has it
+            return None  # `end` took it
         self._task = None
         return None if task.cancelled() else task.result()
 
     def gave_up(self) -> None:
-        """Somebody does not wait any longer: ends the connecting if it takes longer than it should."""
+        """A caller stopped waiting: cancels the connecting if it takes longer than it should."""
         if (
             self.under_way
             and self._task is not None
@@ -71,11 +72,11 @@ class Connecting(Generic[T]):
         return self._task is not None and not self._task.done()
 
     async def end(self) -> T | None:
-        """Ends the connecting; gives a connection that was made and not taken, for the caller to close."""
+        """Cancels the connecting; returns a connection that nobody took, for the caller to close."""
         task, self._task = self._task, None
         while task is not None and not task.done():
             task.cancel()
-            await asyncio.wait([task], timeout=1.0)  # again after a while: a driver may swallow the one
+            await asyncio.wait([task], timeout=1.0)  # then cancel again: a driver may swallow one cancellation
         return None if task is None or task.cancelled() or task.exception() is not None else task.result()
 
     async def _run(self) -> T:
@@ -90,5 +91,5 @@ class Connecting(Generic[T]):
 
 
 def _failed(task: asyncio.Task[T]) -> bool:
-    """Whether a task has failed; asking keeps asyncio from complaining that nobody did."""
+    """Whether a task has failed. Reading the exception keeps asyncio from logging that nobody read it."""
     return task.done() and not task.cancelled() and task.exception() is not None

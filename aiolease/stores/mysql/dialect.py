@@ -1,4 +1,4 @@
-"""What MySQL and MariaDB say in their own words, and how a statement gets its values: ``%s``, bound by the driver."""
+"""The SQL dialect of MySQL and MariaDB, and how a statement gets its values: ``%s``, bound by the driver."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aiolease.stores.sql.dialect import Dialect, Purpose, Table
 from aiolease.stores.sql.statement import NO_VALUES, ONCE, Statement, Step, Values
 
 Bound = tuple[str, tuple[object, ...]]
-"""A statement, or several, as the drivers take it; and its values."""
+"""One statement or several, as the drivers take them, and their values."""
 
 # Where few runs of many are asked for, the servers would at times read those that are finished, or sort. What is
 # written is found by its key, whatever else is in the table: a scan would lock the rows of other leases.
@@ -74,7 +74,7 @@ class MySQLDialect(Dialect):
         return f"GREATEST({', '.join(f'COALESCE({one}, {self.before_all})' for one in each)})"
 
     def kept(self, moment: datetime) -> datetime:
-        """See `Dialect.kept`. One without a time zone came from the tables."""
+        """See `Dialect.kept`. A moment without a time zone was read from the tables, and is left as it is."""
         return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
 
     def moment(self, value: Any) -> datetime:
@@ -87,24 +87,24 @@ class MySQLDialect(Dialect):
         return statement.positional(values, rows, self.kept)
 
     def bind_step(self, step: Step) -> Bound:
-        """A step with its values, and the check of how many rows it changed."""
+        """A step with its values, followed by the check of how many rows it changed."""
         sql, values = self.bind(step.statement, step.values, step.rows)
         return (sql if step.changes is None else f"{sql}; {check(step.changes)}"), values
 
 
 def check(count: int) -> str:
-    """A statement that fails unless the one before it changed so many rows.
+    """A statement that fails unless the one before it changed `count` rows.
 
-    No SELECT: a session with ``sql_select_limit = 0`` would not evaluate it.
+    It is no SELECT, because a session with ``sql_select_limit = 0`` would not evaluate that.
     """
     return f"SET @aiolease_check = IF(ROW_COUNT() = {count}, 1, (SELECT 1 UNION SELECT 2))"
 
 
 CHECK_FAILED = 1242
-"""What a check raises: a subquery that returns more than one row."""
+"""The server's error when a check fails: a subquery returned more than one row."""
 
 
 def packet(statements: Iterable[Bound]) -> Bound:
-    """Several statements as one packet."""
+    """Joins several statements to one packet."""
     parts = list(statements)
     return "; ".join(sql for sql, _ in parts), tuple(value for _, values in parts for value in values)

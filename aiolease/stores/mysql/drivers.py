@@ -1,7 +1,7 @@
 """The drivers of MySQL: how each makes a connection of aiolease's own, and what its errors mean.
 
-Both drivers speak one DB-API dialect, so that all
-differences are here: asyncmy (also from a URL), aiomysql, and a SQLAlchemy engine on either.
+asyncmy (also from a URL), aiomysql, and a SQLAlchemy engine on either of them. Both drivers speak one DB-API dialect.
+All differences between them are in this file.
 """
 
 from __future__ import annotations
@@ -51,24 +51,24 @@ class Driver:
     def __init__(self, description: str, connect: Callable[[], Awaitable[Any]], cursor: type) -> None:
         self.description = description
         self.connect = connect
-        """Makes one connection; closes what is half made when it is cancelled."""
+        """Makes one connection. If it is cancelled, it closes the unfinished connection."""
         self.cursor = cursor
-        """The driver's plain cursor class: the pool's own may be any."""
+        """The driver's plain cursor class: the pool may be set to another one."""
 
 
 Parameters = Callable[[], Mapping[str, Any]]
-"""Gives the parameters of a pool or a URL as they are now: a password may have been changed."""
+"""Returns the current parameters of a pool or a URL: the password may have changed."""
 
 
 def asyncmy_driver(parameters: Parameters) -> Driver:
-    """Connections made by asyncmy, with the parameters of a pool or a URL, but for what is aiolease's to decide."""
+    """Connections made by asyncmy, with the parameters of a pool or a URL, except those that aiolease sets itself."""
     from asyncmy.cursors import Cursor
 
     ours = {
         "autocommit": True,
         "cursor_cls": Cursor,
         "echo": False,
-        "charset": "utf8mb4",  # whatever the pool's: an error may have any character
+        "charset": "utf8mb4",  # the pool's may be smaller, and an error's text may have any character
         "stmt_cache_size": 0,
     }
     left_out = {"conv", "read_timeout", "query_callback"}
@@ -84,7 +84,7 @@ def asyncmy_driver(parameters: Parameters) -> Driver:
 
 
 def _asyncmy_context(given: Any, made: dict[str, Any]) -> Any:
-    """The context that asyncmy makes of a pool's ``ssl``, made once, and kept in `made`."""
+    """The TLS context that asyncmy makes of a pool's ``ssl``. It is made once, and kept in `made`."""
     from asyncmy.connection import Connection
 
     if made.get("for") != given:
@@ -98,7 +98,7 @@ def _asyncmy_context(given: Any, made: dict[str, Any]) -> Any:
 
 
 def aiomysql_driver(parameters: Parameters) -> Driver:
-    """Connections made by aiomysql, with the parameters of a pool, but for what is aiolease's to decide."""
+    """Connections made by aiomysql, with the parameters of a pool, except those that aiolease sets itself."""
     from aiomysql import Cursor
 
     ours = {"autocommit": True, "cursorclass": Cursor, "echo": False, "charset": "utf8mb4"}
@@ -115,13 +115,13 @@ _OPENERS = {"asyncmy": open_asyncmy, "aiomysql": open_aiomysql}
 
 
 def _open_by_address(dialect: Any, record: Any, args: list[Any], parameters: dict[str, Any]) -> None:
-    """On an engine's event `do_connect`: has our connections opened as those of a pool; leaves the engine's alone."""
+    """On an engine's event `do_connect`: opens aiolease's connections as for a pool, and leaves the engine's alone."""
     if _connecting_for_us.get():
         parameters.setdefault("async_creator_fn", _OPENERS[dialect.driver])
 
 
 def engine_driver(engine: Any) -> Driver:
-    """Connections made as those of a SQLAlchemy `AsyncEngine`, its events and connect arguments included."""
+    """Connections as a SQLAlchemy `AsyncEngine` makes them, with its events and its connect arguments."""
     from sqlalchemy import event
     from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -142,7 +142,7 @@ def engine_driver(engine: Any) -> Driver:
         event.listen(engine.sync_engine, "do_connect", _open_by_address)
 
     async def connect() -> Any:
-        # A pool of its own with the engine's creator: the engine's may be exhausted by jobs.
+        # A new pool with the engine's creator: jobs may have used up the engine's own pool.
         own = create_async_engine(url, pool=engine.sync_engine.pool.recreate())
         ours = _connecting_for_us.set(True)
         try:
@@ -167,7 +167,7 @@ def _description(parameters: Mapping[str, Any]) -> str:
 
 
 def listen(connection: Any, events: Mapping[str, Callable[..., None]]) -> None:
-    """Has SQLAlchemy call functions at events of an `AsyncConnection`, until it is closed."""
+    """Registers functions for events of an `AsyncConnection`; they hold until it is closed."""
     from sqlalchemy import event
 
     for name, function in events.items():
@@ -181,9 +181,10 @@ def error_number(error: BaseException) -> int | None:
 
 
 def translate(store: str, error: BaseException) -> AioleaseError:
-    """What a driver's error means to the caller. Whatever is not known to be final may pass.
+    """Turns a driver's error into one of aiolease's. An error that is not known to be final is `StoreUnavailable`.
 
-    The driver's error will be the cause of this one, and its frames hold the password: nobody who logs them sees it.
+    The caller raises the result from the driver's error. The frames of that one hold the password, so their values are
+    hidden here: a log that shows variables must not show it.
     """
     if isinstance(error, AioleaseError):
         return error
@@ -201,7 +202,7 @@ def translate(store: str, error: BaseException) -> AioleaseError:
         return StoreRejected(store, failure)
     missing = isinstance(error, RuntimeError) and "cryptography" in str(error)
     if missing or (number is None and isinstance(error, Misconfigured | TypeError | FileNotFoundError | TLSRefused)):
-        # Not from the server: a missing package, a parameter that the driver does not take, a certificate's path.
+        # Not an answer of the server: a package is missing, the driver refuses a parameter, or a file is not there.
         return StoreRejected(store, f"the driver cannot connect: {text}")
     return StoreUnavailable(store, text)
 
@@ -212,7 +213,7 @@ def denied(error: BaseException) -> bool:
 
 
 def plain_cursor(connection: Any) -> type | None:
-    """The plain cursor class of a connection's own driver; ``None`` if it is of neither."""
+    """The plain cursor class of the driver that made a connection; ``None`` if neither driver made it."""
     packages = {kind.__module__.partition(".")[0] for kind in type(connection).__mro__}
     if "asyncmy" in packages:
         import asyncmy.cursors
@@ -231,15 +232,15 @@ async def execute(
     """Sends statements in one packet; returns the rows of each, or a row with the number of changed rows.
 
     Args:
-        connection: The driver's.
-        cursor_class: The driver's plain one.
+        connection: The driver's connection.
+        cursor_class: The driver's plain cursor class.
         sql: The statements, with ``%s`` for the parameters.
         parameters: Bound by the driver.
-        results: Where to put the results as they come in, so that a caller sees how far an error let it get.
+        results: Takes each result as it comes in, so that after an error the caller sees how many statements ran.
     """
     results = [] if results is None else results
-    # Not as a context manager: its exit asks a connection that a cancellation closed for more, and the error would
-    # take the cancellation's place. Awaiting serves aiomysql; asyncmy's cursor gives itself.
+    # The cursor is not used as a context manager: after a cancellation its exit would read from the closed connection,
+    # and raise an error in place of the cancellation. aiomysql needs the `await`; asyncmy's cursor awaited is itself.
     cursor = await connection.cursor(cursor_class)
     await cursor.execute(sql, parameters or None)
     while True:

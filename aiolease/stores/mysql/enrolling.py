@@ -1,7 +1,7 @@
-"""Telling MySQL and MariaDB of jobs: a shape of its own, since they have no upsert that both take without a warning.
+"""Writes jobs on MySQL and MariaDB. They get statements of their own: no upsert runs on both without a warning.
 
 An upsert that compares the new values with the old ones needs ``VALUES()``, which MySQL deprecates, or a row alias,
-which MariaDB does not know. So the new values are a table that the statement makes, joined with the one that is there.
+which MariaDB does not know. So the statement makes a table of the new values, and joins it with the table of jobs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _ASCII = "CHARACTER SET ascii) COLLATE ascii_bin"
 
 
 class Enrolling:
-    """Makes the rows of jobs, or gives those that are there the new schedule."""
+    """Inserts the rows of new jobs, and writes changed schedules into existing rows."""
 
     def __init__(self, dialect: MySQLDialect) -> None:
         self._dialect = dialect
@@ -56,7 +56,7 @@ class Enrolling:
         )
         values: list[object] = []
         for job in jobs:
-            # As text: what the driver makes of a moment would have the column's type guessed from the first row.
+            # As text: the server would guess the type of the column from the moment in the first row.
             since = job.since and str(self._dialect.kept(job.since))
             values += [job.job, job.schedule, job.timezone, since]
         return source, tuple(values)

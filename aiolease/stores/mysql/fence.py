@@ -1,4 +1,4 @@
-"""The fence of a transaction on MySQL and MariaDB: a statement that counts, and a check of what it changed."""
+"""The fence of a transaction on MySQL and MariaDB: an UPDATE that counts up, and a check that it changed one row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from aiolease.stores.sql.lease import FenceStatements, of_run, of_term
 from aiolease.stores.sql.statement import Statement, Values
 
 FENCE_RESULTS = 2
-"""The results of a fence: of its UPDATE, and of the check."""
+"""How many results a fence has: one of its UPDATE, one of the check."""
+
+_SCHEMA = "{schema}."
+"""Stands for the database until the values are bound: its name may have what a `Statement` takes for its own signs."""
 
 
 class FenceSQL:
@@ -18,27 +21,18 @@ class FenceSQL:
 
     def __init__(self, dialect: MySQLDialect) -> None:
         self.without_snapshot = False
-        """Whether the server can be asked to update rows that have changed since a transaction's snapshot."""
+        """Whether the server has a switch that lets an UPDATE change rows that are newer than the snapshot."""
         self.limits_idle = False
         """Whether the server can end a session that is idle in a transaction which has written."""
-        self._dialect = dialect
         self.database = ""
-
-    @property
-    def database(self) -> str:
         """The database of the fence: the user's session may have gone to another with USE."""
-        return self._database
-
-    @database.setter
-    def database(self, database: str) -> None:
-        self._database = database
-        quoted = database.replace("`", "``").replace("%", "%%")
-        self._statements = FenceStatements(self._dialect, f"`{quoted}`.")
+        self._dialect = dialect
+        self._statements = FenceStatements(dialect, _SCHEMA)
 
     def statements(self, term: TermKey, final: RunKey | None = None) -> Bound:
-        """The fence, which fails unless it matched one row; being a write, a cluster certifies it.
+        """The fence, which fails unless it changed one row. It is a write, so a cluster certifies it.
 
-        With `final`, that run is recorded as succeeded behind it, which fails unless it is the running one.
+        With `final`, a second statement records that run as succeeded, and fails unless that attempt is still running.
         """
         sql, values = self._checked(self._statements.count, of_term(term))
         if final is not None:
@@ -47,14 +41,16 @@ class FenceSQL:
         return sql, values
 
     def limit_idle(self, seconds: float) -> str:
-        """Has the server end this session if it is idle in a transaction that has written; nothing if it cannot."""
+        """Makes the server end this session if it is idle in a transaction with writes; empty if it cannot."""
         variable = "@@SESSION.idle_write_transaction_timeout"
         limit = f"SET {variable} = IF({variable} = 0, {math.ceil(seconds)}, {variable}); "
         return limit if self.limits_idle else ""
 
     def _checked(self, statement: Statement, values: Values) -> Bound:
         update, bound = self._dialect.bind(statement, values)
+        quoted = self.database.replace("`", "``").replace("%", "%%")
+        update = update.replace(_SCHEMA, f"`{quoted}`.", 1)
         if self.without_snapshot:
-            # The row was written by others since the transaction's snapshot; that is no conflict.
+            # Others may have written this row since the transaction's snapshot; that is no conflict.
             update = f"SET STATEMENT innodb_snapshot_isolation = OFF FOR {update}"
         return f"{update}; {check(1)}", bound

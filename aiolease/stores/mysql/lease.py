@@ -1,7 +1,7 @@
-"""The statements of a lease as MySQL and MariaDB get them, and the name of the lock that its leader holds.
+"""The statements of a lease on MySQL and MariaDB, and the name of the lock that its leader holds.
 
-Written so that both servers take it without a warning. Drivers count changed rows, not matched ones; so no decision
-rests on such a count alone.
+Both servers run them without a warning. Drivers count changed rows, not matched ones, so no decision rests on such a
+count alone.
 """
 
 from __future__ import annotations
@@ -17,15 +17,12 @@ from aiolease.stores.sql.lease import TERM, LeaseStatements
 from aiolease.stores.sql.rows import Rows
 from aiolease.stores.sql.statement import Statement
 
-HAS_LOCK = 9
-"""Where a row that was read with its lock says whether the session holds that: behind all columns of the lease."""
-
 
 class LeaseSQL:
     """The statements of the leases of one prefix.
 
     Attributes:
-        database: The database of the session, as it says itself.
+        database: The database of the session, as the server names it.
         hints: Whether leaders hold locks, and candidates wait in them.
     """
 
@@ -39,12 +36,12 @@ class LeaseSQL:
         self._shared = LeaseStatements(dialect, rows)
         lease, fence, now = dialect.table("lease"), dialect.table("fence"), dialect.now
         fence_token = f"(SELECT f.token FROM {fence} AS f WHERE f.name = l.name)"
-        # The leader asks for its lock at each heartbeat, without waiting; asking twice would stack it.
+        # The leader asks for its lock with its claim and each renewal, without waiting; asking twice would stack it.
         locked = "IF(IS_USED_LOCK(:lock) = CONNECTION_ID(), 1, GET_LOCK(:lock, 0))"
         self._read_and_lock = Statement(
             f"SELECT {rows.lease_columns}, IF({TERM}, {locked}, NULL) FROM {lease} WHERE name = :name"
         )
-        # A row that somebody set back by hand, or from an older backup, goes on above its fence.
+        # If somebody set the row back, by hand or from an older backup, its token is raised to that of its fence.
         self._raise_token = Statement(
             f"UPDATE {lease} AS l SET l.token = {fence_token}, l.beat = l.beat + 1 WHERE l.name = :name "
             f"AND (l.holder IS NULL OR l.expires_at <= {now}) AND l.token < {fence_token}"
@@ -53,7 +50,7 @@ class LeaseSQL:
             f"INSERT INTO {fence} (name, token) SELECT l.name, l.token FROM {lease} AS l WHERE l.name = :name "
             f"{dialect.unless_there('name', f'{fence}.fence')}"
         )
-        # Lease and fence in one statement, which commits by itself.
+        # One statement writes lease and fence, and commits by itself.
         self._claim = Statement(
             f"UPDATE {lease} AS l JOIN {fence} AS f ON f.name = l.name "
             f"SET l.holder = :holder, l.token = :token, l.beat = :beat, l.elected_at = {now}, l.renewed_at = {now}, "
@@ -71,7 +68,7 @@ class LeaseSQL:
         return self._rows.lease(row, self._store)
 
     def lock_name(self, name: str) -> str:
-        """The lock of a lease's leader. Names of locks are server-wide, and of 64 characters at most on MySQL."""
+        """The name of the lock of a lease's leader. Lock names are server-wide; MySQL allows 64 characters."""
         key = f"{self.database}\0{self._prefix}\0{name}".encode()
         return f"aiolease-{hashlib.sha256(key).hexdigest()[:40]}"
 
@@ -80,7 +77,7 @@ class LeaseSQL:
         return self._dialect.bind(self._shared.read, rows=[{"name": name} for name in names])
 
     def read_and_lock(self, name: str, holder: str, token: int) -> Bound:
-        """Reads the row and, if it belongs to the term, sees to it that the term holds the lock."""
+        """Reads the row and, if it belongs to the term, takes the lock for the term."""
         if not self.hints:
             return self.read([name])
         values = {"name": name, "holder": holder, "token": token, "lock": self.lock_name(name)}

@@ -1,9 +1,10 @@
-"""How MySQL and MariaDB are sent the statements of the ledger: each batch is one packet, one fenced transaction.
+"""Sends the statements of the ledger to MySQL and MariaDB: each batch is one packet and one fenced transaction.
 
-A check between two statements raises an error unless the statement before it changed as many rows as it should; a
-server does not execute what stands behind an error in a packet, the connection is discarded, and so nothing is
-committed. The fence comes first: whoever writes here waits for it, and not for each other's rows, so that two of them
-cannot meet in a deadlock.
+A check behind a statement raises an error unless the statement changed the right number of rows. After an error the
+server executes nothing more of the packet, and aiolease discards the connection: so nothing is committed.
+
+The fence comes first. Two writers of one lease wait for each other there, before either has locked a row of the ledger,
+so they cannot deadlock.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ _REFUSALS = {
     *(1264, 1265, 1292, 1366, 1406, 1411, 3140, 4025, 3819),  # a value that does not fit, or breaks a CHECK
     *(1451, 1452, 1644),  # somebody's foreign key, or trigger
 }
-"""Errors that say that the rows are in the way, and not that the server is."""
+"""Errors whose cause is the rows, not the server."""
 
 IDLE = 60
-"""``wait_timeout`` of a session that leads nothing, in seconds."""
+"""``wait_timeout`` of a session while this process leads nothing, in seconds."""
 
 ASK_LIMIT = 10.0
-"""Seconds that a question which has no limit of its caller's may take."""
+"""Time limit for exchanges whose caller sets none, in seconds."""
 
-# Refused, a transaction leaves its locks until the connection is closed: if we are frozen then, the server ends it.
+# A refused transaction keeps its locks until the connection is closed. If this process is frozen just then, the server
+# ends the session after a second.
 _BEGIN = "SET @@SESSION.wait_timeout = 1; START TRANSACTION"
 _BEGIN_RESULTS = 2
 _COMMIT = f"COMMIT; SET @@SESSION.wait_timeout = {IDLE}"
@@ -51,10 +53,10 @@ class MySQLLedger:
 
         Args:
             store: The store's description, for errors.
-            dialect: How statements get their values.
-            fence: What each transaction of the leader starts with.
-            leader: The connection for what the leader reads and writes.
-            people: That for what people ask.
+            dialect: Binds values to statements.
+            fence: The first statement of each transaction of the leader.
+            leader: The connection for the leader's reads and writes.
+            people: The connection for what people ask, as the command line does.
         """
         self._store = store
         self._dialect = dialect
@@ -84,7 +86,7 @@ class MySQLLedger:
     async def ask(self, asked: Sequence[Asked]) -> Rows:
         """See `Sending.ask`."""
         statements = [self._dialect.bind(*each) for each in asked]
-        if len(statements) > 1:  # so that the leader cannot see to it between two of them
+        if len(statements) > 1:  # so that the leader cannot act between two of them
             statements = [("START TRANSACTION", ()), *statements, ("COMMIT", ())]
         asking = self._asking_session.run(*packet(statements))
         results = await time_limited(ASK_LIMIT, self._store, asking)
@@ -99,7 +101,7 @@ class MySQLLedger:
         sent = packet([(_BEGIN, ()), self._fence.statements(term), *statements, (_COMMIT, ())])
         results: list[Rows] = []
         try:
-            # Not repeated: if the first was executed, the second is refused, and nobody knows why.
+            # Not repeated: if the first was executed after all, the second would be refused, and nobody would know why.
             await self._other_session.run(*sent, results, repeat=False)
         except AioleaseError as error:
             number = error_number(error.__cause__) if error.__cause__ else None

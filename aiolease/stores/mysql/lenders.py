@@ -1,4 +1,4 @@
-"""Where the connections of transactions come from: the user's pool or engine, or a driver where there is only a URL."""
+"""Lends connections for transactions: from the user's pool or engine, or new ones if the target is a URL."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from aiolease.stores.mysql.drivers import listen
 from aiolease.stores.mysql.unofficial import wake_pool
 
 _ENDED = "aiolease_ended"
-"""Where a connection of SQLAlchemy's notes that its user has ended the transaction."""
+"""The key in the ``info`` of a SQLAlchemy connection: its user has ended the transaction."""
 
 ROLLBACK_LIMIT = 2.0
-"""Seconds; a connection that has not rolled back by then is closed, which rolls back as well."""
+"""Seconds for a rollback. A connection that takes longer is closed; the server then rolls back."""
 
 
 class Lender(Protocol):
-    """Where the connections of transactions come from: the user's pool."""
+    """Lends connections for transactions."""
 
     async def lend(self) -> Any:
-        """A connection as the user knows it; may wait for long."""
+        """Gets a connection of the kind that the user works with. Waits for one until the caller cancels."""
 
     async def raw(self, connection: Any) -> Any:
         """The driver's connection behind it."""
 
     def ended(self, connection: Any) -> bool:
-        """Whether the user has ended the transaction himself, as far as is seen without asking the server."""
+        """Whether the user has ended the transaction, as far as can be seen without asking the server."""
 
     async def give_back(self, connection: Any, *, broken: bool) -> None:
         """Takes it back; closes it if it is `broken`."""
@@ -58,7 +58,7 @@ class PoolLender:
         """See `Lender.give_back`."""
         if broken:
             connection.close()
-        # Not awaited: who is connecting holds up what it returns, and a committed transaction would seem late.
+        # Not awaited: the result waits for any connecting in the pool, and the commit would seem to take that long.
         self._pool.release(connection)
         if broken:
             waking = asyncio.create_task(wake_pool(self._pool))
@@ -69,9 +69,10 @@ class PoolLender:
 class EngineLender:
     """A SQLAlchemy `AsyncEngine`: its transactions are `AsyncConnection`s.
 
-    The connection is in a transaction for SQLAlchemy, too, so that a session on it joins that, and does not commit by
-    itself. What would commit it all the same is refused (`AsyncConnection.commit`, a session that controls it fully);
-    what is sent after that, or after a rollback, is refused as well: the server might commit each statement by itself.
+    SQLAlchemy knows of the transaction, too. So a session on this connection joins it, and does not commit by itself.
+
+    1. What would commit the transaction is refused: `AsyncConnection.commit`, a session that controls it fully.
+    2. After that, or after a rollback, each further statement is refused: the server might commit it by itself.
     """
 
     def __init__(self, engine: Any, store: str) -> None:
@@ -102,7 +103,7 @@ class EngineLender:
         connection.info[_ENDED] = True
 
     def _refuse_if_ended(self, connection: Any, *_: Any) -> None:
-        # After a lost connection SQLAlchemy makes another, which knows nothing of what was begun on the first.
+        # SQLAlchemy replaces a lost connection with a new one, and on that no transaction was begun.
         if connection.info.get(_ENDED) or connection.connection.dbapi_connection is not self._lent[connection]:
             raise TransactionEnded(self._store)
 
@@ -116,12 +117,12 @@ class EngineLender:
 
     async def give_back(self, connection: Any, *, broken: bool) -> None:
         """See `Lender.give_back`."""
-        # It rolls back, and the session may be gone: what became of the transaction is known already.
+        # Closing rolls back, and may fail if the session is gone. The outcome of the transaction is known already.
         if not broken:
             try:
                 async with asyncio.timeout(ROLLBACK_LIMIT):
                     await connection.close()
-            except (Exception, asyncio.CancelledError):  # noqa: BLE001 - given up: it is thrown away
+            except (Exception, asyncio.CancelledError):  # noqa: BLE001 - it is invalidated below
                 pass
             else:
                 return
@@ -132,7 +133,7 @@ class EngineLender:
 
 
 class DriverLender:
-    """No pool, only a URL: a connection for each transaction."""
+    """For a URL, where there is no pool: makes a connection for each transaction."""
 
     def __init__(self, connect: Callable[[], Awaitable[Any]]) -> None:
         self._connect = connect
@@ -155,6 +156,6 @@ class DriverLender:
             try:
                 async with asyncio.timeout(ROLLBACK_LIMIT):
                     await connection.ensure_closed()
-            except (Exception, asyncio.CancelledError):  # noqa: BLE001 - it is being thrown away
+            except (Exception, asyncio.CancelledError):  # noqa: BLE001 - it is closed below
                 pass
         connection.close()

@@ -1,4 +1,4 @@
-"""Opening a connection by the addresses of its host: both drivers leave the look-up of the name to others."""
+"""Opens a connection by the addresses of its host, which aiolease looks up itself: see `_ByAddress`."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from aiolease.stores.mysql.connecting import CONNECT_LIMIT
 from aiolease.stores.mysql.resolve import resolve
 
 _TLS = 1 << 11
-"""The capability of a server that offers TLS."""
+"""The capability flag of a server that offers TLS."""
 
 
 class Misconfigured(Exception):
-    """The driver refuses its parameters, before anything is sent."""
+    """The driver refused its parameters before it sent anything."""
 
 
 async def open_asyncmy(**parameters: Any) -> Any:
-    """Opens a connection of asyncmy; closes what is half made when it is cancelled."""
+    """Opens a connection of asyncmy. If it is cancelled, it closes the unfinished connection."""
     from asyncmy.connection import Connection
 
     return await _open(Connection, "connect", "_connect_timeout", parameters)
 
 
 async def open_aiomysql(**parameters: Any) -> Any:
-    """Opens a connection of aiomysql; closes what is half made when it is cancelled."""
+    """Opens a connection of aiomysql. If it is cancelled, it closes the unfinished connection."""
     from aiomysql import Connection
 
     return await _open(Connection, "_connect", "connect_timeout", parameters)  # its connect() leaks when cancelled
@@ -53,10 +53,10 @@ def _by_address(kind: type) -> Any:
 
 
 class _ByAddress:
-    """A connection that looks up the host's name on its own, and knows what TLS is for. Goes before a driver's class.
+    """A mixin for a driver's connection: it looks up the host's name itself, and insists on TLS where it is asked for.
 
-    Both drivers would have the event loop look the name up, in its default executor, behind all that an application
-    does there; and aiomysql would send all in the clear to a server that offers no TLS.
+    Both drivers look the name up in the loop's default executor, where it would wait behind the application's threads.
+    And aiomysql sends everything in the clear to a server that offers no TLS.
     """
 
     _greeted = False
@@ -66,11 +66,11 @@ class _ByAddress:
     server_capabilities: int
 
     async def open(self, start: Callable[[], Awaitable[object]], limit: str) -> None:
-        """Connects by `start` to one address of the host after the other; closing is the caller's.
+        """Tries the addresses of the host one after the other. The caller closes the connection if this raises.
 
         Args:
-            start: The driver's method.
-            limit: The name of the attribute that limits it.
+            start: The driver's method that connects.
+            limit: The name of the attribute with its time limit.
         """
         self._name = self._host
         over_tcp = not getattr(self, "_unix_socket", None) and getattr(self, "_sock", None) is None
@@ -88,7 +88,7 @@ class _ByAddress:
 
     async def _get_server_information(self) -> None:
         self._greeted = True
-        self._host = self._name  # what TLS verifies
+        self._host = self._name  # TLS verifies the name, not the address
         await super()._get_server_information()  # type: ignore[misc]  # the driver's
         if self._ssl_context and not self.server_capabilities & _TLS:
             raise ssl.SSLError("TLS is asked for, and the server offers none")

@@ -1,4 +1,4 @@
-"""The readings that candidates of one process wait for: one statement reads all rows that are due at one moment."""
+"""Reads the rows that the candidates of one process wait for: one statement reads all that are due at one moment."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from aiolease.stores.mysql.writes import while_wanted
 from aiolease.stores.records import Lease
 
 _LIMIT = 10.0
-"""Seconds that a reading may take whose caller has no limit of its own."""
+"""Time limit for a reading whose caller sets none, in seconds."""
 
 
 class Polls:
-    """The readings that candidates of this process wait for, made in one statement for all that are due together."""
+    """The readings of the candidates of one process, in one statement for all that are due together."""
 
     def __init__(self, read_many: Callable[[list[str]], Awaitable[dict[str, Lease]]], store: str = "") -> None:
         self._store = store
@@ -31,15 +31,17 @@ class Polls:
         return bool(self._waiting)
 
     async def read(self, name: str, seconds: float, poll: float, limit: float = _LIMIT) -> Lease | None:
-        """Reads the row after `poll` at most, sooner after `seconds`, or when a lease of this process is released.
+        """Waits, then reads the row.
+
+        It waits for `seconds`, for the next poll if that comes sooner, or until a lease of this process is released.
 
         Raises:
-            StoreUnavailable: The reading took longer than `limit` seconds. It is ended when nobody else waits for it.
+            StoreUnavailable: The reading took longer than `limit` seconds. It is cancelled if nobody else waits for it.
         """
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
         if poll < seconds:
-            # On a grid, so that all candidates with one interval come together; not on a moment that is as good as now.
+            # On a grid, so that all candidates with one interval read together; never on a moment that is almost now.
             due = (math.floor(loop.time() / poll + self._phase + 0.1) + 1 - self._phase) * poll
         answer: asyncio.Future[Lease | None] = loop.create_future()
         self._waiting[answer] = (name, due)
@@ -56,7 +58,7 @@ class Polls:
             self._changed.set()
 
     def wake(self) -> None:
-        """A lease of this process was released: its other candidates need not wait."""
+        """Makes all candidates read now: a lease of this process was released."""
         self._woken = True
         self._changed.set()
 
@@ -79,7 +81,7 @@ class Polls:
 
     async def _answer(self, batch: dict[asyncio.Future[Lease | None], str]) -> None:
         query = asyncio.ensure_future(self._read_many(sorted(set(batch.values()))))
-        # A caller that stops waiting takes its future away; when none is left, nobody wants the answer.
+        # Each caller that stops waiting cancels its future. When all are done, the query is cancelled, too.
         await while_wanted(query, batch)
         for answer, name in batch.items():
             self._waiting.pop(answer, None)
@@ -93,7 +95,7 @@ class Polls:
                 answer.set_result(query.result().get(name))
 
     async def aclose(self) -> None:
-        """Ends what is under way; those that wait for it hear no more."""
+        """Cancels the reading under way. Its callers get no answer."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])

@@ -1,6 +1,7 @@
-"""Deleting old runs on MySQL and MariaDB: a shape of its own, for the sake of a binary log of statements.
+"""Deletes old runs on MySQL and MariaDB, with statements of their own because of the binary log.
 
-A DELETE with a LIMIT is unsafe there, and warns each time. So the oldest rows are read first, then deleted by the key.
+In a binary log of statements a DELETE with a LIMIT is unsafe, and the server warns each time. So the oldest rows are
+read first, then deleted by their key.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from aiolease.stores.sql.recording import AT_ONCE, cut
 from aiolease.stores.sql.statement import Statement
 
 _JOBS_AT_ONCE = 50
-"""How many jobs are looked at in one packet."""
+"""How many jobs one packet reads."""
 
 
 class Pruning:
@@ -37,7 +38,7 @@ class Pruning:
         return more + await self._prune(self._finished, name, ready, keep)
 
     async def _prune(self, kind: _Kind, name: str, jobs: Sequence[str], keep: int) -> list[str]:
-        # Not too many at once: the claims of ticks wait for it.
+        # Only some rows at once: the claims of ticks wait until the deletion is committed.
         step = step_of(AT_ONCE, jobs)
         more: list[str] = []
         for some in cut(jobs, _JOBS_AT_ONCE):
@@ -56,11 +57,12 @@ class Pruning:
 
 
 class _Kind:
-    """The statements for runs that were skipped, or for those that ran.
+    """The statements for one kind of rows: skipped ticks, or finished runs.
 
     Attributes:
-        old: The first and the last of the oldest rows that are too many, their number, and the newest success.
-        delete: Deletes the rows from one tick to another, except that success.
+        old: Reads, of the oldest rows beyond `keep`, the first and the last tick and their number; and the tick of the
+            newest success.
+        delete: Deletes the rows from one tick to another, except the newest success.
     """
 
     def __init__(self, dialect: MySQLDialect, status: str, index: str) -> None:

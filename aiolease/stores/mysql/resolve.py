@@ -1,4 +1,4 @@
-"""Looks up names of hosts without the event loop's default executor, which may be full of an application's threads."""
+"""Looks up host names in a thread of its own: the loop's default executor may be busy with the application."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import socket
 import threading
 from concurrent.futures import Future
 
-# A lookup cannot be cancelled, and may take half a minute. So callers share the one that is under way for their host;
-# by process, since a forked child has none of its parent's threads.
+# A lookup cannot be cancelled, and may take half a minute. So callers for one host share the lookup that is under way.
+# The key has the process id, because a forked child has none of its parent's threads.
 _under_way: dict[tuple[int, str], Future[list[str]]] = {}
 _lock = threading.Lock()
 
@@ -18,7 +18,7 @@ _lock = threading.Lock()
 async def resolve(host: str) -> list[str]:
     """Looks up the addresses of a host, in the order in which they are to be tried.
 
-    The answer is not kept: after a failover of the database its name means another machine.
+    The answer is not kept: after a failover of the database the name may mean another machine.
 
     Raises:
         OSError: The name is not known, or no server of names answers.
@@ -32,9 +32,9 @@ async def resolve(host: str) -> list[str]:
         answer = _under_way.get(key)
         if answer is None:
             answer = _under_way[key] = Future()
-            # A daemon: the end of the program does not wait for it.
+            # A daemon thread, so that the end of the program does not wait for it.
             threading.Thread(target=_look_up, args=(key, answer), name="aiolease-resolver", daemon=True).start()
-    # Shielded, for others may wait for the same.
+    # Shielded, because others may wait for the same lookup.
     return await asyncio.shield(asyncio.wrap_future(answer))
 
 
@@ -42,7 +42,7 @@ def _look_up(key: tuple[int, str], answer: Future[list[str]]) -> None:
     try:
         found = socket.getaddrinfo(key[1], None, type=socket.SOCK_STREAM)
         addresses = list(dict.fromkeys(str(address[0]) for _, _, _, _, address in found))
-    except BaseException as error:  # noqa: BLE001 - it is the answer to whoever asked
+    except BaseException as error:  # noqa: BLE001 - every caller gets it
         _end(key)
         answer.set_exception(error)
     else:

@@ -1,4 +1,4 @@
-"""The tables on MySQL and MariaDB: ``schema.sql``, and how they are found and made."""
+"""Finds, creates and upgrades the tables on MySQL and MariaDB. They are in ``schema.sql``."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _ONLINE = ", ALGORITHM=INPLACE, LOCK=NONE"
 
 
 def schema() -> str:
-    """The text of ``schema.sql``: from the wheel, or beside the package in a checkout."""
+    """The text of ``schema.sql``, which lies in the wheel, or beside the package in a checkout."""
     packaged = resources.files("aiolease") / "schema.sql"
     if packaged.is_file():
         return packaged.read_text(encoding="utf-8")
@@ -71,7 +71,7 @@ class MySQLSchema:
     """The tables of one prefix in one database."""
 
     def __init__(self, store: str, prefix: str, *, create: bool) -> None:
-        """Knows them.
+        """Makes it.
 
         Args:
             store: The store's description, for errors.
@@ -85,10 +85,10 @@ class MySQLSchema:
         self._rows_sql = f"SELECT name, token FROM {prefix}lease WHERE name IN ({names})"
 
     async def find(self, execute: Execute) -> None:
-        """Looks for the tables; makes them, or upgrades them.
+        """Looks for the tables. Creates or upgrades them where that is needed and allowed.
 
         Raises:
-            SchemaMissing: They are missing or of another version, and may not be made.
+            SchemaMissing: They are missing, or of a version that this code does not know, or may not be created.
         """
         found = await self._found(execute)
         if is_current(found):

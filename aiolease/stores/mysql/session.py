@@ -1,4 +1,4 @@
-"""One connection to MySQL or MariaDB: made when it is needed, given up at trouble, one exchange at a time."""
+"""One connection to MySQL or MariaDB: made when it is needed, discarded after an error, one exchange at a time."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from aiolease.stores.mysql.drivers import Driver, Execute, Rows, error_number, e
 
 _DEADLOCK = 1213
 _DEADLOCKS = 5
-"""How often in a row a statement may be chosen to end a deadlock: claims of a row that is being made meet."""
+"""How often a statement is sent in all if the server ends it as the victim of a deadlock, as while a row is made."""
 _ROUND_TRIPS = 8
-"""How many round trips it may take to connect, with TLS and all that is settled then; an exchange takes one."""
+"""An exchange should take one round trip. After this many it is too long. Connecting takes about as many."""
 
 _MOST_PATIENT = 5.0
-"""Seconds that a network which does not answer at all is borne with, when others wait."""
+"""The longest `_patience` that ended exchanges lead to, in seconds."""
+
+_PATIENT_FOR = 60.0
+"""Seconds for which it is borne with as long after an exchange was ended, though others are answered quickly."""
 
 _LONG = 1.0
-"""Seconds after which an exchange was a wait, and a proxy may have taken it for idle."""
+"""An exchange of more seconds was a wait for a lock, and a proxy may have closed the connection as idle."""
 
 _ENDED = frozenset({
     0,  # the driver has closed it
@@ -38,18 +41,19 @@ _ENDED = frozenset({
 
 
 class Session:
-    """One connection, made when it is needed and discarded at the first trouble; one exchange at a time.
+    """One connection, made when it is needed and discarded after an error; one exchange at a time.
 
     Who gives up waiting for its turn ends the exchange of another that takes longer than it should: longer than several
     round trips of the network as it was last seen, and `stuck` at least. Each that was ended so makes the session more
-    patient, until an answer comes: a hung connection costs nobody much, a slow one nothing. Connecting goes on beyond
-    the attempt that began it: see `Connecting`.
+    patient for a while: a hung connection costs nobody much, a slow network or slow commits cost two exchanges.
+    Connecting goes on beyond the attempt that began it: see `Connecting`.
     """
 
     def __init__(self, driver: Driver, prepare: Callable[[Execute], Awaitable[None]], stuck: float) -> None:
         self._stuck = self._patience = stuck
         self._step: asyncio.Timeout | None = None  # the exchange that is under way
         self._step_since = 0.0
+        self._ended_at = -math.inf  # when an exchange was last ended for the sake of others
         self._round_trip = 0.0  # the quickest over this connection
         self._driver = driver
         self._prepare = prepare
@@ -59,7 +63,7 @@ class Session:
         self._used_at = 0.0
         self._closed = False
         self.fresh_for = 30.0
-        """Seconds after which an idle connection is not trusted any more: the server may have closed it."""
+        """Seconds after which an idle connection is replaced: the server may have closed it."""
         self.opened = 0
         """Counts the connections made."""
 
@@ -76,18 +80,18 @@ class Session:
         Args:
             sql: The statements, with ``%s`` for the parameters.
             parameters: Bound by the driver.
-            results: Where to put the results as they come in, so that a caller sees how far an error let it get.
-            repeat: Whether to send them once more, over a new connection, if the server has ended the one that was
-                there. They may have been executed already.
+            results: Takes each result as it comes in, so that after an error the caller sees how many statements ran.
+            repeat: Whether to send the packet once more, over a new connection, if the server had closed the old one.
+                The statements may have been executed already.
 
         Raises:
-            StoreUnavailable: And `StoreRejected`, `SchemaMissing`: see `translate`. The connection is gone then.
+            StoreUnavailable: And `StoreRejected`, `SchemaMissing`: see `translate`. The connection is discarded.
         """
         results = [] if results is None else results
         try:
             await self._lock.acquire()
         except BaseException:
-            # Another exchange does not end, and its caller may have more time than this one: its answer was lost.
+            # The exchange before this one does not end: perhaps its answer was lost, and its caller waits for longer.
             self.gave_up()
             raise
         try:
@@ -104,15 +108,15 @@ class Session:
                     self.discard()
                     if error_number(error) == _DEADLOCK and tries:
                         results.clear()
-                        continue  # the server undid the statement, for another's sake: it may be sent again
+                        continue  # the server undid the statement to end a deadlock: it may be sent again
                     if repeat and _ended(error):
-                        # Once, unless it was a long wait: who ended that may end the next one, too.
+                        # Only once, except after a long wait: what ended that may end the next one, too.
                         repeat = clock() - began > _LONG
                         results.clear()
                         continue
                     raise translate(self._driver.description, error) from error
                 except BaseException:
-                    self.discard()  # the answer is still to come: what is asked next would get it
+                    self.discard()  # its answer is still to come, and the next exchange would read it
                     raise
 
         finally:
@@ -128,12 +132,13 @@ class Session:
                 answer = await self._execute(self._connection, sql, parameters, results)
         except _TakesTooLong as error:
             raise StoreUnavailable(self._driver.description, "no answer, and others wait for the connection") from error
-        self._patience = max(self._stuck, _ROUND_TRIPS * self._round_trip)
+        if asyncio.get_running_loop().time() - self._ended_at > _PATIENT_FOR:
+            self._patience = max(self._stuck, _ROUND_TRIPS * self._round_trip)
         return answer
 
     @asynccontextmanager
     async def _take_step(self) -> AsyncIterator[None]:
-        """Around what `gave_up` and `aclose` may end; raises `_TakesTooLong` then."""
+        """Wraps an exchange that `gave_up` and `aclose` may end. It then raises `_TakesTooLong`."""
         self._check_open()
         limit, self._step_since = asyncio.timeout(None), asyncio.get_running_loop().time()
         try:
@@ -177,9 +182,11 @@ class Session:
         return self._lock.locked()
 
     def gave_up(self) -> None:
-        """Somebody does not wait any longer for its turn."""
+        """A caller stopped waiting for its turn: ends the connecting or the exchange if it takes too long."""
         self._connecting.gave_up()
-        if asyncio.get_running_loop().time() - self._step_since > self._patience and self._end_step():
+        now = asyncio.get_running_loop().time()
+        if now - self._step_since > self._patience and self._end_step():
+            self._ended_at = now
             self._patience = max(self._patience, min(self._patience * 4, _MOST_PATIENT))
 
     def _end_step(self) -> bool:
@@ -189,13 +196,13 @@ class Session:
         return True
 
     def discard(self) -> None:
-        """Drops the connection without a word. The server goes on with what it was sent, and ends the session after."""
+        """Drops the connection at once. The server still executes what it was sent, and then ends the session."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
 
     async def aclose(self) -> None:
-        """Closes the connection for good, with a good-bye if the server listens; what is under way fails. Bounded."""
+        """Closes the connection for good. An exchange under way fails. Waits for the server for a second at most."""
         self._closed = True
         self._end_step()
         left = await self._connecting.end()
@@ -210,14 +217,14 @@ class Session:
         try:
             async with asyncio.timeout(1.0):
                 await connection.ensure_closed()
-        except Exception:  # noqa: BLE001 - it is being thrown away, whatever it says
+        except Exception:  # noqa: BLE001 - it is closed below
             pass
         finally:
             connection.close()
 
 
 class _TakesTooLong(Exception):
-    """Somebody who waits for the connection ended what it was busy with."""
+    """A caller that waits for the connection ended the exchange under way, or the session was closed."""
 
 
 def _ended(error: BaseException) -> bool:

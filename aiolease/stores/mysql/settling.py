@@ -1,11 +1,11 @@
-"""What a session of aiolease's own is set to, on MySQL and MariaDB, whatever a server, an account or a pool made of it.
+"""The settings of aiolease's own sessions on MySQL and MariaDB, whatever a server, an account or a pool has set.
 
-Settled is what could stop or slow a statement of ours, or change what it does, as far as any user may set it:
+Each variable is set here that could stop, slow or change one of aiolease's statements, and that any user may set:
 
 1. What was begun: an open transaction, locked tables, a ``SET TRANSACTION`` for the next one.
 2. How transactions end (``autocommit``, ``completion_type``), what they see and may write. A chained COMMIT would leave
-   the fence locked; a serializable reading would wait for others' writes. REPEATABLE READ is what every server has, and
-   what a binary log in STATEMENT form needs.
+   the fence locked; a serializable reading would wait for others' writes. Every server has REPEATABLE READ, and a
+   binary log in STATEMENT form needs it.
 3. The clock: ``SET timestamp`` stops ``UTC_TIMESTAMP()``, too.
 4. How a statement is read: the modes, the character set.
 5. What refuses or cuts a statement: its time, its rows (``sql_select_limit``, ``max_join_size``, ``sql_safe_updates``),
@@ -13,11 +13,12 @@ Settled is what could stop or slow a statement of ours, or change what it does, 
    ``range_optimizer_max_mem_size`` is small.
 6. How long it waits for locks, for the network, and how long it may be idle.
 
-Not settled, since it does not matter here: the time zone and the language; what is about foreign keys, secondary unique
-keys, generated keys, views and DDL (all tables have a primary key, and name their engine and character sets);
-the optimizer's choices, which change no result; limits of idle transactions (ours are never idle). Not ours to settle:
-what needs a privilege (the binary log, ``connection_memory_limit``, ``max_allowed_packet``), and the consistency of a
-cluster, which its owner wants.
+Not set, because it does not matter here: the time zone and the language; what concerns foreign keys, secondary unique
+keys, generated keys, views and DDL (all tables have a primary key, and name their engine and character sets); the
+optimizer's choices, which change no result; limits of idle transactions (aiolease's are never idle).
+
+Not set, because aiolease may not or should not: what needs a privilege (the binary log, ``connection_memory_limit``,
+``max_allowed_packet``), and the consistency of a cluster, which its owner has chosen.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _BOTH = (
     "max_sort_length = 1024, net_read_timeout = 30, net_write_timeout = 60, "
     f"innodb_lock_wait_timeout = {_LOCK_WAIT}, lock_wait_timeout = {_LOCK_WAIT}"
 )
-# Each server takes the comments of the other for comments: a variable that it does not know would be an error.
+# Each server ignores the special comments of the other: a variable that it does not know would be an error.
 _MARIADB = (
     "max_statement_time = 0, tmp_disk_table_size = 18446744073709551615, max_session_mem_used = 9223372036854775807"
 )
@@ -42,10 +43,10 @@ SETTLE = (
     "ROLLBACK AND NO CHAIN NO RELEASE; UNLOCK TABLES; "
     f"SET {_BOTH}, wait_timeout = %s /*M!100600 , {_MARIADB} */ /*!80013 , {_MYSQL} */; "
     "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ WRITE; "
-    # What was said of the next transaction only ends with it.
+    # A ``SET TRANSACTION`` for the next transaction only ends with that transaction.
     "START TRANSACTION; COMMIT"
 )
-"""Its parameter is the seconds after which the server ends the idle session."""
+"""The packet. Its parameter: the seconds after which the server ends the idle session."""
 
 SETTLED = SETTLE.count(";") + 1
-"""How many statements that is."""
+"""How many statements, and so how many results, `SETTLE` has."""

@@ -1,17 +1,16 @@
 """The store on MySQL and MariaDB: the lease.
 
-Two connections at most, however many leases this process has: one for the leases, one for the ledger (see
-`aiolease.stores.mysql.ledger`) and for what people ask.
+A process has at most three connections, however many leases it has: one for the leases, one for the leader's ledger
+(see `aiolease.stores.mysql.ledger`), one for what people ask.
 
-Expiry is reckoned in SQL with ``UTC_TIMESTAMP(6)``, in the statement that compares it. A claim compares and swaps
-(token, beat), and writes the lease and the fence in one statement. What the leases of a process write at one moment
-shares one commit (see `aiolease.stores.mysql.writes`), so that a process can lead a thousand of them. How candidates
-wait for a release is told in `aiolease.stores.mysql.waiting`.
+The server computes each expiry with ``UTC_TIMESTAMP(6)``, in the statement that compares it. A claim compares and swaps
+(token, beat), and writes the lease and the fence in one statement. The leases of a process that write at one moment
+share one commit (see `aiolease.stores.mysql.writes`), so a process can lead a thousand of them. How candidates wait for
+a release is in `aiolease.stores.mysql.waiting`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
 from functools import partial
@@ -19,11 +18,11 @@ from typing import Any
 
 from aiolease._names import check_name
 from aiolease._waiting import time_limited
-from aiolease.errors import AioleaseError, ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
+from aiolease.errors import AioleaseError, ConfigurationError, SchemaMissing
 from aiolease.stores.mysql.dialect import MySQLDialect
 from aiolease.stores.mysql.drivers import Driver, Execute, Rows, execute, translate
 from aiolease.stores.mysql.fence import FenceSQL
-from aiolease.stores.mysql.lease import HAS_LOCK, LeaseSQL
+from aiolease.stores.mysql.lease import LeaseSQL
 from aiolease.stores.mysql.ledger import ASK_LIMIT, IDLE, MySQLLedger
 from aiolease.stores.mysql.lenders import DriverLender, Lender
 from aiolease.stores.mysql.polls import Polls
@@ -64,7 +63,6 @@ class MySQLStore(SQLLedger):
         self._ready = False
         self._leading: dict[str, float] = {}  # the leases that this process holds, and how long each lasts
         self._lease_session = Session(driver, self._prepare_for_leases, stuck=0.2)
-        self._asking: set[asyncio.Task[None]] = set()
         self._polls = Polls(self._read_many, self.description)
         self._waiting = Waiting(
             self._sql, self._lease_session, self._polls, run=self._run, leads=lambda: bool(self._leading)
@@ -79,7 +77,7 @@ class MySQLStore(SQLLedger):
         )
         self._fence = FenceSQL(dialect)
         self._other_session = Session(driver, self._prepare, stuck=ASK_LIMIT)
-        # What people ask must not wait for what the leader writes, nor hold it up. Idle, the server ends it.
+        # What people ask must neither wait for the leader's writes nor delay them. The server ends it when it is idle.
         self._asking_session = Session(driver, self._prepare, stuck=ASK_LIMIT)
         sessions = {"leader": self._other_session, "people": self._asking_session}
         ledger = MySQLLedger(self.description, dialect, self._fence, **sessions)
@@ -108,13 +106,13 @@ class MySQLStore(SQLLedger):
         self._fence.without_snapshot = "innodb_snapshot_isolation" in variables
         self._fence.limits_idle = "idle_write_transaction_timeout" in variables
         if variables.get("wsrep_on") == "ON":
-            self._sql.hints = False  # GET_LOCK is of one node only
+            self._sql.hints = False  # a GET_LOCK holds on one node only
         if not self._ready:
             await self._schema.find(send)
             self._ready = True
 
     async def _run(self, sql: str, parameters: tuple[object, ...], *, repeat: bool = True) -> list[Rows]:
-        """An exchange over the connection of the leases; one that waits for a lock gives way."""
+        """Has an exchange over the connection of the leases. A candidate that waits there in a lock stops waiting."""
         self._waiting.give_way()
         try:
             return await self._lease_session.run(sql, parameters, repeat=repeat)
@@ -145,7 +143,7 @@ class MySQLStore(SQLLedger):
         lease = await self._try_claim(name, holder, duration, seen, force)
         untouched = lease is not None and (lease.token, lease.beat) == (seen.token, seen.beat)
         if untouched and lease is not None and (lease.free or force):
-            # The row is as it was, and still the claim did not match it: its fence is missing, or ahead of it.
+            # The row has not changed, and yet the claim did not match: its fence is missing, or has a higher token.
             made = await self._make(name)
             if made is not None and (made.holder is None or (made.token, made.beat) == (seen.token, seen.beat)):
                 lease = await self._try_claim(name, holder, duration, made, force)
@@ -154,7 +152,7 @@ class MySQLStore(SQLLedger):
         if lease is not None and lease.holder == holder:
             self._leading[name] = duration
             self._waiting.won(name)
-        elif self._waiting.locked == name:  # another was faster: it wants the lock now
+        elif self._waiting.locked == name:  # another process won, and needs the lock
             await self._waiting.give_up_lock(name)
         return lease
 
@@ -163,36 +161,13 @@ class MySQLStore(SQLLedger):
         return self._sql.lease(rows[0]) if rows else None
 
     async def _try_claim(self, name: str, holder: str, duration: float, seen: Lease, force: bool) -> Lease | None:
-        token = seen.token + 1
-        read, about = self._sql.read_and_lock(name, holder, token)
+        read, about = self._sql.read_and_lock(name, holder, seen.token + 1)
         idle = math.ceil(max([duration, *self._leading.values()]))
         claim = self._sql.claim(name, holder, duration, seen=seen, force=force)
         after = f"SET SESSION wait_timeout = {idle}; {read}"
         rows = (await self._writes.send(Write(Kind.CLAIM, name, *claim, after, about)))[-1]
         self._lease_session.fresh_for = idle / 2
-        if not rows:
-            return None
-        lease = self._sql.lease(rows[0])
-        if lease.holder == holder and self._sql.hints and rows[0][HAS_LOCK] != 1:
-            asking = asyncio.create_task(self._ask_for_lock(name, holder, token))
-            self._asking.add(asking)
-            asking.add_done_callback(self._asking.discard)
-        return lease
-
-    async def _ask_for_lock(self, name: str, holder: str, token: int) -> None:
-        """Asks again, soon, for a lock that was not to be had at the claim: a candidate that lost the race held it."""
-        statement = self._sql.read_and_lock(name, holder, token)
-        for pause in (0.02, 0.05, 0.1, 0.2, 0.4, 0.8):
-            await asyncio.sleep(pause)
-            if name not in self._leading:
-                return
-            try:
-                async with asyncio.timeout(ASK_LIMIT):
-                    rows = (await self._run(*statement))[0]
-            except (TimeoutError, StoreUnavailable, StoreRejected, SchemaMissing):
-                return  # the next heartbeat asks, and reports
-            if not rows or rows[0][HAS_LOCK] == 1:
-                return
+        return self._sql.lease(rows[0]) if rows else None
 
     async def renew(self, name: str, holder: str, token: int, beat: int, duration: float) -> Lease | None:
         """See `LeaseStore.renew`."""
@@ -206,7 +181,7 @@ class MySQLStore(SQLLedger):
         """See `LeaseStore.release`."""
         self._leading.pop(name, None)
         release = self._sql.release(name, holder, token)
-        # The row first: whoever is woken by the lock finds it free.
+        # The row first: a candidate that the lock wakes must find the row free.
         unlock = ("DO RELEASE_LOCK(%s)", (self._sql.lock_name(name),)) if self._sql.hints else ("", ())
         released = bool((await self._writes.send(Write(Kind.RELEASE, name, *release, *unlock)))[0][0][0])
         self._polls.wake()
@@ -230,7 +205,7 @@ class MySQLStore(SQLLedger):
     # -- what people ask
 
     async def status(self, name: str) -> Lease | None:
-        """See `Store.status`; over a connection of its own."""
+        """See `Store.status`; over the connection for what people ask."""
         check_name(name)
         call = self._asking_session.run(*self._sql.read([name]))
         rows = (await time_limited(ASK_LIMIT, self.description, call))[0]
@@ -266,10 +241,6 @@ class MySQLStore(SQLLedger):
     async def aclose(self) -> None:
         """See `Store.aclose`."""
         await self._polls.aclose()
-        for asking in self._asking:
-            asking.cancel()
-        if self._asking:
-            await asyncio.wait(self._asking)
         await self._lease_session.aclose()
         await self._writes.aclose()
         await self._other_session.aclose()

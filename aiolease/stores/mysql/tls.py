@@ -1,7 +1,7 @@
-"""TLS as a URL asks for it: its parameters mean here what they say, and what contradicts itself is refused.
+"""Makes the TLS context that a URL asks for. Parameters that contradict each other are refused.
 
-Drivers differ in what they make of ``ssl_…`` parameters, and some verify nothing where a CA is named. So the context is
-made here, once, and handed to the driver.
+Drivers read ``ssl_…`` parameters differently, and some verify nothing although a CA is named. So the context is made
+here, and handed to the driver.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ PARAMETERS = ("ssl_mode", "ssl", "ssl_verify_cert", "ssl_check_hostname", *_FILE
 
 
 class TLSRefused(ValueError):
-    """What was asked for cannot work; the text says why, and shows no value but the path of a file."""
+    """The parameters cannot work. The text says why, and shows no values except paths of files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
-    """The parameters as they were read, ``None`` where nothing was said."""
+    """The parameters as they were read; ``None`` for those that the URL does not have."""
 
     mode: Mode | None
     ssl: bool | None
@@ -48,8 +48,8 @@ class _Asked:
 class Contexts:
     """Makes a context when it is first needed, and again only when one of its files has changed.
 
-    To read the system's CAs blocks the event loop for 40 ms, which no renewal should pay. A certificate that is
-    replaced while the program runs, as short-lived ones are, holds for the next connection.
+    Reading the system's CAs blocks the event loop for 40 ms, which would delay a renewal. If a certificate's file is
+    replaced while the program runs, the next connection uses the new one.
     """
 
     def __init__(self, make: Callable[[], ssl.SSLContext | None], files: Iterable[str]) -> None:
@@ -59,7 +59,7 @@ class Contexts:
         self._context: ssl.SSLContext | None = None
 
     def get(self) -> ssl.SSLContext | None:
-        """Gives the context; raises what making it raises."""
+        """Returns the context; raises what `make` raises."""
         stamp = tuple(map(_changed_at, self._files))
         if stamp != self._stamp:
             self._context, self._stamp = self._make(), stamp
@@ -74,7 +74,7 @@ def _changed_at(path: str) -> int | None:
 
 
 def contexts(parameters: Mapping[str, str]) -> Contexts:
-    """As `make_context`, for every connection that a URL leads to."""
+    """As `make_context`, for all connections of a URL."""
     files = [parameters[key] for key in ("ssl_ca", "ssl_cert", "ssl_key") if key in parameters]
     return Contexts(lambda: make_context(parameters), files)
 
@@ -83,9 +83,11 @@ def make_context(parameters: Mapping[str, str]) -> ssl.SSLContext | None:
     """Makes the context that the ``ssl…`` parameters of a URL ask for; ``None`` for a connection without TLS.
 
     1. ``ssl_mode=disabled`` and ``ssl=false`` mean no TLS.
-    2. ``ssl_mode=required``, ``ssl=true``, a certificate of one's own or a cipher alone: TLS that verifies nothing.
-    3. ``ssl_mode=verify_ca``, or ``ssl_check_hostname=false`` beside a CA: the certificate is verified, the name not.
-    4. All else, a CA that is named among it: certificate and name are verified. If no CA is named, by the system's.
+    2. ``ssl_mode=required``, ``ssl=true``, or only ``ssl_cert`` and ``ssl_key``, or only ``ssl_cipher``: TLS that
+       verifies nothing.
+    3. ``ssl_mode=verify_ca``, or ``ssl_check_hostname=false`` beside a CA: verifies the certificate, not the name.
+    4. In all other cases, also where only a CA is named: certificate and name are verified. If no CA is named, the
+       system's CAs verify.
 
     Raises:
         TLSRefused: A parameter contradicts another, has an unknown value, or names a file that cannot be used.
@@ -121,7 +123,7 @@ def _read(parameters: Mapping[str, str]) -> _Asked:
 
 
 def _mode(asked: _Asked) -> Mode | None:
-    """Which of the modes the parameters come to; ``None`` if they say nothing of TLS."""
+    """The mode that the parameters ask for; ``None`` if none of them is about TLS."""
     if asked.mode == "disabled" or asked.ssl is False:
         others = bool(asked.files) or asked.verify is True or asked.name is True
         if others or asked.ssl is True or asked.mode not in {None, "disabled"}:
@@ -163,11 +165,11 @@ def _context(mode: Mode, files: Mapping[str, str]) -> ssl.SSLContext:
     if key is not None and cert is None:
         raise TLSRefused("ssl_key is given without ssl_cert")
     if cert is not None:
-        # With a password, which is wrong: OpenSSL would ask for one at the terminal.
+        # With an empty password: without one OpenSSL would ask for it at the terminal.
         where = cert if key is None else f"{cert}, ssl_key={key}"
         _load("ssl_cert", where, lambda: context.load_cert_chain(cert, key, password=""))
     if cipher is not None:
-        # Never one that needs no certificate, or does not encrypt, whatever the list allows.
+        # Ciphers without a certificate or without encryption are excluded, whatever the user's list allows.
         _load("ssl_cipher", cipher, lambda: context.set_ciphers(f"{cipher}:!aNULL:!eNULL"))
     return context
 
@@ -186,9 +188,9 @@ def _reason(error: ssl.SSLError) -> str:
 
 
 def final_failure(error: BaseException) -> str | None:
-    """Why TLS failed in a way that waiting does not mend, from an error of a driver or its causes; else ``None``.
+    """Why TLS failed, if waiting does not help; otherwise ``None``. Looks at an error of a driver and its causes.
 
-    A connection that ends during the handshake is no such failure: the server may be going down.
+    A connection that ends during the handshake is no final failure: the server may be going down.
     """
     seen: set[int] = set()
     cause: BaseException | None = error

@@ -1,9 +1,9 @@
-"""Fenced transactions on MySQL and MariaDB: fence and COMMIT travel in one packet.
+"""Fenced transactions on MySQL and MariaDB: fence and COMMIT are sent in one packet.
 
-Between the last check of a process and its COMMIT it may be frozen for an hour. So the fence is a statement of the
+A process may be frozen for an hour between its last check and its COMMIT. So the fence is a statement of the
 transaction itself, and the COMMIT follows it without a round trip: a frozen process holds no lock that a claim needs.
-The fence raises an error unless exactly one row of the fence table belongs to the term, and a server does not execute
-what stands behind an error in a packet.
+The fence raises an error unless exactly one row of the fence table belongs to the term. After an error the server
+executes nothing more of the packet.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from aiolease.stores.records import RunKey, TermKey
 _SAVEPOINT = "aiolease_transaction"
 _NO_SUCH_SAVEPOINT = 1305
 _CONFLICTS = frozenset({1020, 1205, 1213})  # record changed since the snapshot, lock wait time-out, deadlock
-# A fence that is refused leaves the transaction open, and the fence's row locked, until the client has rolled back. One
-# that is frozen just then holds up every takeover; so the server ends its session.
-# COMMIT is to do no more than that, whatever the session's completion_type.
+# A fence that is refused leaves the transaction open, and the fence's row locked, until the client rolls back. A client
+# that is frozen just then would delay every takeover: so the server ends its session after a second.
+# COMMIT must do nothing else, whatever the session's completion_type is.
 _IMPATIENT = (
     "SET @aiolease_patience = @@SESSION.wait_timeout, @aiolease_completion = @@SESSION.completion_type, "
     "@@SESSION.wait_timeout = 1, @@SESSION.completion_type = 'NO_CHAIN'"
@@ -34,11 +34,11 @@ _PATIENT = (
     "SET @@SESSION.wait_timeout = @aiolease_patience, @@SESSION.completion_type = @aiolease_completion, "
     "@@SESSION.autocommit = @aiolease_autocommit"
 )
-# What the block sends behind a ROLLBACK of its own must not be committed statement by statement.
+# Statements that the block sends after a ROLLBACK of its own must not be committed one by one.
 _BEGIN = "SET @aiolease_autocommit = @@SESSION.autocommit, @@SESSION.autocommit = 0; START TRANSACTION"
 _ROLLBACK = "ROLLBACK; UNLOCK TABLES; SET @@SESSION.autocommit = @aiolease_autocommit"
 _CLIENT_SIDE = range(2000, 3000)
-_INTERRUPTED = frozenset({1053, 1180, 1317, 1927})  # a COMMIT that was interrupted: shutdown, killed, lost its cluster
+_INTERRUPTED = frozenset({1053, 1180, 1317, 1927})  # a COMMIT was interrupted: shutdown, killed, cluster lost
 
 
 class MySQLTransaction:
@@ -56,10 +56,10 @@ class MySQLTransaction:
 
     @classmethod
     async def begin(cls, store: str, lender: Lender, cursor: type, fence: FenceSQL) -> MySQLTransaction:
-        """Lends a connection and begins.
+        """Borrows a connection, and begins a transaction on it.
 
         Raises:
-            StoreUnavailable: The pool, or the database, does not give one.
+            StoreUnavailable: The pool, or the database, has no connection to give.
         """
         connection = None
         try:
@@ -68,7 +68,7 @@ class MySQLTransaction:
             await execute(raw, cursor, f"{_BEGIN}; SAVEPOINT {_SAVEPOINT}")
         except BaseException as error:
             if connection is not None:
-                # Closing does not wait, so that this holds when it is being cancelled.
+                # Closing does not wait, so this works during a cancellation, too.
                 await lender.give_back(connection, broken=True)
             if isinstance(error, Exception):
                 raise translate(store, error) from error
@@ -97,7 +97,7 @@ class MySQLTransaction:
             if number is None or number in _CLIENT_SIDE or number in _INTERRUPTED:
                 raise CommitUnknown(self._store, str(translate(self._store, error))) from error
             if number == _NO_SUCH_SAVEPOINT and len(results) == 1:
-                # Closed: the block may have locked tables, or changed autocommit.
+                # The connection is closed: the block may have locked tables, or changed autocommit.
                 raise TransactionEnded(self._store) from error
             await self._roll_back()
             if number == CHECK_FAILED:
@@ -110,7 +110,7 @@ class MySQLTransaction:
             await self._lender.give_back(self.connection, broken=broken)
 
     async def roll_back(self) -> None:
-        """Undoes it, and gives the connection back. Bounded, and raises nothing."""
+        """Rolls back, with a time limit, and gives the connection back. Raises nothing."""
         done = False
         try:
             done = await self._roll_back()
@@ -121,15 +121,15 @@ class MySQLTransaction:
         try:
             async with asyncio.timeout(ROLLBACK_LIMIT):
                 await execute(self._raw, self._cursor, _ROLLBACK)
-        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - closed instead; what the server said still counts
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - the caller closes the connection; an earlier error counts
             return False
         return True
 
 
 async def _read_pending(connection: Any, cursor: type) -> None:
-    """Reads what the user has not read of his own results; what the server says there is his, and raised as it is.
+    """Reads the results that the user has not read. Errors among them are the user's, and are raised as they are.
 
-    Our packet would meet their errors in its place.
+    Without this, aiolease's own packet would get these errors.
     """
     if has_pending(connection):
         await execute(connection, cursor, "DO 0")
@@ -142,12 +142,12 @@ async def fence_connection(  # noqa: PLR0917
 
     Raises:
         FenceBroken: The term is over.
-        Refused: The run is not the running one.
+        Refused: This attempt is not the running one.
         TransactionEnded: The connection is in no transaction, and commits each statement by itself.
         StoreUnavailable: A conflict, or the connection is lost; the transaction has to be rolled back, and tried again.
     """
     results: list[Rows] = []
-    if hasattr(connection, "flush"):  # a session: what it still holds back must not come after the fence
+    if hasattr(connection, "flush"):  # a session: its unsent changes must come before the fence
         await connection.flush()  # the user's own SQL: what it raises comes out as it is
     try:
         if hasattr(connection, "flush"):
@@ -160,14 +160,14 @@ async def fence_connection(  # noqa: PLR0917
             problem = "use a connection to the lease's database, or a session"
             raise ConfigurationError("connection", f"<{type(connection).__name__}>", problem)
         if connection.get_autocommit() and not connection.get_transaction_status():
-            raise TransactionEnded(store)  # the fence would be committed by itself, and guard nothing
+            raise TransactionEnded(store)  # autocommit: the fence would be a transaction of its own
         await _read_pending(connection, plain_cursor(connection) or cursor)
     except AioleaseError:
         raise
     except Exception as error:
         number = error_number(error)
         if number is not None and number not in _CLIENT_SIDE:
-            raise  # of his own results
+            raise  # an error among the user's results
         raise translate(store, error) from error
     limit, (sql, values) = fence.limit_idle(within), fence.statements(term, final)
     try:

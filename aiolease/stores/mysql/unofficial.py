@@ -1,7 +1,7 @@
-"""What aiolease needs of a driver or a pool that has no public name there. Nothing else touches their private parts.
+"""Uses private attributes of drivers and pools, where they have no public name for what aiolease needs.
 
-By `getattr`, so that each such place is here and nowhere else: a new version of a driver is checked against this page,
-and against `aiolease.stores.mysql.opening`, whose class goes before the driver's own.
+Check a new version of a driver against this file, and against `aiolease.stores.mysql.opening`, which subclasses the
+driver's connection. Nothing else touches private attributes.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 
 
 def pool_parameters(pool: Any) -> Mapping[str, Any]:
-    """What a pool connects with, as it is now: a connection of our own needs the same."""
+    """The current parameters of a pool, for a connection of aiolease's own."""
     parameters: Mapping[str, Any] = _get(pool, "_conn_kwargs")
     return parameters
 
 
 async def wake_pool(pool: Any) -> None:
-    """Tells those who wait for a connection that there is a place for a new one: aiomysql tells nobody."""
+    """Tells the tasks that wait for a connection that the pool has room for a new one. aiomysql does not tell them."""
     await _get(pool, "_wakeup")()
 
 
@@ -27,19 +27,19 @@ def tls_context(connection: Any) -> Any:
 
 
 def wait_for_ever(connection: Any) -> None:
-    """Takes away asyncmy's time limit for an answer: a wait for a lock may be longer."""
+    """Removes asyncmy's time limit for an answer: a wait for a lock may take longer."""
     if hasattr(connection, "_read_timeout"):
         _set(connection, "_read_timeout", None)
 
 
 def send_utf8(connection: Any) -> None:
-    """Has a driver encode texts in the character set that the session was told to use."""
+    """Sets a driver's encoding to utf8mb4, to which the session was set before."""
     _set(connection, "_charset", "utf8mb4")
     _set(connection, "_encoding", "utf8")
 
 
 def has_pending(connection: Any) -> bool:
-    """Whether a user has not read all results: a cursor that does not buffer, or the second statement of a packet."""
+    """Whether the user has left results unread: of an unbuffered cursor, or of a second statement in a packet."""
     result = getattr(connection, "_result", None)
     return bool(getattr(result, "unbuffered_active", False) or getattr(result, "has_next", False))
 

@@ -1,4 +1,4 @@
-"""What the URL of a MySQL database says, as the parameters of a driver."""
+"""Turns the URL of a MySQL database into the parameters of a driver."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _KNOWN = frozenset({"charset", "unix_socket", *PARAMETERS})
 
 
 def parse_url(url: str) -> Callable[[], dict[str, Any]]:
-    """Turns ``mysql://user:password@host:3306/database?ssl_ca=…`` into what gives the parameters of asyncmy.
+    """Turns ``mysql://user:password@host:3306/database?ssl_ca=…`` into a function that returns asyncmy's parameters.
 
-    Call the result for every connection: a certificate may have been replaced since.
+    Call that function for every connection: a certificate may have been replaced meanwhile.
 
     Raises:
         ConfigurationError: The URL cannot be read, or asks for TLS that cannot be had. No message shows the password.
     """
-    # Nothing of a URL that is not understood is shown: where the password ends is what is not understood.
+    # A URL that cannot be parsed is not shown at all: nobody knows where its password ends.
     shown = "mysql://…"
     malformed = "malformed URL; percent-encode what is special in the user and the password, such as @ : / ? #"
     try:

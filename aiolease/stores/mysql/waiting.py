@@ -1,8 +1,13 @@
-"""How a candidate waits for a release: inside the leader's lock, or by reading the row now and then.
+"""How a candidate waits for a release: in the lock that the leader holds, or by polling the row.
 
-A leader holds ``GET_LOCK`` during its term, and a candidate waits inside it: a hint that is woken within a millisecond
-of a release, and proves nothing. Where it is missing or local to one node (Galera), where this process has several
-leases, and after a hint that was wrong, the candidate polls; all candidates of this process share one statement.
+A leader holds a ``GET_LOCK`` during its term. A candidate that waits in it wakes within a millisecond of a release. The
+lock is a hint only, and proves nothing. A candidate polls instead
+
+1. if the lock is missing, or local to one node (Galera);
+2. if this process leads or waits for another lease, too;
+3. for a while after a hint was wrong.
+
+All candidates of a process poll with one statement.
 """
 
 from __future__ import annotations
@@ -23,17 +28,17 @@ from aiolease.stores.mysql.session import Session
 from aiolease.stores.records import Lease
 
 _LATE = 0.5
-"""Seconds that a server may be late to end a wait before its connection is given up."""
+"""Seconds that a server may be late to end a wait; then the connection is discarded."""
 
 _RACE = 1.0
-"""Seconds after which a new leader that lost the race for the lock, but not for the lease, has it for sure."""
+"""Seconds after which a new leader has the lock that it asked for with its claim, unless another candidate held it."""
 
 _GONE = 30.0
-"""Seconds after which a candidate that did not come back is not counted any more."""
+"""Seconds after which a candidate that did not call `watch` again is not counted any more."""
 
 
 class Waiting:
-    """The candidates of one process, and what its session holds while one of them waits.
+    """The candidates of one process, and the lock that its session has or waits for.
 
     Attributes:
         rounds: Whether the server waits for whole seconds only.
@@ -55,8 +60,8 @@ class Waiting:
         Args:
             sql: The statements.
             session: The connection of the leases.
-            polls: What reads where nobody waits in a lock.
-            run: Sends a packet over that connection, and has whoever waits in a lock give way.
+            polls: Reads for the candidates that do not wait in a lock.
+            run: Sends a packet over that connection; a candidate that waits there in a lock stops waiting.
             leads: Says whether this process leads any lease.
         """
         self.rounds = True
@@ -73,7 +78,7 @@ class Waiting:
     async def watch(self, name: str, seconds: float, *, lease: Lease | None, poll: float, hint: bool) -> Lease | None:
         """See `LeaseStore.watch`."""
         loop = asyncio.get_running_loop()
-        if self.locked == name:  # it was woken, and did not win, or did not want to: let others have it
+        if self.locked == name:  # it was woken, and did not win: others may have the lock
             await self.give_up_lock(name)
             self.distrust_until = loop.time() + _RACE
         wait = self._longest(seconds, lease, poll)
@@ -83,8 +88,8 @@ class Waiting:
             return await self._polls.read(name, seconds, poll, look_limit(lease))
         self._lock_wait = asyncio.create_task(self._wait_in_lock(name, wait, lease))
         try:
-            # Another lease of this process that needs the connection cancels the inner task, not this one.
-            # MariaDB's own time-out follows its wall clock, which may step back: limited here as well.
+            # `give_way` cancels the inner task, not this one.
+            # MariaDB's own time limit follows its wall clock, which may step back: so there is a limit here, too.
             await asyncio.wait([self._lock_wait], timeout=wait + _LATE)
         finally:
             waited, self._lock_wait = self._lock_wait, None
@@ -96,32 +101,32 @@ class Waiting:
         return waited.result()
 
     def give_way(self) -> None:
-        """Another lease of this process needs the connection."""
+        """Ends a wait in a lock: another lease of this process needs the connection."""
         if self._lock_wait is not None:
             self._lock_wait.cancel()
 
     def won(self, name: str) -> None:
-        """This process leads a lease: the lock is its leader's now, and nobody here waits for it."""
+        """Notes that this process leads a lease: it keeps the lock, and none of its candidates waits for it."""
         self.locked = None
         self._watched.pop(name, None)
 
     async def give_up_lock(self, name: str) -> None:
-        """Lets others have a lock that this session got while waiting."""
+        """Releases a lock that this session got while waiting."""
         self.locked = None
         await self._run("DO RELEASE_LOCK(%s)", (self._sql.lock_name(name),))
 
     def _longest(self, seconds: float, lease: Lease | None, poll: float) -> float:
-        """How long one wait may be: not for long, for where a stranger holds the lock a release wakes nobody."""
+        """How long one wait in the lock may be: not long, since a release wakes nobody if a stranger has the lock."""
         third = (lease.expires_at - lease.renewed_at).total_seconds() / 3 if lease else poll
         wait = min(seconds, max(third, poll))
         return float(math.floor(wait)) if self.rounds else wait
 
     def _is_alone(self, name: str, task: asyncio.Task[Any], now: float) -> bool:
-        """Notes a candidate of this process; says whether it is the only one that has come lately."""
+        """Notes a candidate of this process; returns whether it is the only one of the last seconds."""
         watchers = self._watched.pop(name, {})
         watchers.pop(task, None)
         watchers[task] = now
-        self._watched[name] = watchers  # as the last: who is gone comes to the front, and only the front is looked at
+        self._watched[name] = watchers  # at the end: the oldest are in front, and only those are looked at
         while True:
             first = next(iter(self._watched))
             other, at = next(iter(self._watched[first].items()))
@@ -141,20 +146,20 @@ class Waiting:
             if found is not None and found.holder is None:
                 self.locked = name
             else:
-                # Nobody holds the lock, though somebody holds the lease: its leader died, or lost its connection.
+                # The lock was free though the lease has a holder: the leader died, or lost its connection.
                 await self._session.run("DO RELEASE_LOCK(%s)", (lock,))
                 self._distrust(lease, found)
         elif got is None:
-            self._distrust(lease, found)  # the server could not say: killed, or out of memory
+            self._distrust(lease, found)  # GET_LOCK failed: killed, or out of memory
         return found
 
     def _distrust(self, before: Lease | None, found: Lease | None) -> None:
         changed = before is not None and found is not None and found.token != before.token
         young = found is not None and found.now - found.elected_at < timedelta(seconds=2 * _RACE)
         if changed or young:
-            pause = _RACE  # a new leader, which is about to ask for its lock
+            pause = _RACE  # a new leader, which is about to ask for its lock, or asks at its first heartbeat
         else:
-            # Longer than any heartbeat, which is at most 0.45 of a lease: then its leader, if it lives, has it again.
+            # A heartbeat is at most 0.45 of a lease. After a longer pause the leader, if it lives, has its lock again.
             duration = (found.expires_at - found.renewed_at).total_seconds() if found else 0.0
             pause = max(duration, 1.0) * random.uniform(0.5, 0.6)
         self.distrust_until = asyncio.get_running_loop().time() + pause

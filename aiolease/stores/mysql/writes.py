@@ -1,17 +1,15 @@
-"""The writings of the leases of one process: those that are ready at one moment go out in one packet, and one commit.
+"""Batches the writes of the leases of one process: those that are ready at one moment share one packet and one commit.
 
-A process has one connection for all its leases. One after another, a thousand renewals that fall due together would
-take longer than any of them has: each would wait for the commits of all others. Together they cost a few commits, and
-the time that an exchange takes grows with the batches, not with the leases.
+A process has one connection for all its leases. A thousand renewals that fall due together would miss their deadlines
+if they were sent one by one, because each would wait for the commits of all others. In batches they cost a few commits.
 
-Writings of one kind only go together, the most urgent kind first: heartbeats never queue behind a thousand claims, nor
-share a transaction with a claim that waits for a fence. Within a batch they are in the order of their names, so that
-two processes that claim the same leases do not lock them crosswise.
-
-A row that a stranger holds locked must not cost the other leases anything. All but the making of rows locks its rows
-first and fails at once if it cannot; a batch that failed is sent again in smaller ones, apart from what did not fail,
-until the locked row is alone. A claim, whose row others may have locked with good reason, is then tried a few times
-more. A process with one lease waits for its row.
+1. A batch has writes of one kind. The most urgent kind goes first: a renewal never queues behind a thousand claims, and
+   never shares a transaction with a claim that waits for a fence.
+2. A batch is sorted by the names of the leases, so that two processes that claim the same leases do not deadlock.
+3. If a stranger holds a row locked, the other leases must not suffer. Every write except an insert locks its rows
+   first, with NOWAIT. A batch that meets a locked row is sent again in smaller batches, until the locked row is alone.
+4. A claim that meets a locked row is then tried a few times more, because other candidates lock that row, too.
+5. A process with one lease waits for its row.
 """
 
 from __future__ import annotations
@@ -27,16 +25,16 @@ from aiolease.errors import StoreUnavailable
 from aiolease.stores.mysql.drivers import Rows, error_number
 
 _MOST = 100
-"""Writings in one packet: some 10 ms of the server's time."""
+"""How many writes one packet has at most: they take the server some 10 ms."""
 
 _LOCKED = frozenset({1205, 3572})
-"""A row is locked: MariaDB's number, and MySQL's."""
+"""The errors for a locked row: MariaDB's, and MySQL's."""
 
 _PAUSE = 0.02
-"""Seconds after which a locked row is tried again: it may be that of an exchange of ours that was given up."""
+"""Seconds after which a locked row is tried again: an exchange that was cancelled may still hold it."""
 
 _CLAIM_PAUSES = (0.02, 0.1, 0.5)
-"""Seconds after which a claim that met a locked row is tried again: each time costs the connection."""
+"""Seconds after which a claim that met a locked row is tried again. Few, because each failure costs the connection."""
 
 
 class Run(Protocol):
@@ -47,7 +45,7 @@ class Run(Protocol):
 
 
 class Kind(IntEnum):
-    """What a writing is for; the lowest goes first."""
+    """What a write is for. The lowest goes first."""
 
     RENEW = 0
     RELEASE = 1
@@ -56,31 +54,31 @@ class Kind(IntEnum):
 
     @property
     def is_of_own_rows(self) -> bool:
-        """Whether no other process has any business with the rows that it writes."""
+        """Whether only this process writes the rows: a renewal and a release are of its own term."""
         return self in {Kind.RENEW, Kind.RELEASE}
 
     @property
     def repeats(self) -> bool:
-        """Whether it may be sent again though it may have been executed: who releases wants to know who did it."""
+        """Whether it may be sent twice. A release may not: its caller wants to know whether this release did it."""
         return self is not Kind.RELEASE
 
     @property
     def locks_first(self) -> bool:
-        """Whether its rows are there, to be locked before they are written."""
+        """Whether its rows exist already, and are locked before they are written."""
         return self is not Kind.MAKE
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """What one lease has to write, and what it asks when that is committed.
+    """What one lease writes, and what it reads once that is committed.
 
     Attributes:
-        kind: What for.
+        kind: What it is for.
         name: The lease.
-        sql: Statements that write, joined by semicolons.
-        parameters: Theirs.
-        after: Statements that follow the commit.
-        after_parameters: Theirs.
+        sql: The statements that write, joined by semicolons.
+        parameters: The parameters of `sql`.
+        after: The statements that follow the commit.
+        after_parameters: The parameters of `after`.
     """
 
     kind: Kind
@@ -92,7 +90,7 @@ class Write:
 
 
 class Writes:
-    """Sends what waits to be written, as soon as the connection is free."""
+    """Sends the writes of one process, as soon as the connection is free."""
 
     def __init__(
         self,
@@ -107,28 +105,28 @@ class Writes:
         """Makes it.
 
         Args:
-            description: Of the store, for errors.
+            description: The store's, for errors.
             run: Sends a packet.
-            gave_up: Told when a caller does not wait for its turn any longer.
+            gave_up: Called when a caller stops waiting for its turn.
             has_others: Says whether this process has other leases than this one.
-            table: Of the leases.
-            fence_table: Of the fences.
+            table: The table of the leases.
+            fence_table: The table of the fences.
         """
         self._description = description
         self._run = run
         self._gave_up = gave_up
         self._has_others = has_others
-        # Each row by its key alone: a range would lock the rows between, which may be another process's.
+        # Each row by its key: a range would also lock the rows between, which may be another process's.
         self._lock_sql = f"(SELECT 1 FROM {table} WHERE name = %s FOR UPDATE NOWAIT)"
         self._lock_fence_sql = f"(SELECT 1 FROM {fence_table} WHERE name = %s FOR UPDATE NOWAIT)"
         self._waiting: dict[asyncio.Future[list[Rows]], Write] = {}
         self._task: asyncio.Task[None] | None = None
         self._one_is_under_way = False
         self._most = _MOST
-        self._failures: dict[str, int] = {}  # batches in a row that failed, by lease
+        self._failures: dict[str, int] = {}  # by lease, how many of its batches failed in a row
 
     async def send(self, write: Write) -> list[Rows]:
-        """Writes, alone or with others; returns the results of its own statements, and of those after the commit.
+        """Sends a write, alone or in a batch; returns the results of its statements, and of those after the commit.
 
         A caller that stops waiting before its turn has written nothing.
         """
@@ -158,7 +156,7 @@ class Writes:
             raise
 
     async def _send_one(self, write: Write) -> list[Rows]:
-        """Sends what finds nothing else to be sent, without a detour: most processes have one lease."""
+        """Sends a write at once, without the queue, when nothing else waits: most processes have one lease."""
         self._one_is_under_way = True
         try:
             sql, parameters, skipped = self._packet([write])
@@ -171,7 +169,7 @@ class Writes:
         self._task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        if self._waiting and task is self._task:  # somebody cancelled it, as if it were one of theirs
+        if self._waiting and task is self._task:  # somebody cancelled it who cancels all tasks of the loop
             self._start()
 
     async def _send_all(self) -> None:
@@ -184,7 +182,7 @@ class Writes:
             await self._exchange(dict(sorted(batch.items(), key=lambda item: item[1].name)))
 
     def _turn(self, write: Write) -> tuple[Kind, int]:
-        """What goes together has the same; the lowest goes first."""
+        """The order of sending, lowest first. Writes with the same turn share a batch."""
         return write.kind, self._failures.get(write.name, 0)
 
     async def _exchange(self, batch: dict[asyncio.Future[list[Rows]], Write]) -> None:
@@ -212,7 +210,7 @@ class Writes:
         if len(batch) > 1:
             self._most = max(self._most // 8, 1)
             for write in batch.values():
-                if _is_locked(error) or not write.kind.is_of_own_rows:  # which one, if any, is not known yet
+                if _is_locked(error) or not write.kind.is_of_own_rows:  # which row is locked is not known yet
                     self._failures[write.name] = self._failures.get(write.name, 0) + 1
             if _is_locked(error):
                 self._waiting.update((answer, write) for answer, write in batch.items() if not answer.done())
@@ -222,7 +220,7 @@ class Writes:
                 answer.set_exception(error)
 
     def _packet(self, writes: list[Write]) -> tuple[str, tuple[object, ...], int]:
-        """The statements, their parameters, and how many results come before those of the writings."""
+        """The statements, their parameters, and how many results come before those of the writes."""
         alone = len(writes) == 1
         kind = writes[0].kind
         locked = writes if kind.locks_first and not (alone and not self._has_others(writes[0].name)) else []
@@ -241,13 +239,13 @@ class Writes:
         return "; ".join(parts), tuple(parameters), len(before)
 
     async def aclose(self) -> None:
-        """Waits until nothing is under way; the connection was closed, so that all of it fails."""
+        """Waits until nothing is under way. Call it once the connection is closed: then everything fails at once."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
 
 async def while_wanted(query: asyncio.Future[Any], answers: dict[asyncio.Future[Any], Any]) -> None:
-    """Waits for the end of a query; cancels it when none of those that wait for its answers is left."""
+    """Waits for the end of a query; cancels it when no caller waits for an answer any more."""
     gone = asyncio.gather(*answers, return_exceptions=True)
     ends: list[asyncio.Future[Any]] = [query, gone]
     try:
@@ -257,7 +255,7 @@ async def while_wanted(query: asyncio.Future[Any], answers: dict[asyncio.Future[
             query.cancel()
             await asyncio.wait([query])
         if not query.cancelled():
-            query.exception()  # nobody may be left to hear of it
+            query.exception()  # read, because there may be no caller left who reads it
 
 
 def _is_locked(error: BaseException) -> bool:
@@ -265,11 +263,11 @@ def _is_locked(error: BaseException) -> bool:
 
 
 def _share_out(writes: list[Write], results: list[Rows]) -> list[list[Rows]]:
-    """Each writing's part of the results."""
+    """Each write's part of the results."""
     rest = iter(results)
     shares = [list(islice(rest, _statements(write.sql))) for write in writes]
     if len(writes) > 1:
-        next(rest)  # of the COMMIT
+        next(rest)  # the COMMIT's
     return [[*share, *islice(rest, _statements(write.after))] for write, share in zip(writes, shares, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""What a database says in its own words, inside the statements that all databases share. No I/O here."""
+"""What each database writes differently inside the statements that all databases share. No I/O here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Dialect(ABC):
     """The words of one database, for one prefix of the tables.
 
     Attributes:
-        now: The database's clock as an expression; it does not stand still during a transaction that waits.
+        now: The database's clock as an expression. It must go on while a transaction waits.
         count: The name of the column `count`, which is a function's, too.
         greatest: The function that takes the greatest of several values.
         before_all: A moment before all others.
@@ -43,11 +43,11 @@ class Dialect(ABC):
 
     @abstractmethod
     def later(self, microseconds: str) -> str:
-        """The moment so many microseconds from now; a parameter, or a number."""
+        """The moment `microseconds` from now; `microseconds` is a parameter or a number."""
 
     @abstractmethod
     def same(self, one: str, other: str) -> str:
-        """Whether two values are the same, NULL being the same as NULL."""
+        """Whether two values are the same; NULL is the same as NULL."""
 
     @abstractmethod
     def unless_there(self, key: str, column: str) -> str:
@@ -84,7 +84,7 @@ class Dialect(ABC):
         """The aware moment of what the tables keep.
 
         Raises:
-            TypeError: Another hand wrote what is none; or `ValueError`, `OverflowError`, `AttributeError`.
+            TypeError: Somebody wrote a value that is no moment; or `ValueError`, `OverflowError`, `AttributeError`.
         """
 
 

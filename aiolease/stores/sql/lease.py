@@ -56,7 +56,7 @@ class LeaseStatements:
 
 def _highest_token(dialect: Dialect) -> str:
     run, job = dialect.table("run"), dialect.table("job")
-    # Of the runs those are looked at that have an index: the newest of each job, and the unfinished ones.
+    # Of the runs only those with an index are read: the newest of each job, and the unfinished ones.
     newest = (
         f"SELECT r.token FROM {run} AS r WHERE r.lease = j.lease AND r.job = j.job "
         "ORDER BY r.lease DESC, r.job DESC, r.tick DESC LIMIT 1"
@@ -75,7 +75,7 @@ class FenceStatements:
     """What a fence sends. It may go over a user's connection, where a bare name may mean another table.
 
     Attributes:
-        count: Changes one row if the term is the latest; being a write, a cluster certifies it.
+        count: Changes one row if the term is the latest. It is a write, so a cluster certifies it.
         final: Records a run of the term as succeeded; changes one row if the run is the running one.
     """
 

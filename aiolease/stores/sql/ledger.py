@@ -111,5 +111,5 @@ class PruneStatements:
 
 
 def step_of(rows: int, jobs: Sequence[str]) -> int:
-    """How many old rows of each of some jobs are deleted at once, if it may be so many of all; of many jobs, a few."""
+    """How many old rows of each job are deleted at once, so that all jobs together delete about `rows`; at least 20."""
     return max(rows // max(len(jobs), 1), 20)

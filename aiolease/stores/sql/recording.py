@@ -1,4 +1,4 @@
-"""What a batch of the leader's writes: the statements of its transaction, in their order, behind the fence.
+"""Turns a batch of the leader into statements: those of its transaction, in their order, after the fence.
 
 Rows that share all but their job are written by one statement: ticks that fall due together cost a few statements,
 however many jobs there are.
@@ -26,7 +26,7 @@ _STATUSES: tuple[RunStatus, ...] = ("queued", "running", "succeeded", "failed", 
 
 
 class Recording:
-    """Writes batches, and tells the database of jobs, in the words of one database."""
+    """The statements for batches and for new jobs, in the dialect of one database."""
 
     def __init__(self, dialect: Dialect) -> None:
         job, run, now, by_key = dialect.table("job"), dialect.table("run"), dialect.now, dialect.index("key")
@@ -81,13 +81,13 @@ class Recording:
         )
 
     def enrolling(self, term: TermKey, jobs: Iterable[JobDefinition]) -> Iterator[Step]:
-        """Makes the rows of jobs, or gives those that are there the new schedule."""
+        """Inserts the rows of new jobs, and writes changed schedules into existing rows."""
         for job in jobs:
             values = {"lease": term.name, "job": job.job, "schedule": job.schedule, "timezone": job.timezone}
             yield Step(self._enroll, {**values, "since": job.since})
 
     def recording(self, term: TermKey, batch: Batch) -> Iterator[Step]:
-        """Writes a batch: changes before claims, since a row may have to end before its job's next tick begins."""
+        """Writes a batch. Changes come before claims: a run may have to end before the next one of its job begins."""
         yield from self._changing(term, batch)
         for (job, tick), trimmed in batch.trims.items():
             values = {"lease": term.name, "job": job, "tick": tick}
@@ -226,7 +226,7 @@ def _for_jobs(
 
 
 def _alike(changes: Iterable[Change]) -> Iterator[tuple[Change, list[str]]]:
-    """Changes that differ by their job only, together."""
+    """Groups changes that differ in their job only."""
     found: defaultdict[tuple[object, ...], list[Change]] = defaultdict(list)
     for change in changes:
         key = change.key
@@ -239,6 +239,6 @@ def _alike(changes: Iterable[Change]) -> Iterator[tuple[Change, list[str]]]:
 
 
 def cut(rows: Sequence[T], size: int = AT_ONCE) -> Iterator[Sequence[T]]:
-    """Cuts what one statement names."""
+    """Cuts rows into parts that are small enough for one statement."""
     for start in range(0, len(rows), size):
         yield rows[start : start + size]

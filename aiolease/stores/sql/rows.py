@@ -15,15 +15,15 @@ T = TypeVar("T")
 
 Row = tuple[Any, ...]
 _Makes = Mapping[str, Callable[[Any], Any] | None]
-"""What makes the attribute of a column's value; ``None`` if it is that."""
+"""By column, the function that turns its value into the attribute; ``None`` if the value stays as it is."""
 
 
 UNREADABLE = (AttributeError, TypeError, ValueError, OverflowError)
-"""What making a record of a row raises if it has a value that makes none."""
+"""What turning a row into a record raises if a value cannot be read."""
 
 
 class Rows:
-    """The columns of the tables, each the attribute of its record, and what makes the attribute of a column's value.
+    """The columns of the tables, and how a row becomes a record. Each column is an attribute of the record.
 
     Attributes:
         lease_columns: What a statement that reads leases selects; last the database's clock.
@@ -147,7 +147,7 @@ def _text(value: Any) -> str:
 
 
 def read_each(rows: Iterable[Row], make: Callable[[Row], T], unreadable: dict[str, str]) -> list[T]:
-    """Makes records of rows, the first column of which is a job; notes the jobs of rows that make none, and why."""
+    """Turns rows into records; their first column is the job. Notes the jobs of unreadable rows, and why."""
     found = []
     for row in rows:
         try:
@@ -158,7 +158,7 @@ def read_each(rows: Iterable[Row], make: Callable[[Row], T], unreadable: dict[st
 
 
 def there(place: Place, row: Row, make: Callable[[Row], RunRecord]) -> RunRecord:
-    """The record of a row that was looked up; of one that cannot be read, that it is there, and finished."""
+    """The record of a row that was looked up. A row that cannot be read counts as there, and finished."""
     try:
         return make(row)
     except UNREADABLE:
@@ -167,7 +167,7 @@ def there(place: Place, row: Row, make: Callable[[Row], RunRecord]) -> RunRecord
 
 @contextmanager
 def readable(store: str, what: str) -> Iterator[None]:
-    """Around what makes a record of a row: a value that makes none, such as a zero date, is trouble of the store's.
+    """Turns an unreadable value of a row, such as a zero date, into `StoreUnavailable`.
 
     Raises:
         StoreUnavailable: The row cannot be read.

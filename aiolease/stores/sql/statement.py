@@ -48,8 +48,9 @@ class Statement:
 
         Args:
             values: What all rows share.
-            rows: What is each row's own, where a part of the statement is repeated; at least one, all of one form.
-            kept: Makes of a moment what the tables keep.
+            rows: What differs from row to row, if a part of the statement is repeated; at least one, all with the same
+                names.
+            kept: Turns a moment into its value in the tables.
         """
         (head, head_names), (row, row_names), (tail, tail_names) = self._parts
         found = _taken(values, head_names, kept)
@@ -74,7 +75,7 @@ class Step:
         statement: The statement.
         values: What all rows share.
         rows: What is each row's own, where a part of the statement is repeated.
-        changes: How many rows it must change, so that the transaction is not refused; ``None`` if it does not matter.
+        changes: How many rows it must change, or the transaction is refused; ``None`` if it does not matter.
     """
 
     statement: Statement

@@ -1,7 +1,7 @@
-"""What SQLite says in its own words, and how its statements are executed.
+"""The SQL dialect of SQLite, and how its statements are executed.
 
-SQLite has no clock to trust: it is the machine's, read by us, and a parameter of every statement. A moment is an
-integer, microseconds since the epoch in UTC. Statements have their parameters by name.
+SQLite's own clock is not used: aiolease reads the machine's clock, and gives it to every statement as a parameter. A
+moment is an integer, microseconds since the epoch in UTC. Statements have their parameters by name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _LAST = (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
-# Where nobody has run ANALYZE, SQLite would read all runs by the primary key.
+# Without these hints SQLite reads all runs by the primary key, unless somebody has run ANALYZE.
 _INDEXES = {
     "unfinished": "run_unfinished",
     "unfinished_of_job": "run_unfinished",
@@ -31,12 +31,12 @@ _INDEXES = {
 
 
 def moment(value: int) -> datetime:
-    """A moment as the tables keep it: microseconds since the epoch."""
+    """The moment of a value in the tables: microseconds since the epoch."""
     return _EPOCH + timedelta(microseconds=value)
 
 
 def microseconds(at: datetime) -> int:
-    """What the tables keep of a moment."""
+    """The value of a moment in the tables."""
     return (at - _EPOCH) // _MICROSECOND
 
 
@@ -108,7 +108,7 @@ class SQLiteDialect(Dialect):
 
 
 class Exchange:
-    """Statements over a connection at one moment.
+    """Executes statements over a connection, all with one moment as the clock.
 
     Attributes:
         now: That moment.
@@ -131,7 +131,7 @@ class Exchange:
         """Executes a step of a transaction.
 
         Raises:
-            Refused: It changed another number of rows than it must.
+            Refused: It changed the wrong number of rows.
         """
         rows = [self._dialect.named({**step.values, **row}, self.now) for row in step.rows]
         changed = self._connection.executemany(step.statement.text, rows).rowcount
@@ -141,7 +141,7 @@ class Exchange:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection, mode: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE") -> Iterator[None]:
-    """A transaction that may write from its start, or one that only reads; it ends with the block."""
+    """A transaction around a block: IMMEDIATE to write, with the lock from its start; DEFERRED to read."""
     connection.execute(f"BEGIN {mode}")
     try:
         yield
@@ -154,6 +154,6 @@ def transaction(connection: sqlite3.Connection, mode: Literal["IMMEDIATE", "DEFE
 
 @contextmanager
 def writing(connection: sqlite3.Connection, dialect: SQLiteDialect, clock: Callable[[], int]) -> Iterator[Exchange]:
-    """A transaction that writes; its moment is read when it has the lock."""
+    """A transaction that writes. The clock is read once it has the lock."""
     with transaction(connection):
         yield Exchange(connection, dialect, clock())

@@ -1,12 +1,12 @@
-"""One SQLite file as a thread of this process has it open: opening it, trying again, what its errors mean, and forks.
+"""One SQLite file in one process: opens it, tries again while it is locked, translates its errors, survives forks.
 
-One thread owns the connection. Every operation is one function that runs in it from ``BEGIN`` to ``COMMIT``, so that
-a cancellation tears nothing: it happens, or it does not. While others write, an operation is tried again from
-outside, a fresh function each time; a caller that stops waiting leaves at most one try behind.
+One thread owns the connection. Every operation is one function that runs in this thread from ``BEGIN`` to ``COMMIT``,
+so a cancellation cannot stop it half-way. While others write, the function is tried again from the event loop. A caller
+that stops waiting leaves at most one try behind.
 
-SQLite keeps its own account of the locks that a process has, and a child inherits the account without the locks: on a
-file that its parent had open, what it commits is lost for everybody else. So a fork finds no connection open; parent
-and child each open their own when they next need one.
+SQLite keeps a list of the locks that its process has. A forked child inherits the list, but not the locks: what it
+commits to a file that its parent had open is lost for everybody else. So the connection is closed before each fork.
+Parent and child open their own when they next need one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from aiolease.stores.sqlite.schema import WAY_OUT
 T = TypeVar("T")
 
 _TRY = 0.1
-"""Seconds that one try waits for another's write to end."""
+"""Seconds that one try waits for the write of another process to end."""
 
 _PATIENCE = 2.0
 """Seconds after which a database that stays locked is reported; the caller's own limit is usually sooner."""
@@ -40,7 +40,7 @@ class File:
 
     Attributes:
         path: Where it is.
-        connection: What the thread has open; ``None`` before its first work, after trouble, and after a fork.
+        connection: The open connection; ``None`` before the first operation, after an error, and after a fork.
     """
 
     def __init__(self, path: Path, find: Callable[[sqlite3.Connection], None], *, create: bool) -> None:
@@ -63,11 +63,11 @@ class File:
         _files.add(self)
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Has the thread do `work`, again while others keep the file locked.
+        """Runs `work` in the thread. Tries it again while others keep the file locked.
 
         Raises:
-            StoreUnavailable: Others kept it locked for long, the store was closed, or whatever may pass.
-            StoreRejected: The file cannot be used, and waiting will not mend it.
+            StoreUnavailable: Others kept it locked for long, the store was closed, or another error that may pass.
+            StoreRejected: The file cannot be used, and waiting does not help.
             SchemaMissing: The tables are missing, or of another version.
         """
         loop = asyncio.get_running_loop()
@@ -83,7 +83,7 @@ class File:
             await asyncio.sleep(random.uniform(0.002, 0.02))
 
     async def aclose(self) -> None:
-        """Closes the connection in its thread, and ends that. What was sent before is done first."""
+        """Closes the connection in its thread, then ends the thread. Operations sent before are done first."""
         if self._closed:
             return
         self._closed = True
@@ -106,7 +106,7 @@ class File:
     def _attempt(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
             if self.connection is not None and self._opened_file != _identity(self.path):
-                self._discard()  # the file was deleted or replaced: what we have open is nobody else's any more
+                self._discard()  # the file was deleted or replaced, and nobody else sees the one that is open here
             if self.connection is None:
                 self.connection = self._opened()
                 self._opened_file = _identity(self.path)
@@ -139,7 +139,7 @@ class File:
             connection.close()
 
     def _explained(self, error: sqlite3.Error) -> AioleaseError:
-        """What an error of SQLite means to the caller. Whatever is not known to be final may pass."""
+        """Turns an error of SQLite into one of aiolease's. One that is not known to be final is `StoreUnavailable`."""
         code, text = _code(error), str(error)
         final = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH}
         if code == sqlite3.SQLITE_READONLY_DBMOVED:
@@ -155,12 +155,12 @@ class File:
     # -- forks
 
     def hold(self) -> None:
-        """Before a fork: waits for the end of a try, and closes the connection."""
+        """Before a fork: waits until no try is under way, and closes the connection."""
         self._lock.acquire()
         self._discard()
 
     def go_on(self, *, in_child: bool) -> None:
-        """After a fork, on both sides; a child has none of its parent's threads."""
+        """After a fork, in parent and child. A child gets a new thread: it has none of its parent's."""
         if in_child:
             self._thread = _new_thread()
         self._lock.release()
@@ -175,7 +175,7 @@ def _code(error: sqlite3.Error) -> int:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    # Never by opening it: closing any descriptor of the file would drop all locks that SQLite has on it.
+    # The file is never opened for this: closing any descriptor of it would drop all locks that SQLite has on it.
     try:
         status = path.stat()
     except OSError:
@@ -184,13 +184,13 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _unusable(path: Path) -> str | None:
-    """Why a file cannot be opened, if waiting will not mend it; ``None`` if nothing speaks against it."""
+    """Why a file cannot be opened, if waiting does not help; ``None`` if it seems usable."""
     effective = os.access in os.supports_effective_ids
     if not path.parent.is_dir():
         return f"there is no folder {path.parent}"
     if path.exists() and not path.is_file():
         return "it is not a file"
-    # A folder that may not be written will not do: SQLite keeps two more files beside the database.
+    # The folder must be writable, too: SQLite keeps two more files beside the database.
     for place, rights in ((path.parent, os.W_OK | os.X_OK), (path, os.R_OK)):
         if place.exists() and not os.access(place, rights, effective_ids=effective):
             return f"no permission on {place}"

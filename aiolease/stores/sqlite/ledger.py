@@ -1,4 +1,4 @@
-"""How SQLite is sent the statements of the ledger: each call is one function in the thread of the file."""
+"""Sends the statements of the ledger to SQLite: each call is one function in the thread of the file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SQLiteLedger:
         self._pruning = PruneStatements(dialect)
 
     async def read(self, asked: Sequence[Asked]) -> list[list[Row]]:
-        """See `Sending.read`; all of it at one moment."""
+        """See `Sending.read`. One transaction reads all of it."""
 
         def work(connection: sqlite3.Connection) -> list[list[Row]]:
             with transaction(connection, "DEFERRED"):
@@ -51,7 +51,7 @@ class SQLiteLedger:
         await self._fenced(term, steps, _refusals)
 
     async def prune(self, name: str, jobs: Sequence[str], keep: int) -> list[str]:
-        """See `Sending.prune`. A transaction for each job: what the leader writes must not wait for all of them."""
+        """See `Sending.prune`. Each job has its own transaction, so that the leader's writes do not wait for all."""
         step = step_of(_PRUNED_AT_ONCE, jobs)
 
         def work(connection: sqlite3.Connection, job: str) -> bool:
@@ -99,7 +99,7 @@ class SQLiteLedger:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Rows that are in the way, by a constraint or a value that does not fit, refuse a batch."""
+    """Turns errors whose cause is the rows (a constraint, a value that does not fit) into `Refused`."""
     try:
         yield
     except (sqlite3.IntegrityError, sqlite3.DataError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""The tables on SQLite: what they are, and how they are found and made."""
+"""The tables on SQLite; finds, creates and upgrades them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ WAY_OUT = "A worker that may write the file makes it and its tables at its first
 _ALL = ("lease", "fence", "job", "run", "run_unfinished", "run_queued", "run_later", "run_skipped")
 """The tables, and the indexes that statements name."""
 
-# Two of the indexes are as they are because of how SQLite plans. It takes the primary key, and so reads all runs of a
-# lease, where it has an index on (lease, status). And the status stands in `run_queued`, so that the rows themselves
-# need not be looked up to be counted.
+# Two of the indexes follow SQLite's planner. With an index on (lease, status) it would still take the primary key, and
+# read all runs of a lease: so the index is a partial one. `run_queued` includes the status, so that SQLite counts in
+# the index alone, without the rows.
 _TABLES = """
 CREATE TABLE IF NOT EXISTS "{p}lease" (
     name TEXT NOT NULL PRIMARY KEY, holder TEXT, token INTEGER NOT NULL, beat INTEGER NOT NULL,
@@ -95,7 +95,7 @@ class SQLiteSchema:
     """The tables of one prefix in one file."""
 
     def __init__(self, store: str, prefix: str, *, create: bool) -> None:
-        """Knows them.
+        """Makes it.
 
         Args:
             store: The store's description, for errors.
@@ -108,10 +108,10 @@ class SQLiteSchema:
         self._rows_sql = f"SELECT name, token FROM \"{prefix}lease\" WHERE name IN ('{VERSION_ROW}', '{REVISION_ROW}')"
 
     def find(self, connection: sqlite3.Connection) -> None:
-        """Looks for the tables; makes them, or upgrades them.
+        """Looks for the tables. Creates or upgrades them where that is needed and allowed.
 
         Raises:
-            SchemaMissing: They are missing or of another version, and may not be made.
+            SchemaMissing: They are missing, or of a version that this code does not know, or may not be created.
         """
         found, complete = self._found(connection)
         if complete and is_current(found):

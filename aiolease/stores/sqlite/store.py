@@ -1,8 +1,8 @@
 """The store on a SQLite file: for a laptop, and for several processes on one machine.
 
 Every operation is one function in the thread that owns the connection: see `aiolease.stores.sqlite.file`. The processes
-share the machine, so its wall clock is the database's: microseconds since the epoch in UTC, read when the transaction
-has the lock. Nobody tells a candidate of a release, so it looks ten times a second.
+share the machine, so the machine's wall clock is the database's clock. It is read once the transaction has the lock, as
+microseconds since the epoch in UTC. Nobody tells a candidate of a release, so it reads ten times a second.
 
 A process that is stopped in the middle of a transaction keeps all others from writing until it goes on or dies.
 """
@@ -39,10 +39,10 @@ _GLANCE = 0.1
 
 
 class SQLiteStore(SQLLedger):
-    """A `Store` on one SQLite file, which is made if its folder exists.
+    """A `Store` on one SQLite file. The file is created if its folder exists.
 
     Args:
-        path: The file; a relative path is taken from the folder that is current now.
+        path: The file; a relative path starts at the folder that is current now.
         table_prefix: What the names of the tables start with.
         create_tables: Whether to create the file and the tables if they are missing.
 
@@ -63,7 +63,7 @@ class SQLiteStore(SQLLedger):
         self._dialect = SQLiteDialect(table_prefix)
         self._records = Rows(self._dialect)
         self._lease = LeaseStatements(self._dialect, self._records)
-        # `main`: a user's connection may have a temporary table of this name, which would be found before ours.
+        # `main`: a user's connection may have a temporary table of this name, which SQLite would find first.
         self._fence = FenceStatements(self._dialect, "main.")
         ledger = SQLiteLedger(self._file, self._dialect, self._fence, self._clock)
         super().__init__(self._dialect, self._records, ledger)
@@ -168,7 +168,7 @@ class SQLiteStore(SQLLedger):
             await file.aclose()
 
     async def aclose(self) -> None:
-        """See `Store.aclose`. What was sent before is done first."""
+        """See `Store.aclose`. Operations sent before are done first."""
         await self._file.aclose()
 
     def _clock(self) -> int:
@@ -180,7 +180,7 @@ class SQLiteStore(SQLLedger):
 
 
 def _moved_on(lease: Lease | None, found: Lease | None) -> bool:
-    """Whether a candidate that knows of `lease` should hear of `found`: not of a mere renewal or expiry."""
+    """Whether `found` is news for a candidate that knows `lease`: a release or a new term, not a renewal or expiry."""
     if lease is None or found is None:
         return lease is not found
     return found.holder is None or found.token != lease.token

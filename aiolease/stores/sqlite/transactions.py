@@ -1,7 +1,7 @@
 """Fenced transactions on SQLite, over a connection of aiosqlite.
 
-SQLite has one writer: from its first moment a fenced transaction excludes everyone else's writes, renewals included.
-So it must end within the time that is left to the term; the term ends when it does not, and its block is cancelled.
+SQLite has one writer at a time. So a fenced transaction keeps everybody else from writing from its start on, renewals
+included. It must end before the term's deadline. If it does not, the term ends, and its block is cancelled.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SAVEPOINT = "aiolease_transaction"
 
 _TRY = 0.1
-"""Seconds that one try waits for another's write to end."""
+"""Seconds that one try waits for the write of another process to end."""
 
 
 class SQLiteTransaction:
@@ -40,7 +40,7 @@ class SQLiteTransaction:
 
     @classmethod
     async def begin(cls, path: Path, fence: Fence) -> SQLiteTransaction:
-        """Opens a connection and begins, as the only writer; waits for others until the caller cancels.
+        """Opens a connection and begins a transaction, as the only writer. Waits for others until the caller cancels.
 
         Raises:
             ConfigurationError: aiosqlite is not installed.
@@ -51,7 +51,7 @@ class SQLiteTransaction:
         except ImportError:
             problem = "transactions on SQLite need aiosqlite: install aiolease[aiosqlite]"
             raise ConfigurationError("target", fence.store, problem) from None
-        # What follows a COMMIT or ROLLBACK of the block's own begins a transaction again, and is undone at the end.
+        # If the block commits or rolls back, its next statement begins a new transaction, which is undone at the end.
         connection = aiosqlite.connect(path, timeout=_TRY, isolation_level="IMMEDIATE")
         try:
             await connection
@@ -72,12 +72,12 @@ class SQLiteTransaction:
         return cls(connection, fence)
 
     async def commit(self, term: TermKey, final: RunKey | None = None) -> None:
-        """See `Transaction.commit`. What a deferred constraint says comes out as it is."""
+        """See `Transaction.commit`. The error of a deferred constraint is raised as it is."""
         try:
             try:
                 await self.connection.execute(f"RELEASE {_SAVEPOINT}")
             except (sqlite3.OperationalError, sqlite3.ProgrammingError) as error:
-                if "statements in progress" in str(error):  # nothing was ended: an INSERT … RETURNING, half read
+                if "statements in progress" in str(error):  # still open: an INSERT … RETURNING, half read
                     raise StoreUnavailable(
                         self._store, f"read the results of the block to their end: {error}"
                     ) from error
@@ -85,25 +85,25 @@ class SQLiteTransaction:
             await self._fence.execute(self.connection, term, final)
             try:
                 await self.connection.commit()
-            except sqlite3.IntegrityError:  # a deferred constraint, of the user's tables: nothing was committed
+            except sqlite3.IntegrityError:  # a deferred constraint of the user's tables: nothing was committed
                 raise
             except sqlite3.Error as error:
                 raise CommitUnknown(self._store, str(error)) from error
-        except ValueError as error:  # of aiosqlite: the block closed the connection, and so undid the transaction
+        except ValueError as error:  # from aiosqlite: the block closed the connection, and so undid the transaction
             raise TransactionEnded(self._store) from error
         finally:
             await self.roll_back()
 
     async def roll_back(self) -> None:
         """See `Transaction.roll_back`."""
-        with suppress(sqlite3.Error, ValueError):  # the latter of aiosqlite: it is closed
-            # Whatever was not committed. A result that is half read would keep the file locked, closed or not.
+        with suppress(sqlite3.Error, ValueError):  # the latter from aiosqlite: the connection is closed
+            # Closing alone is not enough: a result that is half read would keep the file locked.
             await self.connection.rollback()
         await self.connection.close()
 
 
 class Fence:
-    """The fence of a transaction, over a connection of aiosqlite: the count of its term, and the success of a run."""
+    """The fence of a transaction, over a connection of aiosqlite. It can also record that a run has succeeded."""
 
     def __init__(self, store: str, statements: FenceStatements, dialect: SQLiteDialect, now: Callable[[], int]) -> None:
         self.store = store
@@ -112,11 +112,11 @@ class Fence:
         self._now = now
 
     async def execute(self, connection: aiosqlite.Connection, term: TermKey, final: RunKey | None) -> None:
-        """Counts, and records.
+        """Counts the fence up, and records the success of the run `final`.
 
         Raises:
             FenceBroken: The term is over.
-            Refused: The run is not the running one.
+            Refused: This attempt is not the running one.
             StoreUnavailable: The file is locked, or cannot be written.
         """
         try:
@@ -134,19 +134,19 @@ class Fence:
 
         Raises:
             FenceBroken: The term is over.
-            Refused: The run is not the running one.
+            Refused: This attempt is not the running one.
             TransactionEnded: The connection is in no transaction, and commits each statement by itself.
-            ConfigurationError: It is a connection of something else, or to another file.
+            ConfigurationError: It is no connection of aiosqlite, or one to another file.
             StoreUnavailable: The file is locked, or cannot be written; or the connection is closed.
         """
-        if hasattr(connection, "flush"):  # a session: what it still holds back must not come after the fence
+        if hasattr(connection, "flush"):  # a session: its unsent changes must come before the fence
             await connection.flush()  # the user's own SQL: what it raises comes out as it is
         try:
             raw = await _raw(connection)
             await self.execute(raw, term, final)
             if not await _is_to(raw, path):
                 raise ConfigurationError("connection", f"<{type(connection).__name__}>", f"it is not to {path}")
-            if not raw.in_transaction:  # it was committed by itself, and guards nothing
+            if not raw.in_transaction:  # autocommit: the fence was a transaction of its own
                 raise TransactionEnded(self.store)
         except (AioleaseError, FenceBroken, Refused):
             raise
@@ -155,7 +155,7 @@ class Fence:
 
 
 async def _raw(connection: Any) -> Any:
-    """The connection of aiosqlite behind what the user has, in a transaction for SQLAlchemy if it is one of its own."""
+    """The connection of aiosqlite behind what the user gave. SQLAlchemy begins a transaction on its own connection."""
     if hasattr(connection, "flush"):
         connection = await connection.connection()
     if hasattr(connection, "get_raw_connection"):
@@ -169,9 +169,9 @@ async def _raw(connection: Any) -> Any:
 
 
 async def _is_to(connection: aiosqlite.Connection, path: Path) -> bool:
-    """Whether a connection's main database is the file of the store: a copy has the fence of another time."""
+    """Whether a connection's main database is the file of the store: a copy of the file would have an old fence."""
     async with connection.execute("PRAGMA database_list") as cursor:
-        cursor.row_factory = None  # rows, whatever the user's connection makes of them; and texts, below
+        cursor.row_factory = None  # plain rows, and below plain texts, whatever the user's connection is set to
         [main] = [row[2] for row in await cursor.fetchall() if os.fsdecode(row[1]) == "main"]
     return _is_same(Path(os.fsdecode(main or "")), path)
 
@@ -181,7 +181,7 @@ def _is_same(file: Path, path: Path) -> bool:
 
 
 async def _changed(connection: aiosqlite.Connection, statement: str, values: dict[str, Any]) -> int:
-    """How many rows a statement changes: known when it has come to its end, which may be behind a row of its own."""
+    """How many rows a statement changes. It is known once all of the statement's own rows are read."""
     cursor = await connection.execute(statement, values)
     await cursor.fetchall()  # the row that `PRAGMA count_changes` asks for
     return cursor.rowcount

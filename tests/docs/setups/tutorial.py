@@ -55,6 +55,11 @@ def a_report_of_two_terms(stage: Stage) -> Iterator[None]:
             yield
 
 
+def beside_the_visitors(stage: Stage) -> Iterator[None]:
+    with worker_of(stage, "docs/tutorial.md", "write-exactly-once", until="ran 'count_visitors'"):
+        yield
+
+
 def trigger(stage: Stage) -> None:
     async def ask() -> None:
         async with open_store(f"sqlite:///{stage.folder}/jobs.db") as store:
@@ -86,4 +91,5 @@ SETUPS = {
     "kill-the-leader-2": Setup(around=after_a_crash, run=30.0),
     "kill-the-leader-3": Setup(around=a_report_of_two_terms),
     "write-exactly-once": Setup(around=visitors, run=20.0),
+    "write-exactly-once-3": Setup(around=beside_the_visitors),
 }

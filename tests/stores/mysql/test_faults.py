@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
@@ -20,6 +20,7 @@ from aiolease._clock import boot_clock
 from aiolease._waiting import time_limited
 from aiolease.errors import StoreUnavailable
 from aiolease.events import Elected, Lost, Released, Renewed, RenewFailed, Waiting
+from aiolease.stores import Store
 from tests.campaigns import (
     LIMIT,
     Journal,
@@ -161,7 +162,7 @@ async def test_a_claim_whose_answer_is_lost_is_adopted(mysql_server: Server, mys
 
 
 async def test_a_claim_that_is_found_too_late_is_given_back(mysql_server: Server, mysql_url: str) -> None:
-    """An own claim that is found with little time left is not led by, nor waited for until it runs out."""
+    """A process that finds its own claim with little time left neither leads by it nor waits until it expires."""
     heard, sent_at = Recorder(), [0.0]
     async with proxied(mysql_server, mysql_url) as (proxy, url):
 
@@ -223,39 +224,95 @@ async def test_a_connection_that_hangs_as_it_is_made_costs_no_other_lease(mysql_
         await until(lambda: proxy.swallowed["to_client"] > lost, "the greeting is lost")
         proxy.heal()
         with pytest.raises(StoreUnavailable):
-            await time_limited(0.5, "short", store.renew("short", "me", 1, 5, 60.0))
+            await time_limited(2.0, "short", store.renew("short", "me", 1, 5, 60.0))
         renewed = await time_limited(5.0, "both", asyncio.gather(long, store.renew("short", "me", 1, 6, 60.0)))
         assert [(lease.name, lease.beat) for lease in renewed if lease] == [("long", 6), ("short", 6)]
 
 
+async def test_an_exchange_that_hangs_costs_no_other_lease(mysql_server: Server, mysql_url: str) -> None:
+    """Who gives up waiting for its turn ends the exchange before it, whose lease has the time to wait for long."""
+    async with proxied(mysql_server, mysql_url) as (proxy, url), open_store(url) as store:
+        for name in ("long", "short"):
+            assert await store.claim(name, "me", 60.0, seen=None, force=False)
+        hangs = asyncio.Event()
+
+        def swallow(query: bytes) -> Action | None:
+            if RENEWAL not in query:
+                return None
+            proxy.on_query = None
+            hangs.set()
+            return Action(answer="swallow")
+
+        proxy.on_query = swallow
+        long = asyncio.create_task(time_limited(10.0, "long", store.renew("long", "me", 1, 5, 60.0)))
+        await hangs.wait()
+        with pytest.raises(StoreUnavailable):
+            await time_limited(2.0, "short", store.renew("short", "me", 1, 5, 60.0))
+        with pytest.raises(StoreUnavailable, match="others wait for the connection"):
+            await long
+        lease = await time_limited(5.0, "short", store.renew("short", "me", 1, 6, 60.0))
+        assert lease is not None
+        assert lease.beat == 6
+
+
+@contextlib.asynccontextmanager
+async def impatient_readers(store: Store, *limits: float) -> AsyncIterator[None]:
+    """Some who read again and again while the block runs, each with so many seconds for an answer."""
+
+    async def read(limit: float) -> None:
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                await time_limited(limit, "short", store.read("short"))
+            await asyncio.sleep(0.05)
+
+    readers = [asyncio.create_task(read(limit)) for limit in limits]
+    try:
+        yield
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.wait(readers)
+
+
+async def failed_renewals(store: Store, beats: Iterable[int]) -> int:
+    """Renews a long lease; says how many of the renewals failed."""
+    failed = 0
+    for beat in beats:
+        try:
+            lease = await time_limited(4.0, "long", store.renew("long", "me", 1, beat, 60.0))
+        except StoreUnavailable:
+            failed += 1
+        else:
+            assert lease is not None
+            assert lease.beat == beat
+    return failed
+
+
 async def test_a_lease_too_short_for_its_network_costs_no_longer_one(mysql_server: Server, mysql_url: str) -> None:
-    """Who gives up again and again, before a slow network can answer, does not end what others have the time for."""
+    """A caller with little time does not end the exchanges of callers that can wait for a slow network."""
     async with proxied(mysql_server, mysql_url) as (proxy, url), open_store(url) as store:
         assert await store.claim("long", "me", 60.0, seen=None, force=False)
         proxy.delay(0.2)
 
-        async def impatient(seconds: float) -> None:
-            while True:
-                with contextlib.suppress(StoreUnavailable):
-                    await time_limited(seconds, "short", store.read("short"))
-                await asyncio.sleep(0.05)
+        async with impatient_readers(store, 0.25, 0.33):
+            assert await failed_renewals(store, range(5, 11)) <= 2, "while it learns how slow the network is"
 
-        neighbours = [asyncio.create_task(impatient(seconds)) for seconds in (0.25, 0.33)]
-        try:
-            failures = 0
-            for beat in range(5, 11):
-                try:
-                    lease = await time_limited(4.0, "long", store.renew("long", "me", 1, beat, 60.0))
-                except StoreUnavailable:
-                    failures += 1
-                else:
-                    assert lease is not None
-                    assert lease.beat == beat
-            assert failures <= 2, "while it learns how slow the network is"
-        finally:
-            for neighbour in neighbours:
-                neighbour.cancel()
-            await asyncio.wait(neighbours)
+
+async def test_a_lease_too_short_for_slow_commits_costs_no_longer_one(mysql_server: Server, mysql_url: str) -> None:
+    """The same where only commits are slow: the quick answers between them do not make it impatient again."""
+
+    def slowly(query: bytes) -> Action | None:
+        if RENEWAL not in query:
+            return None
+        committed = asyncio.Event()
+        asyncio.get_running_loop().call_later(1.0, committed.set)
+        return Action(hold=committed)
+
+    async with proxied(mysql_server, mysql_url) as (proxy, url), open_store(url) as store:
+        assert await store.claim("long", "me", 60.0, seen=None, force=False)
+        proxy.on_query = slowly
+        async with impatient_readers(store, 0.5, 0.6):
+            assert await failed_renewals(store, range(5, 11)) <= 2, "while it learns how slow the commits are"
 
 
 # -- connections that end

@@ -1,4 +1,4 @@
-"""The last writes are worth a second connection: a server that ends one costs neither the hand-over nor a success."""
+"""The last writes are sent again over a second connection: no hand-over and no success is lost."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ class Torn(MemoryStore):
 
 @virtual_time
 async def test_a_release_whose_answers_are_lost_has_released() -> None:
-    """The second release finds the row no longer its own: that is the first one's doing, and told as a release."""
+    """A second release that finds the row freed by the first one is told as a release."""
     server, heard = MemoryServer(), Recorder()
     async with leadership(Torn(server, release=3), on_event=heard):
         pass

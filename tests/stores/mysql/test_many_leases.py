@@ -1,4 +1,4 @@
-"""Many leases of one process on MySQL and MariaDB: what they write at one moment shares one commit."""
+"""Many leases of one process on MySQL and MariaDB: those that write at one moment share one commit."""
 
 from __future__ import annotations
 

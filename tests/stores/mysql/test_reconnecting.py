@@ -1,4 +1,4 @@
-"""How a connection of ours is made anew: by which password, by whose threads, and in whose time. On every target."""
+"""How aiolease makes a new connection: with which password, in which thread, within which time. On every target."""
 
 from __future__ import annotations
 

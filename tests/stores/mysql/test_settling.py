@@ -1,4 +1,4 @@
-"""The sessions of aiolease are its own, whatever others made of them; those of the user are the user's."""
+"""aiolease settles its own sessions, whatever others set, and leaves the user's sessions alone."""
 
 from __future__ import annotations
 

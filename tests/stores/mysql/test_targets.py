@@ -76,7 +76,7 @@ def told(error: BaseException) -> str:
 async def test_what_waiting_cannot_mend_is_raised_by_the_first_attempt(
     mysql_server: Server, mysql_url: str, log: list[str]
 ) -> None:
-    """A wrong password, an unknown user and an unknown database are `StoreRejected`, at once, from every way in.
+    """A wrong password, an unknown user, an unknown database and none are `StoreRejected`, at once, from every way in.
 
     No message shows the password.
     """
@@ -96,8 +96,11 @@ async def test_what_waiting_cannot_mend_is_raised_by_the_first_attempt(
                 stack.push_async_callback(engine.dispose)
                 targets.append(engine)
             bad = {**login(mysql_server, mysql_url), "user": name, "password": wrong}
+            forgotten = {"host": mysql_server.host, "port": mysql_server.port, "user": "root"}
             targets += [
-                await stack.enter_async_context(module.create_pool(minsize=0, **bad)) for module in (asyncmy, aiomysql)
+                await stack.enter_async_context(module.create_pool(minsize=0, **parameters))
+                for module in (asyncmy, aiomysql)
+                for parameters in (bad, forgotten)
             ]
             for target in targets:
                 with pytest.raises(StoreRejected) as refused:  # noqa: PT012
@@ -494,6 +497,23 @@ async def test_tables_without_a_ledger_are_extended(mysql_server: Server, mysql_
         assert lead.token == 2
     assert row(mysql_server, mysql_url, "schema version")["token"] == 2
     assert mysql_server.sql("SELECT COUNT(*) FROM aiolease_run", database) == [(0,)]
+
+
+@pytest.mark.parametrize("name", ["plain", "a[b]c", ":name", "-:holder", "two  spaces", "50%s%%", "q'uo\"te`s;"])
+async def test_a_database_may_have_any_name(mysql_server: Server, name: str) -> None:
+    """The fence names its database, whatever signs that has: a parameter of ours may look the same, or a repetition."""
+    quoted = name.replace("`", "``")
+    mysql_server.create_database(quoted)
+    try:
+        async with (
+            asyncmy.create_pool(host=mysql_server.host, port=mysql_server.port, user="root", db=name) as pool,
+            leadership(pool, timeout=LIMIT) as lead,
+        ):
+            async with lead.transaction() as connection, connection.cursor() as cursor:
+                await cursor.execute("DO 0")
+            assert mysql_server.sql("SELECT fence FROM aiolease_fence", name) == [(1,)]
+    finally:
+        mysql_server.drop_database(quoted)
 
 
 async def test_a_prefix_keeps_applications_apart(mysql_server: Server, mysql_url: str) -> None:

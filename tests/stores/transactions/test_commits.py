@@ -111,7 +111,7 @@ async def test_a_cancelled_block_is_rolled_back(mysql_url: str, work: Work, kind
 async def test_a_waiter_gets_the_place_of_a_broken_connection(
     mysql_server: Server, mysql_url: str, work: Work, kind: str
 ) -> None:
-    """When a transaction's connection is thrown away, who waits for the full pool gets a new one."""
+    """When a transaction's connection is discarded, a task that waits for the full pool gets a new one."""
     async with lent(kind, mysql_url, size=1) as lend:
         async with leadership(lend.target, lease_duration=6.0) as lead:
             with pytest.raises(CommitUnknown):
