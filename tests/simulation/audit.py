@@ -192,7 +192,8 @@ def _untrue(row: RunRecord, rules: Rules, books: Books) -> Iterator[str]:
     unavailable = sum(books.over.get(each) == "unavailable" for each in attempts)
     if row.attempt - max(unavailable, row.uncounted) - row.failures > MAX_ATTEMPTS:
         yield f"{run}: that is more than {MAX_ATTEMPTS}, but for those that are known to have had no effect"
-    if row.status == "failed" and row.error != _CANCELLED and row.failures < rules.retries and rules.max_age is None:
+    cancelled = _CANCELLED in (row.error or "")  # in quotes, if the ledger was in trouble
+    if row.status == "failed" and not cancelled and row.failures < rules.retries and rules.max_age is None:
         yield f"the ledger says {said(row)}, but it was to be tried again"
     why = _ended_otherwise(row, run, rules, books) or _not_ended(row, run, rules, books)
     if why is not None:
@@ -206,7 +207,7 @@ def _ended_otherwise(row: RunRecord, run: Run, rules: Rules, books: Books) -> st
             return "its effect is not there"
         case "succeeded" if not rules.final and ending != "returned":
             return ending
-        case "failed" if row.error != _CANCELLED and ending not in {
+        case "failed" if _CANCELLED not in (row.error or "") and ending not in {
             "raised",
             "unavailable",
             "cancelled",

@@ -234,7 +234,13 @@ class Application:
 
     def cancel(self, world: World) -> None:
         if (job := self._some_job(world)) is not None:
-            world.server.ledgers[LEASE].cancel(LEASE, job, world.server.clock())
+            ledger = world.server.ledgers[LEASE]
+            assert isinstance(ledger, ArchivedLedger)
+            ledger.cancel(LEASE, job, world.server.clock())
+            for place in [*ledger.cancelled]:  # what was claimed, and has not begun, is a tick that waits
+                row = ledger.runs.get(place)
+                if row and row.status == "running" and row.attempt == 1 and Run(*place, 1) not in world.checker.begun:
+                    ledger.cancelled.discard(place)
 
     def pause_until(self, world: World, lasts: float) -> None:
         ledger, now = world.server.ledgers[LEASE], world.server.clock()
