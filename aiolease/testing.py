@@ -39,6 +39,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, ParamSpec, TypeVar, TypeVarTuple, Unpack, get_args
 
 from aiolease._clock import boot_clock, current_clock, replaced
+from aiolease._election.claim import Claim
 from aiolease._election.leadership import Leadership, leading
 from aiolease._election.term import Term
 from aiolease._election.timings import Timings
@@ -348,7 +349,7 @@ def job_run(
     undo = replaced.set(clock)
     try:
         timings = Timings.make(lease_duration=day.total_seconds())
-        term = Term(store, lease, timings, end, None, sent_at=clock(), received_at=clock())
+        term = Term(store, Claim(lease, sent_at=clock(), received_at=clock()), timings, end, None)
     finally:
         replaced.reset(undo)
     return JobRun(job=job, tick=tick, attempt=attempt, leadership=Leadership(term), context=context)

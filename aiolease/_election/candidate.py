@@ -243,7 +243,7 @@ class Candidate:
         del self._unknown[holder]
         received = self._clock()
         if result is not None and result.holder == holder:
-            claim = self._won(result, sent_at, received)
+            claim = self._won(result, sent_at, received, after_release=lease is None or lease.holder is None)
             self._health.saw(result, received, received - sent_at)
             if received < claim.sent_at + self._timings.renew_deadline:
                 return claim
@@ -255,9 +255,9 @@ class Candidate:
         self._may_claim(result, received, trusting=False)
         return None
 
-    def _won(self, lease: Lease, sent_at: float, received: float) -> Claim:
+    def _won(self, lease: Lease, sent_at: float, received: float, *, after_release: bool = False) -> Claim:
         back = self._health.clocks.setback(lease.renewed_at, sent_at, self._timings.lease_duration)
-        return Claim(lease, sent_at - back, received)
+        return Claim(lease, sent_at - back, received, after_release)
 
     async def _give_back(self, lease: Lease) -> None:
         task = asyncio.create_task(self._release(lease))

@@ -25,11 +25,13 @@ class Claim:
         sent_at: The local clock just before the claim was sent, or earlier (`ClockHistory.setback`): the term's
             deadline counts from it.
         received_at: The local clock when the reading of the row had arrived.
+        after_release: True if the term before it was released, or there was none; False if that is not known.
     """
 
     lease: Lease
     sent_at: float
     received_at: float
+    after_release: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,9 +108,7 @@ class Leader:
         observer: Observer | None,
         health: Health,
     ) -> None:
-        self.term = Term(
-            store, claim.lease, timings, self.end, observer, sent_at=claim.sent_at, received_at=claim.received_at
-        )
+        self.term = Term(store, claim, timings, self.end, observer)
         self.body = Body(self.term)
         self._store = store
         self._timings = timings

@@ -12,11 +12,12 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol, final
 
 from aiolease._clock import current_clock
+from aiolease._election.claim import Claim
 from aiolease._election.timings import Timings
 from aiolease.errors import LeadershipLost, LossReason
 from aiolease.events import Observer
 from aiolease.stores import Store
-from aiolease.stores.records import Lease, TermKey
+from aiolease.stores.records import TermKey
 
 
 class End(Protocol):
@@ -40,6 +41,7 @@ class Term:
     Attributes:
         key: What the database knows it by.
         elected_at: When it began, by the database's clock: aware UTC.
+        after_release: True if it is known that the term before it was released, or that there was none.
         store: Where its lease and its ledger are.
         timings: Its durations.
         observer: What hears of its events.
@@ -52,36 +54,35 @@ class Term:
     """
 
     __slots__ = (
-        "_clock", "_database_time", "_pid", "deadline", "elected_at", "end", "jobs", "key", "lost", "observer", "over",
-        "store", "timings", "trouble",
+        "_clock", "_database_time", "_pid", "after_release", "deadline", "elected_at", "end", "jobs", "key", "lost",
+        "observer", "over", "store", "timings", "trouble",
     )  # fmt: skip
 
     def __init__(
         self,
         store: Store,
-        lease: Lease,
+        claim: Claim,
         timings: Timings,
         end: End,
         observer: Observer | None,
-        *,
-        sent_at: float,
-        received_at: float,
     ) -> None:
+        lease = claim.lease
         assert lease.holder is not None
         self.key = TermKey(lease.name, lease.holder, lease.token)
         self.elected_at = lease.elected_at
+        self.after_release = claim.after_release
         self.store = store
         self.timings = timings
         self.observer = observer
         self.end = end
-        self.deadline = sent_at + timings.renew_deadline
+        self.deadline = claim.sent_at + timings.renew_deadline
         self.lost: LossReason | None = None
         self.over = asyncio.Event()
         self.jobs: set[str] = set()
         self.trouble: str | None = None
         self._clock = current_clock()
         self._pid = os.getpid()
-        self._database_time = (lease.now, received_at)
+        self._database_time = (lease.now, claim.received_at)
 
     @property
     def is_led(self) -> bool:

@@ -31,7 +31,7 @@ _BUSY_FOR = 1.0
 _AFTER_TROUBLE, _TRIES = 1.0, 5
 """Seconds until it is tried again, doubled each time; and how often it is tried in all."""
 
-_UNKNOWN_END = "its end was not recorded"
+_RELEASED, _UNKNOWN_END = "released", "its end was not recorded"
 
 
 @final
@@ -91,8 +91,7 @@ class Tenure:
         key, batch = self._key, Batch()
         for other in terms:
             if other.status == "running" and other.token < key.token:
-                left = RunKey(TERMS, other.began_at, 1, other.token)
-                batch.changes.append(Change(key=left, was="running", status="lost", attempt=1, error=_UNKNOWN_END))
+                batch.changes.append(self._end_of_former(RunKey(TERMS, other.began_at, 1, other.token)))
         # It may be there: the answer was lost, or another registry of this term has written it.
         if all((other.token, other.began_at) != (key.token, key.tick) for other in terms):
             batch.claims.append(
@@ -104,19 +103,24 @@ class Tenure:
         if len(terms) >= _KEPT:
             await self._ledger.prune([TERMS], _KEPT)
 
+    def _end_of_former(self, key: RunKey) -> Change:
+        """The end of an earlier term that has not recorded it. The lease has shown whether the latest one released."""
+        if self._term.after_release and key.token == self._key.token - 1:
+            return Change(key=key, was="running", status="succeeded", attempt=1, error=_RELEASED)
+        return Change(key=key, was="running", status="lost", attempt=1, error=_UNKNOWN_END)
+
     def end(self, *, beside: bool) -> list[Change]:
         """What is to be written as the term ends; nothing if its row could not be written, or others go on in it.
 
         Args:
-            beside: True if other changes are to be written: an end that is not in order is no reason to write alone.
+            beside: True if other changes are to be written. The end by itself is no reason to delay the release: the
+                next leader records it.
         """
         others = self._term.jobs - set(self._jobs)
-        if not self._has_row or others:
+        if not beside or not self._has_row or others:
             return []
         reason = self._term.ended
         if reason in {None, "resigned"}:
-            ended = "resigned" if reason else "released"
+            ended = "resigned" if reason else _RELEASED
             return [Change(key=self._key, was="running", status="succeeded", attempt=1, error=ended)]
-        if not beside:
-            return []
         return [Change(key=self._key, was="running", status="lost", attempt=1, error=reason)]

@@ -402,16 +402,18 @@ def _terms(here: World) -> list[Any]:
 
 @virtual
 async def test_the_ledger_tells_of_terms() -> None:
-    """Each has a row: it ended in order, or the next leader says that it did not; and the jobs that it has."""
+    """Each has a row: the next leader says whether the one before ended in order, by how it found the lease."""
     async with world() as here:
         first = here.start(registry(Work(), 100))
         await here.until(20)
         assert [(row.status, row.token, row.job) for row in _terms(here)] == [("running", 1, TERMS)]
         assert here.jobs["job"].token == 1
+        written = here.server.ledgers["default"].terms.copy()
         await first.end()
-        assert [(row.status, row.error) for row in _terms(here)] == [("succeeded", "released")]
+        assert here.server.ledgers["default"].terms == written  # no exchange of its own before the release
         second = here.start(registry(Work(), 100))
         await here.until(30)
+        assert [(row.status, row.error) for row in _terms(here)] == [("succeeded", "released"), ("running", None)]
         await second.kill()
         here.start(registry(Work(), 100))
         await here.until(100)

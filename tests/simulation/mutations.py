@@ -13,6 +13,7 @@ from unittest.mock import patch
 from aiolease import BodyStuck, StoreUnavailable
 from aiolease._election import candidate, leader, sighting
 from aiolease._election.candidate import Candidate
+from aiolease._election.claim import Claim
 from aiolease._election.heartbeat import Heartbeat
 from aiolease._election.leader import Leader
 from aiolease._election.sighting import HIDDEN, ClockHistory, Reading, Sighting
@@ -30,6 +31,7 @@ from aiolease._jobs.runs import Runs
 from aiolease._jobs.waiting_line import WaitingLine
 from aiolease._jobs.writing import Writing
 from aiolease._waiting import wait_shielded
+from aiolease.stores import Store
 from aiolease.stores.batch import Batch, Change, LedgerReading
 from aiolease.stores.memory import writing as memory
 from aiolease.stores.records import Lease, RunKey, RunRecord, RunStatus, TermKey
@@ -52,8 +54,8 @@ def _release_before_the_body_ended() -> AbstractContextManager[Any]:
 def _deadline_from_the_reply() -> AbstractContextManager[Any]:
     init, renewed = Term.__init__, Heartbeat._renewed
 
-    def started(term: Term, *args: Any, received_at: float, **_: float) -> None:
-        init(term, *args, sent_at=received_at, received_at=received_at)
+    def started(term: Term, store: Store, claim: Claim, *args: Any) -> None:
+        init(term, store, replace(claim, sent_at=claim.received_at), *args)
 
     def mutated(heartbeat: Heartbeat, lease: Lease, sent_at: float, received: float) -> float:
         due = renewed(heartbeat, lease, sent_at, received)
