@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
 from aiolease._functions import is_async
@@ -19,7 +19,12 @@ _CHOICES = {"missed": ("once", "all", "skip"), "overlap": ("skip", "allow"), "re
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A function and its schedule, as they were registered. For `argument` see `aiolease._functions.argument`."""
+    """A function and its schedule, as they were registered. For `argument` see `aiolease._functions.argument`.
+
+    Attributes:
+        one_by_one: Whether a run that waits is not begun beside another one.
+        threaded: Whether its runs need a thread.
+    """
 
     name: str
     function: Callable[..., object]
@@ -35,15 +40,12 @@ class Job:
     jitter: float = 0.0
     late_after: float | None = None
 
-    @property
-    def one_by_one(self) -> bool:
-        """Whether a run that waits is not begun beside another one."""
-        return self.overlap == "skip" or self.missed == "all"
+    one_by_one: bool = field(init=False)
+    threaded: bool = field(init=False)
 
-    @property
-    def threaded(self) -> bool:
-        """Whether its runs need a thread."""
-        return not is_async(self.function)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "one_by_one", self.overlap == "skip" or self.missed == "all")
+        object.__setattr__(self, "threaded", not is_async(self.function))
 
 
 class JobOptions(TypedDict, total=False):
@@ -89,14 +91,14 @@ def check_options(job: str, options: JobOptions) -> None:
     Raises:
         InvalidJob: It names the option.
     """
-    for field, choices in _CHOICES.items():
-        value = options.get(field, choices[0])
+    for option, choices in _CHOICES.items():
+        value = options.get(option, choices[0])
         if not any(value is choice or value == choice for choice in choices):
-            raise InvalidJob(job, f"{field}={value!r}: use {' or '.join(repr(choice) for choice in choices)}")
-    for field in ("max_age", "timeout", "late_after"):
-        seconds = options.get(field)
+            raise InvalidJob(job, f"{option}={value!r}: use {' or '.join(repr(choice) for choice in choices)}")
+    for option in ("max_age", "timeout", "late_after"):
+        seconds = options.get(option)
         if seconds is not None and not (isinstance(seconds, int | float) and 0 < seconds < math.inf):
-            raise InvalidJob(job, f"{field}={seconds!r}: use a finite, positive number of seconds")
+            raise InvalidJob(job, f"{option}={seconds!r}: use a finite, positive number of seconds")
     retries, backoff, jitter = options.get("retries", 0), options.get("backoff", 0.0), options.get("jitter", 0.0)
     if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
         raise InvalidJob(job, f"retries={retries!r}: use a whole number from 0")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from aiolease.stores.batch import Again, Batch, Change
 from aiolease.stores.contract import Refused
@@ -13,6 +14,8 @@ from aiolease.stores.memory.requests import with_line
 from aiolease.stores.memory.tables import Tables
 from aiolease.stores.records import AHEAD, JobRecord, Place, RunRecord, TermKey, kept
 from aiolease.stores.seen import TERMS
+
+R = TypeVar("R", JobRecord, RunRecord)
 
 
 class Writing:
@@ -91,14 +94,14 @@ class Writing:
                 raise Refused
             self._gone.add((run.job, before))
             run = replace(run, tick_from=row.tick_from, count=(row.count or 1) + (run.count or 1))
-        rows[run.job, run.tick] = replace(
-            run,
-            token=self._term.token,
-            holder=self._term.holder,
-            error=kept(run.error),
-            started_at=now if run.status == "running" else None,
-            finished_at=now if run.status == "skipped" else None,
-        )
+        values = {
+            "token": self._term.token,
+            "holder": self._term.holder,
+            "error": kept(run.error),
+            "started_at": now if run.status == "running" else None,
+            "finished_at": now if run.status == "skipped" else None,
+        }
+        rows[run.job, run.tick] = _changed(run, values)
 
     def _raise(self, name: str, tick: datetime, seen: dict[str, datetime | None]) -> None:
         job, now = self._job(name), self._now
@@ -106,7 +109,7 @@ class Writing:
             raise Refused
         if tick > now + timedelta(seconds=AHEAD) or job.high_tick != seen.get(name, job.high_tick):
             raise Refused
-        self._jobs[name] = replace(job, high_tick=tick)
+        self._jobs[name] = _changed(job, {"high_tick": tick})
 
 
 def _change(rows: MutableMapping[Place, RunRecord], term: TermKey, change: Change, now: datetime) -> None:
@@ -116,31 +119,35 @@ def _change(rows: MutableMapping[Place, RunRecord], term: TermKey, change: Chang
         if change.required:
             raise Refused
         return
-    changed = replace(
-        run,
-        status=change.status,
-        attempt=change.attempt,
-        token=term.token if change.adopt else run.token,
-        holder=term.holder if change.adopt else run.holder,
-        error=kept(change.error),
-        not_before=None,
-    )
+    values: dict[str, object] = {
+        "status": change.status,
+        "attempt": change.attempt,
+        "error": kept(change.error),
+        "not_before": None,
+    }
+    if change.adopt:
+        values |= {"token": term.token, "holder": term.holder}
     if change.status == "queued":
         again = change.again or Again()
-        changed = replace(
-            changed,
-            started_at=None,
-            finished_at=None,
-            tick_from=None,
-            count=None,
-            not_before=again.not_before,
-            failures=run.failures + again.failed,
-            uncounted=run.uncounted + again.uncounted,
-            request=again.request or run.request,
-            earlier=with_line(run.earlier, again.line),
-        )
-    elif change.status == "running":
-        changed = replace(changed, started_at=now)
+        values |= {
+            "started_at": None,
+            "finished_at": None,
+            "tick_from": None,
+            "count": None,
+            "not_before": again.not_before,
+            "failures": run.failures + again.failed,
+            "uncounted": run.uncounted + again.uncounted,
+            "request": again.request or run.request,
+            "earlier": with_line(run.earlier, again.line),
+        }
     else:
-        changed = replace(changed, finished_at=now)
-    rows[key.job, key.tick] = changed
+        values["started_at" if change.status == "running" else "finished_at"] = now
+    rows[key.job, key.tick] = _changed(run, values)
+
+
+def _changed(record: R, values: Mapping[str, object]) -> R:
+    """As `dataclasses.replace`, which takes three times as long: most that a run costs here would be that."""
+    changed = object.__new__(type(record))
+    for name in record.__slots__:
+        object.__setattr__(changed, name, values[name] if name in values else getattr(record, name))
+    return changed
