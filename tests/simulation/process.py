@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
@@ -145,7 +146,10 @@ class Process:
 
     def monotonic(self) -> float:
         """The loop's clock: goes on while the process is stopped, but not while the machine sleeps."""
-        return _DAWN + (self.world.now - self._started_at - self._slept) * self.machine.rate
+        return self._shown(self.world.now)
+
+    def _shown(self, now: float) -> float:
+        return _DAWN + (now - self._started_at - self._slept) * self.machine.rate
 
     def boot_clock(self) -> float:
         """The clock of the deadlines: counts the machine's sleep."""
@@ -157,7 +161,11 @@ class Process:
             self.due = _FOREVER
         else:
             local = self.loop.due()
-            self.due = max(self._started_at + self._slept + (local - _DAWN) / self.machine.rate, self.world.now)
+            due = max(self._started_at + self._slept + (local - _DAWN) / self.machine.rate, self.world.now)
+            # A clock that shows a rounding less than a timer waits for would have it wait for nothing, for ever.
+            while self._shown(due) < local < _FOREVER:
+                due = math.nextafter(due, _FOREVER)
+            self.due = due
 
     # -- its life
 

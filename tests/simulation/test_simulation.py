@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import shlex
 import sys
-from typing import get_args
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
 
@@ -13,6 +15,7 @@ from tests.simulation.checker import Kind, Violation
 from tests.simulation.faults import outcome_of, simulate
 from tests.simulation.mending import MENDING
 from tests.simulation.mutations import MUTATIONS
+from tests.simulation.process import Process
 
 BATCH = 100
 
@@ -93,3 +96,18 @@ def test_a_broken_rule_of_mending_is_noticed(mutation: str) -> None:
                 print(f"{mutation}: caught at seed {seed}: {found}")
                 return
     pytest.fail(f"{mutation}: not caught")
+
+
+def test_no_timer_is_due_before_its_clock_shows_it() -> None:
+    """Rounded the other way, a timer that looks at the clock is set again and again, at one moment for ever."""
+    numbers = random.Random(1)
+    for _ in range(10_000):
+        now, rate = numbers.uniform(0, 300), numbers.uniform(0.99, 1.01)
+        process: Any = object.__new__(Process)
+        process.state, process._started_at, process._slept = "running", numbers.uniform(0, now), 0.0
+        process.world, process.machine = SimpleNamespace(now=now), SimpleNamespace(rate=rate)
+        wanted = process.monotonic() + numbers.uniform(0, 30)
+        process.loop = SimpleNamespace(due=lambda wanted=wanted: wanted)
+        process.reckon()
+        process.world.now = process.due
+        assert process.monotonic() >= wanted
