@@ -102,9 +102,10 @@ def test_no_timer_is_due_before_its_clock_shows_it() -> None:
     """Rounded the other way, a timer that looks at the clock is set again and again, at one moment for ever."""
     numbers = random.Random(1)
     for _ in range(10_000):
-        now, rate = numbers.uniform(0, 300), numbers.uniform(0.99, 1.01)
+        started, slept = numbers.uniform(0, 500), numbers.uniform(0, 500)
+        now, rate = started + slept + numbers.uniform(0, 100), numbers.uniform(0.99, 1.01)
         process: Any = object.__new__(Process)
-        process.state, process._started_at, process._slept = "running", numbers.uniform(0, now), 0.0
+        process.state, process._started_at, process._slept = "running", started, slept
         process.world, process.machine = SimpleNamespace(now=now), SimpleNamespace(rate=rate)
         wanted = process.monotonic() + numbers.uniform(0, 30)
         process.loop = SimpleNamespace(due=lambda wanted=wanted: wanted)
