@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from aiolease._election.leader import Leader
 from aiolease._election.term import Term
+from aiolease._jobs.inventory import KnownRuns
 from aiolease._jobs.planner import Planner
 from aiolease.errors import AioleaseError
 from aiolease.stores.batch import Batch, LedgerReading
@@ -86,8 +87,8 @@ _sending: set[asyncio.Future[Any]] = set()
 
 
 def _forgetting(take: Callable[..., Any]) -> Any:
-    def forgetting(planner: Planner, stock: LedgerReading, **known: Any) -> Any:
+    def forgetting(planner: Planner, stock: LedgerReading, known: KnownRuns) -> Any:
         jobs = {name: replace(record, known_since=stock.now) for name, record in stock.jobs.items()}
-        return take(planner, replace(stock, jobs=jobs), **known)
+        return take(planner, replace(stock, jobs=jobs), known)
 
     return forgetting
