@@ -29,7 +29,8 @@ class Server:
     Use as a context manager: ``with MariaDBServer.start() as server: ...``.
     """
 
-    kind: ClassVar[Literal["mariadb", "mysql"]]
+    kind: ClassVar[Literal["mariadb", "mysql", "postgresql"]]
+    driver_errors: ClassVar[type[Exception]] = pymysql.Error
     host = "127.0.0.1"
     user = "root"
     password = ""
@@ -86,6 +87,14 @@ class Server:
         """The program and the options that only this kind has."""
         raise NotImplementedError
 
+    def _arguments(self) -> list[str]:
+        """The options that say where it listens, and where it keeps its files."""
+        # A tmpdir of its own: a server that starts deletes what others have in a common one.
+        command = [f"--user={self.account}"]
+        command += [f"--datadir={self.data}", f"--tmpdir={self.folder}", f"--socket={self.socket}"]
+        command += [f"--port={self.port}", f"--bind-address={self.host}", "--skip-name-resolve"]
+        return [*command, f"--pid-file={self.folder / 'pid'}", *SMALL]
+
     # Its life.
 
     def __enter__(self) -> Self:
@@ -124,12 +133,7 @@ class Server:
             command = ["setpriv", "--reuid", self.account, "--clear-groups", *command]
         if self._clock is not None:
             command += ["env", *faketime_environment(self._clock)]
-        program, *arguments = self._command()
-        command += [program, *arguments, f"--user={self.account}"]
-        # A tmpdir of its own: a server that starts deletes what others have in a common one.
-        command += [f"--datadir={self.data}", f"--tmpdir={self.folder}", f"--socket={self.socket}"]
-        command += [f"--port={self.port}", f"--bind-address={self.host}", "--skip-name-resolve"]
-        command += [f"--pid-file={self.folder / 'pid'}", *SMALL, *self.options, *options]
+        command += [*self._command(), *self._arguments(), *self.options, *options]
         with open(self.error_log, "ab") as log:
             launch = starter.submit(
                 subprocess.Popen,
@@ -153,8 +157,8 @@ class Server:
         deadline = time.monotonic() + limit
         while True:
             try:
-                self.sql("DO 0")
-            except pymysql.Error as error:
+                self.sql("SELECT 1")
+            except self.driver_errors as error:
                 if self.running and time.monotonic() < deadline:
                     time.sleep(0.02)
                     continue
