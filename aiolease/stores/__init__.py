@@ -118,7 +118,7 @@ def _make(target: Target, table_prefix: str, create_tables: bool) -> Store:
     kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(target).__mro__}
     if ("sqlalchemy", "AsyncEngine") in kinds:
         from aiolease.stores.mysql import drivers
-        from aiolease.stores.mysql.lenders import EngineLender
+        from aiolease.stores.network.lending import EngineLender
 
         driver = drivers.engine_driver(target)
         return _mysql(driver, EngineLender(target, driver.description), table_prefix, create_tables)

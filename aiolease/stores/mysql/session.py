@@ -1,67 +1,27 @@
-"""One connection to MySQL or MariaDB: made when it is needed, given up at trouble, one exchange at a time."""
+"""A session of MySQL or MariaDB: an exchange is a packet of statements."""
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from aiolease.errors import AioleaseError, StoreUnavailable
-from aiolease.stores.mysql.connecting import Connecting
-from aiolease.stores.mysql.drivers import Driver, Execute, Rows, error_number, execute, translate
-
-_DEADLOCK = 1213
-_DEADLOCKS = 5
-"""How often in a row a statement may be chosen to end a deadlock: claims of a row that is being made meet."""
-_ROUND_TRIPS = 8
-"""How many round trips it may take to connect, with TLS and all that is settled then; an exchange takes one."""
-
-_MOST_PATIENT = 5.0
-"""Seconds that a network which does not answer at all is borne with, when others wait."""
-
-_LONG = 1.0
-"""Seconds after which an exchange was a wait, and a proxy may have taken it for idle."""
-
-_ENDED = frozenset({
-    0,  # the driver has closed it
-    1053,  # the server shuts down
-    1927,  # killed (MariaDB)
-    2006,  # gone away
-    2013,  # lost during the query
-    2055,  # lost while reading
-    3169,  # killed
-    4031,  # it was idle for too long
-})  # fmt: skip
+from aiolease.stores.mysql.drivers import Driver, Execute, Rows, execute
+from aiolease.stores.network.session import Session
 
 
-class Session:
-    """One connection, made when it is needed and discarded at the first trouble; one exchange at a time.
-
-    Who gives up waiting for its turn ends the exchange of another that takes longer than it should: longer than several
-    round trips of the network as it was last seen, and `stuck` at least. Each that was ended so makes the session more
-    patient, until an answer comes: a hung connection costs nobody much, a slow one nothing. Connecting goes on beyond
-    the attempt that began it: see `Connecting`.
-    """
+class MySQLSession(Session):
+    """See `Session`."""
 
     def __init__(self, driver: Driver, prepare: Callable[[Execute], Awaitable[None]], stuck: float) -> None:
-        self._stuck = self._patience = stuck
-        self._step: asyncio.Timeout | None = None  # the exchange that is under way
-        self._step_since = 0.0
-        self._round_trip = 0.0  # the quickest over this connection
-        self._driver = driver
-        self._prepare = prepare
-        self._lock = asyncio.Lock()
-        self._connecting: Connecting[Any] = Connecting(self._connect)
-        self._connection: Any = None
-        self._used_at = 0.0
-        self._closed = False
-        self.fresh_for = 30.0
-        """Seconds after which an idle connection is not trusted any more: the server may have closed it."""
-        self.opened = 0
-        """Counts the connections made."""
+        async def settle(connection: Any) -> None:
+            await prepare(functools.partial(self._prepared, connection))
+
+        super().__init__(driver, settle, stuck)
+        self._cursor = driver.cursor
+
+    async def _prepared(self, connection: Any, sql: str, parameters: Sequence[object] = ()) -> list[Rows]:
+        return await self.measured(execute(connection, self._cursor, sql, parameters))
 
     async def run(
         self,
@@ -77,149 +37,15 @@ class Session:
             sql: The statements, with ``%s`` for the parameters.
             parameters: Bound by the driver.
             results: Where to put the results as they come in, so that a caller sees how far an error let it get.
-            repeat: Whether to send them once more, over a new connection, if the server has ended the one that was
-                there. They may have been executed already.
+            repeat: See `Session.exchange`.
 
         Raises:
-            StoreUnavailable: And `StoreRejected`, `SchemaMissing`: see `translate`. The connection is gone then.
+            StoreUnavailable: And `StoreRejected`, `SchemaMissing`: see `Session.exchange`.
         """
-        results = [] if results is None else results
-        try:
-            await self._lock.acquire()
-        except BaseException:
-            # Another exchange does not end, and its caller may have more time than this one: its answer was lost.
-            self.gave_up()
-            raise
-        try:
-            tries, repeat = _DEADLOCKS, repeat and self._connection is not None
-            clock = asyncio.get_running_loop().time
-            while True:
-                tries, began = tries - 1, clock()
-                try:
-                    return await self._exchange(sql, parameters, results)
-                except AioleaseError:
-                    self.discard()
-                    raise
-                except Exception as error:
-                    self.discard()
-                    if error_number(error) == _DEADLOCK and tries:
-                        results.clear()
-                        continue  # the server undid the statement, for another's sake: it may be sent again
-                    if repeat and _ended(error):
-                        # Once, unless it was a long wait: who ended that may end the next one, too.
-                        repeat = clock() - began > _LONG
-                        results.clear()
-                        continue
-                    raise translate(self._driver.description, error) from error
-                except BaseException:
-                    self.discard()  # the answer is still to come: what is asked next would get it
-                    raise
+        found: list[Rows] = [] if results is None else results
 
-        finally:
-            self._lock.release()
+        async def work(connection: Any) -> list[Rows]:
+            found.clear()  # of a try that the server undid
+            return await execute(connection, self._cursor, sql, parameters, found)
 
-    async def _exchange(self, sql: str, parameters: Sequence[object], results: list[Rows]) -> list[Rows]:
-        while self._connection is None or asyncio.get_running_loop().time() - self._used_at > self.fresh_for:
-            await self._close()
-            self._check_open()
-            self._connection = await self._connecting.get()
-        try:
-            async with self._take_step():
-                answer = await self._execute(self._connection, sql, parameters, results)
-        except _TakesTooLong as error:
-            raise StoreUnavailable(self._driver.description, "no answer, and others wait for the connection") from error
-        self._patience = max(self._stuck, _ROUND_TRIPS * self._round_trip)
-        return answer
-
-    @asynccontextmanager
-    async def _take_step(self) -> AsyncIterator[None]:
-        """Around what `gave_up` and `aclose` may end; raises `_TakesTooLong` then."""
-        self._check_open()
-        limit, self._step_since = asyncio.timeout(None), asyncio.get_running_loop().time()
-        try:
-            async with limit:
-                self._step = limit
-                yield
-        except TimeoutError as error:
-            if limit.expired():
-                raise _TakesTooLong from error
-            raise
-        finally:
-            self._step = None
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StoreUnavailable(self._driver.description, "this store was closed")
-
-    async def _connect(self) -> Any:
-        connection, self._round_trip = await self._driver.connect(), math.inf
-        try:
-            self.opened += 1
-            await self._prepare(functools.partial(self._execute, connection))
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    async def _execute(
-        self, connection: Any, sql: str, parameters: Sequence[object] = (), results: list[Rows] | None = None
-    ) -> list[Rows]:
-        clock = asyncio.get_running_loop().time
-        self._used_at = clock()
-        answer = await execute(connection, self._driver.cursor, sql, parameters, results)
-        self._round_trip = min(self._round_trip, clock() - self._used_at)
-        self._patience = max(self._patience, _ROUND_TRIPS * self._round_trip)
-        return answer
-
-    @property
-    def busy(self) -> bool:
-        """Whether an exchange is under way."""
-        return self._lock.locked()
-
-    def gave_up(self) -> None:
-        """Somebody does not wait any longer for its turn."""
-        self._connecting.gave_up()
-        if asyncio.get_running_loop().time() - self._step_since > self._patience and self._end_step():
-            self._patience = max(self._patience, min(self._patience * 4, _MOST_PATIENT))
-
-    def _end_step(self) -> bool:
-        if self._step is None or self._step.when() is not None or self._step.expired():
-            return False
-        self._step.reschedule(asyncio.get_running_loop().time())
-        return True
-
-    def discard(self) -> None:
-        """Drops the connection without a word. The server goes on with what it was sent, and ends the session after."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
-    async def aclose(self) -> None:
-        """Closes the connection for good, with a good-bye if the server listens; what is under way fails. Bounded."""
-        self._closed = True
-        self._end_step()
-        left = await self._connecting.end()
-        async with self._lock:
-            self._connection = self._connection or left
-            await self._close()
-
-    async def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        try:
-            async with asyncio.timeout(1.0):
-                await connection.ensure_closed()
-        except Exception:  # noqa: BLE001 - it is being thrown away, whatever it says
-            pass
-        finally:
-            connection.close()
-
-
-class _TakesTooLong(Exception):
-    """Somebody who waits for the connection ended what it was busy with."""
-
-
-def _ended(error: BaseException) -> bool:
-    """Whether the server, or the network, has ended the connection."""
-    return error_number(error) in _ENDED or isinstance(error, OSError | EOFError)
+        return await self.exchange(work, repeat=repeat)

@@ -16,8 +16,8 @@ from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.mysql.dialect import CHECK_FAILED
 from aiolease.stores.mysql.drivers import Rows, error_number, execute, plain_cursor, translate
 from aiolease.stores.mysql.fence import FENCE_RESULTS, FenceSQL
-from aiolease.stores.mysql.lenders import ROLLBACK_LIMIT, Lender
 from aiolease.stores.mysql.unofficial import has_pending
+from aiolease.stores.network.lending import ROLLBACK_LIMIT, Lender
 from aiolease.stores.records import RunKey, TermKey
 
 _SAVEPOINT = "aiolease_transaction"

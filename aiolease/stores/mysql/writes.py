@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from aiolease.errors import StoreUnavailable
 from aiolease.stores.mysql.drivers import Rows, error_number
+from aiolease.stores.network.polls import while_wanted
 
 _MOST = 100
 """Writings in one packet: some 10 ms of the server's time."""
@@ -244,20 +245,6 @@ class Writes:
         """Waits until nothing is under way; the connection was closed, so that all of it fails."""
         if self._task is not None:
             await asyncio.wait([self._task])
-
-
-async def while_wanted(query: asyncio.Future[Any], answers: dict[asyncio.Future[Any], Any]) -> None:
-    """Waits for the end of a query; cancels it when none of those that wait for its answers is left."""
-    gone = asyncio.gather(*answers, return_exceptions=True)
-    ends: list[asyncio.Future[Any]] = [query, gone]
-    try:
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        if not query.done():
-            query.cancel()
-            await asyncio.wait([query])
-        if not query.cancelled():
-            query.exception()  # nobody may be left to hear of it
 
 
 def _is_locked(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from aiolease import StoreUnavailable, leadership, open_store
 from aiolease._clock import boot_clock
 from aiolease.events import Elected, Following, Renewed
 from aiolease.stores.mysql import MySQLStore
-from aiolease.stores.mysql.polls import Polls
+from aiolease.stores.network.polls import Polls
 from aiolease.stores.records import Lease
 from tests.campaigns import (
     LIMIT,

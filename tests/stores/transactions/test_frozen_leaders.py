@@ -18,7 +18,7 @@ import pytest
 
 from aiolease import leadership
 from aiolease._clock import boot_clock
-from aiolease.stores.mysql.lenders import EngineLender
+from aiolease.stores.network.lending import EngineLender
 from tests.campaigns import LIMIT, until
 from tests.project import ROOT
 from tests.servers import Action, Server, TCPProxy

@@ -1,0 +1,149 @@
+"""Where the connections of transactions come from: the user's pool or engine, or a driver where there is only a URL."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any, Protocol
+
+from aiolease.errors import TransactionEnded
+
+_ENDED = "aiolease_ended"
+"""Where a connection of SQLAlchemy's notes that its user has ended the transaction."""
+
+ROLLBACK_LIMIT = 2.0
+"""Seconds; a connection that has not rolled back by then is closed, which rolls back as well."""
+
+
+class Lender(Protocol):
+    """Where the connections of transactions come from: the user's pool."""
+
+    async def lend(self) -> Any:
+        """A connection as the user knows it; may wait for long."""
+
+    async def raw(self, connection: Any) -> Any:
+        """The driver's connection behind it."""
+
+    def ended(self, connection: Any) -> bool:
+        """Whether the user has ended the transaction himself, as far as is seen without asking the server."""
+
+    async def give_back(self, connection: Any, *, broken: bool) -> None:
+        """Takes it back; closes it if it is `broken`."""
+
+
+class EngineLender:
+    """A SQLAlchemy `AsyncEngine`: its transactions are `AsyncConnection`s.
+
+    The connection is in a transaction for SQLAlchemy, too, so that a session on it joins that, and does not commit by
+    itself. What would commit it all the same is refused (`AsyncConnection.commit`, a session that controls it fully);
+    what is sent after that, or after a rollback, is refused as well: the server might commit each statement by itself.
+    """
+
+    def __init__(self, engine: Any, store: str) -> None:
+        self._engine = engine
+        self._store = store
+        self._lent: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # the driver's, by SQLAlchemy's
+
+    async def lend(self) -> Any:
+        """See `Lender.lend`."""
+        connection = await self._engine.connect()
+        try:
+            await connection.begin()
+            connection.sync_connection.info.pop(_ENDED, None)
+            self._lent[connection.sync_connection] = connection.sync_connection.connection.dbapi_connection
+            heard = {"commit": self._refuse_commit, "rollback": self._rolled_back}
+            _listen(connection, heard | {"before_cursor_execute": self._refuse_if_ended})
+        except BaseException:
+            await self.give_back(connection, broken=True)
+            raise
+        return connection
+
+    def _refuse_commit(self, connection: Any) -> None:
+        connection.info[_ENDED] = True
+        raise TransactionEnded(self._store)
+
+    @staticmethod
+    def _rolled_back(connection: Any) -> None:
+        connection.info[_ENDED] = True
+
+    def _refuse_if_ended(self, connection: Any, *_: Any) -> None:
+        # After a lost connection SQLAlchemy makes another, which knows nothing of what was begun on the first.
+        if connection.info.get(_ENDED) or connection.connection.dbapi_connection is not self._lent[connection]:
+            raise TransactionEnded(self._store)
+
+    def ended(self, connection: Any) -> bool:
+        """See `Lender.ended`."""
+        return connection.sync_connection.info.get(_ENDED, False)  # type: ignore[no-any-return]
+
+    async def raw(self, connection: Any) -> Any:
+        """See `Lender.raw`."""
+        return (await connection.get_raw_connection()).driver_connection
+
+    async def give_back(self, connection: Any, *, broken: bool) -> None:
+        """See `Lender.give_back`."""
+        # It rolls back, and the session may be gone: what became of the transaction is known already.
+        if not broken:
+            try:
+                async with asyncio.timeout(ROLLBACK_LIMIT):
+                    await connection.close()
+            except (Exception, asyncio.CancelledError):  # noqa: BLE001 - given up: it is thrown away
+                pass
+            else:
+                return
+        with suppress(Exception):
+            await connection.invalidate()
+        with suppress(Exception):
+            await connection.close()
+
+
+def _listen(connection: Any, events: Mapping[str, Callable[..., None]]) -> None:
+    """Has SQLAlchemy call functions at events of an `AsyncConnection`, until it is closed."""
+    from sqlalchemy import event
+
+    for name, function in events.items():
+        event.listen(connection.sync_connection, name, function)
+
+
+class DriverLender:
+    """No pool, only a URL: a connection for each transaction."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Any]],
+        close: Callable[[Any], Awaitable[None]],
+        drop: Callable[[Any], None],
+    ) -> None:
+        """Makes it.
+
+        Args:
+            connect: Makes a connection.
+            close: Closes one, with a good-bye.
+            drop: Closes one without a word, and without waiting.
+        """
+        self._connect = connect
+        self._close = close
+        self._drop = drop
+
+    async def lend(self) -> Any:
+        """See `Lender.lend`."""
+        return await self._connect()
+
+    async def raw(self, connection: Any) -> Any:
+        """See `Lender.raw`."""
+        return connection
+
+    def ended(self, connection: Any) -> bool:
+        """See `Lender.ended`."""
+        return False
+
+    async def give_back(self, connection: Any, *, broken: bool) -> None:
+        """See `Lender.give_back`."""
+        if not broken:
+            try:
+                async with asyncio.timeout(ROLLBACK_LIMIT):
+                    await self._close(connection)
+            except (Exception, asyncio.CancelledError):  # noqa: BLE001 - it is being thrown away
+                pass
+        self._drop(connection)
