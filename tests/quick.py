@@ -14,7 +14,7 @@ import pytest
 
 SERVERS = frozenset(
     "mariadb mariadb_snapshot mariadb_awkward mariadb_faketime mysql9 mysql9_awkward galera secured unsecured "
-    "postgresql pgbouncer".split()
+    "postgresql postgresql+asyncpg postgresql+psycopg pgbouncer".split()
 )
 """The fixtures that start a server. One is used by its name, by a fixture that uses it, or by a parameter."""
 

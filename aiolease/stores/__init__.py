@@ -117,6 +117,13 @@ def _make(target: Target, table_prefix: str, create_tables: bool) -> Store:
         return _from_url(target, table_prefix, create_tables)
     kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(target).__mro__}
     if ("sqlalchemy", "AsyncEngine") in kinds:
+        if target.dialect.name == "postgresql":
+            from aiolease.stores.postgresql import connectors
+            from aiolease.stores.postgresql.lenders import EnginesLender
+
+            connector = connectors.of_engine(target)
+            engines = EnginesLender(target, connector.description, connector.talk)
+            return _postgresql(connector, engines, table_prefix, create_tables)
         from aiolease.stores.mysql import drivers
         from aiolease.stores.network.lending import EngineLender
 
@@ -130,6 +137,18 @@ def _make(target: Target, table_prefix: str, create_tables: bool) -> Store:
 
             make = drivers.asyncmy_driver if package == "asyncmy" else drivers.aiomysql_driver
             return _mysql(make(lambda: pool_parameters(target)), PoolLender(target), table_prefix, create_tables)
+    for kind in (
+        ("asyncpg", "Pool"),
+        ("psycopg_pool", "AsyncConnectionPool"),
+        ("psycopg_pool", "AsyncNullConnectionPool"),
+    ):
+        if kind in kinds:
+            from aiolease.stores.postgresql import connectors
+            from aiolease.stores.postgresql.lenders import PoolLender as PoolsLender
+
+            of_pool = connectors.of_asyncpg_pool if package == "asyncpg" else connectors.of_psycopg_pool
+            connector = of_pool(target)
+            return _postgresql(connector, PoolsLender(target, connector.talk), table_prefix, create_tables)
     problem = _HELP
     if inspect.isawaitable(target) or any("PoolContextManager" in name for _, name in kinds):
         problem = "await it first: `pool = await create_pool(…)`, or `async with create_pool(…) as pool:`"
@@ -144,6 +163,12 @@ def _mysql(driver: Any, lender: Any, table_prefix: str, create_tables: bool) -> 
     return MySQLStore(driver, lender, table_prefix=table_prefix, create_tables=create_tables)
 
 
+def _postgresql(connector: Any, lender: Any, table_prefix: str, create_tables: bool) -> Store:
+    from aiolease.stores.postgresql import PostgreSQLStore
+
+    return PostgreSQLStore(connector, lender, table_prefix=table_prefix, create_tables=create_tables)
+
+
 def _from_url(url: str, table_prefix: str, create_tables: bool) -> Store:
     scheme, separator, rest = url.partition("://")
     if separator and scheme in {"mysql", "mysql+asyncmy", "mariadb", "mariadb+asyncmy"}:
@@ -151,6 +176,10 @@ def _from_url(url: str, table_prefix: str, create_tables: bool) -> Store:
         from aiolease.stores.mysql.url import parse_url
 
         return _mysql(drivers.asyncmy_driver(parse_url(url)), None, table_prefix, create_tables)
+    if separator and scheme in {"postgresql", "postgres", "postgresql+asyncpg", "postgresql+psycopg"}:
+        from aiolease.stores.postgresql.url import connector
+
+        return _postgresql(connector(url), None, table_prefix, create_tables)
     if separator and scheme in {"sqlite", "sqlite+aiosqlite"}:
         path = unquote(rest.removeprefix("/"))
         if not rest.startswith("/") or not path or path == ":memory:" or "?" in rest:

@@ -111,6 +111,9 @@ class OnServer(Database):
         self._handles = 0
         server.create_database(self.schema)
 
+    def literal(self, name: str) -> str:
+        return f"X'{name.encode().hex()}'"
+
     def open(self, prefix: str, create_tables: bool) -> AbstractAsyncContextManager[Store]:
         # Within a process, a URL that is the same to the letter gets the same store.
         self._handles += 1
@@ -118,19 +121,37 @@ class OnServer(Database):
         return open_store(url, table_prefix=prefix, create_tables=create_tables)
 
     def fence(self, name: str) -> tuple[str | None, int] | None:
-        where = f"name = X'{name.encode().hex()}'"
+        where = f"name = {self.literal(name)}"
         rows = self.server.sql(f"SELECT holder, token FROM aiolease_fence WHERE {where}", self.schema)
         return (rows[0][0], rows[0][1]) if rows else None
 
     def delete_lease(self, name: str) -> None:
-        self.server.sql(f"DELETE FROM aiolease_lease WHERE name = X'{name.encode().hex()}'", self.schema)
+        self.server.sql(f"DELETE FROM aiolease_lease WHERE name = {self.literal(name)}", self.schema)
 
     def delete_fence(self, name: str) -> None:
-        self.server.sql(f"DELETE FROM aiolease_fence WHERE name = X'{name.encode().hex()}'", self.schema)
+        self.server.sql(f"DELETE FROM aiolease_fence WHERE name = {self.literal(name)}", self.schema)
 
     def set_token(self, name: str, token: int) -> None:
-        where = f"name = X'{name.encode().hex()}'"
+        where = f"name = {self.literal(name)}"
         self.server.sql(f"UPDATE aiolease_lease SET token = {token} WHERE {where}", self.schema)
+
+
+class InPostgreSQL(OnServer):
+    """A database of PostgreSQL, by one of its drivers."""
+
+    def __init__(self, server: Server, driver: str) -> None:
+        super().__init__(server)
+        self._driver = driver
+
+    def open(self, prefix: str, create_tables: bool) -> AbstractAsyncContextManager[Store]:
+        # Within a process, a URL that is the same to the letter gets the same store.
+        self._handles += 1
+        url = self.server.url(self.schema).replace("postgresql:", f"postgresql+{self._driver}:")
+        parameters = "&".join(["sslmode=disable"] * self._handles)
+        return open_store(f"{url}?{parameters}", table_prefix=prefix, create_tables=create_tables)
+
+    def literal(self, name: str) -> str:
+        return "'" + name.replace("'", "''") + "'"
 
 
 class Awkward(OnServer):
@@ -158,7 +179,7 @@ class MakeStore(Protocol):
     async def __call__(self, *, table_prefix: str = "aiolease_", create_tables: bool = True) -> Store: ...
 
 
-with_tables = pytest.mark.parametrize("database", ["sqlite", "mariadb", "mysql9"], indirect=True)
+with_tables = pytest.mark.parametrize("database", ["sqlite", "mariadb", "mysql9", "postgresql+asyncpg"], indirect=True)
 """For the rules about tables, which memory has none of."""
 
 

@@ -55,6 +55,10 @@ class Dialect(ABC):
     def sane(self, column: str) -> str:
         """A moment, or NULL if another hand wrote one there that cannot be read."""
 
+    def as_read(self, moment: str) -> str:
+        """A column of a moment, as a statement selects it."""
+        return moment
+
     @abstractmethod
     def kept(self, moment: datetime) -> object:
         """What the tables keep of a moment."""

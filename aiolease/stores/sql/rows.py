@@ -70,6 +70,10 @@ class Rows:
             "count": _or_none(int),
         }
         own_words = {"now": dialect.now, "count": dialect.count}
+        for makes in (self._lease, self._job, self._run):
+            for column, make in makes.items():
+                if make in {moment, moment_or_none} and column != "now":
+                    own_words[column] = dialect.as_read(column)
         self.lease_columns, self.job_columns, self.run_columns = (
             ", ".join(own_words.get(column, column) for column in columns)
             for columns in (self._lease, self._job, self._run)

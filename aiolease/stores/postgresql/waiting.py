@@ -1,0 +1,110 @@
+"""How a candidate waits for a release: until the holder's NOTIFY rings, or by reading the row now and then.
+
+A release tells the candidates in its own transaction. The connection of the leases listens meanwhile, and is free for
+other exchanges; so the candidates of any number of leases may wait on one. A bell is a hint that proves nothing: a
+candidate that was rung reads the row, and claims by it.
+
+A bell that is not heard costs time, no more: each wait ends by a third of the lease. Nobody listens behind a pooler,
+and a process listens for its first leases only; the candidates of others read the row every `poll`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from aiolease._waiting import caller
+from aiolease.stores.contract import look_limit
+from aiolease.stores.network.polls import Polls
+from aiolease.stores.postgresql.links import Link
+from aiolease.stores.records import Lease
+
+MOST = 32
+"""Leases of one process that listen: each channel costs a round trip when it is connected."""
+
+_GONE = 30.0
+"""Seconds after which a candidate that did not come back is not listened for any more."""
+
+
+class Waiting:
+    """The candidates of one process, and their bells."""
+
+    def __init__(self, polls: Polls, channel: Callable[[str], str]) -> None:
+        """Makes it.
+
+        Args:
+            polls: What reads the rows, and has the connection listen on `wanted`.
+            channel: Names the channel of a lease.
+        """
+        self._polls = polls
+        self._channel = channel
+        self._bells: dict[str, _Bell] = {}
+        self._watched: dict[str, float] = {}  # leases, and until when they count as watched
+        self._seen: WeakKeyDictionary[asyncio.Task[Any], dict[str, int]] = WeakKeyDictionary()
+        self._link: Link | None = None
+
+    def listening(self, link: Link) -> None:
+        """This is the connection that listens now, on its channels `Link.heard`."""
+        self._link = link
+
+    @property
+    def wanted(self) -> list[str]:
+        """The channels on which the connection should listen."""
+        return [self._channel(name) for name in self._watched]
+
+    def ring(self, channel: str) -> None:
+        """Somebody has told of a release, or the connection has ended and hears of none."""
+        if (bell := self._bells.get(channel)) is not None:
+            bell.ring()
+
+    async def watch(self, name: str, seconds: float, *, lease: Lease | None, poll: float, hint: bool) -> Lease | None:
+        """See `LeaseStore.watch`."""
+        if not (hint and self._may_listen(name, seconds)):
+            return await self._polls.read(name, seconds, poll, look_limit(lease))
+        channel = self._channel(name)
+        bell, seen = self._bells.setdefault(channel, _Bell()), self._seen.setdefault(caller(), {})
+        heard = self._link is not None and channel in self._link.heard
+        # A candidate that rings have gone past, or that did not wait here yet, reads first: the row may be free.
+        if heard and seen.get(channel) == bell.count:
+            longest = max(lease.duration / 3 if lease else poll, poll)
+            await bell.wait(min(seconds, longest))
+        # Before the reading: a ring that comes during it may be of a later release.
+        seen[channel] = bell.count
+        return await self._polls.read(name, 0.0, poll, look_limit(lease))
+
+    def won(self, name: str) -> None:
+        """This process leads a lease, and waits for it no longer."""
+        self._watched.pop(name, None)
+
+    def _may_listen(self, name: str, seconds: float) -> bool:
+        if self._link is not None and self._link.pooled:
+            return False
+        now = asyncio.get_running_loop().time()
+        for other in [other for other, until in self._watched.items() if until < now]:
+            del self._watched[other]
+        if name not in self._watched and len(self._watched) >= MOST:
+            return False
+        self._watched[name] = now + seconds + _GONE
+        return True
+
+
+class _Bell:
+    """Rings, for all that wait and for those that are about to."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._rung = asyncio.Event()
+
+    def ring(self) -> None:
+        self.count += 1
+        rung, self._rung = self._rung, asyncio.Event()
+        rung.set()
+
+    async def wait(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._rung.wait()
+        except TimeoutError:
+            pass
