@@ -63,16 +63,24 @@ class Waiting:
         """See `LeaseStore.watch`."""
         if not (hint and self._may_listen(name, seconds)):
             return await self._polls.read(name, seconds, poll, look_limit(lease))
-        channel = self._channel(name)
+        channel, limit, clock = self._channel(name), look_limit(lease), asyncio.get_running_loop().time
+        until = clock() + min(seconds, max(lease.duration / 3 if lease else poll, poll))
         bell, seen = self._bells.setdefault(channel, _Bell()), self._seen.setdefault(caller(), {})
-        heard = self._link is not None and channel in self._link.heard
-        # A candidate that rings have gone past, or that did not wait here yet, reads first: the row may be free.
-        if heard and seen.get(channel) == bell.count:
-            longest = max(lease.duration / 3 if lease else poll, poll)
-            await bell.wait(min(seconds, longest))
+        if seen.get(channel) != bell.count or not self._hears(channel):
+            # Rings have gone past, or nobody listened: the row may be free. The connection listens from here on.
+            seen[channel] = bell.count
+            found = await self._polls.read(name, 0.0, poll, limit)
+            if _state(found) != _state(lease):
+                return found
+            if not self._hears(channel):
+                return await self._polls.read(name, max(until - clock(), 0.0), poll, limit)
+        await bell.wait(until - clock(), seen[channel])
         # Before the reading: a ring that comes during it may be of a later release.
         seen[channel] = bell.count
-        return await self._polls.read(name, 0.0, poll, look_limit(lease))
+        return await self._polls.read(name, 0.0, poll, limit)
+
+    def _hears(self, channel: str) -> bool:
+        return self._link is not None and channel in self._link.heard
 
     def won(self, name: str) -> None:
         """This process leads a lease, and waits for it no longer."""
@@ -90,6 +98,11 @@ class Waiting:
         return True
 
 
+def _state(lease: Lease | None) -> tuple[int, int] | None:
+    """What tells one state of a row from another."""
+    return None if lease is None else (lease.token, lease.beat)
+
+
 class _Bell:
     """Rings, for all that wait and for those that are about to."""
 
@@ -102,9 +115,11 @@ class _Bell:
         rung, self._rung = self._rung, asyncio.Event()
         rung.set()
 
-    async def wait(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._rung.wait()
-        except TimeoutError:
-            pass
+    async def wait(self, seconds: float, count: int) -> None:
+        """Waits for a ring; not if there have been some since there were `count`."""
+        if self.count == count and seconds > 0:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._rung.wait()
+            except TimeoutError:
+                pass
