@@ -15,6 +15,9 @@ from typing import Any, Protocol, cast
 from uuid import uuid4
 
 import asyncmy
+import asyncpg
+import psycopg
+import pymysql
 import pytest
 
 from aiolease._election.claim import new_holder
@@ -104,6 +107,9 @@ class InSQLite(Database):
 
 
 class OnServer(Database):
+    utc = ""
+    """How a moment in UTC ends, as it stands in a statement."""
+
     def __init__(self, server: Server) -> None:
         self.kind = server.kind
         self.server = server
@@ -112,7 +118,29 @@ class OnServer(Database):
         server.create_database(self.schema)
 
     def literal(self, name: str) -> str:
+        """A name as it stands in a statement."""
         return f"X'{name.encode().hex()}'"
+
+    def damage(self, column: str) -> None:
+        """Writes a moment into the row of a lease for which Python has none."""
+        server = self.server
+        with (
+            pymysql.connect(
+                host=server.host, port=server.port, user="root", database=self.schema, autocommit=True,
+                init_command="SET sql_mode = ''",
+            ) as lenient,
+            lenient.cursor() as cursor,
+        ):  # fmt: skip
+            cursor.execute(f"UPDATE aiolease_lease SET {column} = '0000-00-00 00:00:00'")
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        """A connection of a user's own, in a transaction."""
+        own = await asyncmy.connect(host="127.0.0.1", port=self.server.port, user="root", db=self.schema)
+        try:
+            yield own
+        finally:
+            await own.ensure_closed()
 
     def open(self, prefix: str, create_tables: bool) -> AbstractAsyncContextManager[Store]:
         # Within a process, a URL that is the same to the letter gets the same store.
@@ -139,6 +167,8 @@ class OnServer(Database):
 class InPostgreSQL(OnServer):
     """A database of PostgreSQL, by one of its drivers."""
 
+    utc = "+00"
+
     def __init__(self, server: Server, driver: str) -> None:
         super().__init__(server)
         self._driver = driver
@@ -152,6 +182,22 @@ class InPostgreSQL(OnServer):
 
     def literal(self, name: str) -> str:
         return "'" + name.replace("'", "''") + "'"
+
+    def damage(self, column: str) -> None:
+        self.server.sql(f"UPDATE aiolease_lease SET {column} = '0044-03-15 BC'", self.schema)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        login = {"host": self.server.host, "port": self.server.port, "user": self.server.user}
+        if self._driver == "asyncpg":
+            own = await asyncpg.connect(**login, database=self.schema, ssl=False)
+            await own.execute("BEGIN")
+        else:
+            own = await psycopg.AsyncConnection.connect(**login, dbname=self.schema)
+        try:
+            yield own
+        finally:
+            await own.close()
 
 
 class Awkward(OnServer):

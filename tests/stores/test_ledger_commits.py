@@ -11,14 +11,13 @@ from datetime import datetime
 from typing import Any, cast
 
 import aiosqlite
-import asyncmy
 import pytest
 
 from aiolease.stores import Store
 from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.records import Batch, RunKey, RunStatus, TermKey
 from tests.campaigns import LIMIT
-from tests.stores.databases import Awkward, Database, InMemory, InSQLite, MakeStore, OnServer
+from tests.stores.databases import Awkward, Database, InMemory, InPostgreSQL, InSQLite, MakeStore, OnServer
 from tests.stores.ledgers import (
     MICROSECOND,
     SECOND,
@@ -103,7 +102,7 @@ class Work:
         statement = f"INSERT INTO work (who) VALUES ('{who}')"
         if isinstance(self._database, InMemory):
             connection.append(lambda: self._in_memory.append(who))
-        elif isinstance(self._database, InSQLite):
+        elif isinstance(self._database, InSQLite | InPostgreSQL):
             await connection.execute(statement)
         else:
             async with connection.cursor() as cursor:
@@ -116,12 +115,8 @@ class Work:
             async with aiosqlite.connect(self._database.path) as connection:
                 yield connection
         elif isinstance(self._database, OnServer):
-            port = int(self._database.server.url().rpartition(":")[2].rstrip("/"))
-            own = await asyncmy.connect(host="127.0.0.1", port=port, user="root", db=self._database.schema)
-            try:
+            async with self._database.connection() as own:
                 yield own
-            finally:
-                await own.ensure_closed()
         else:
             yield []
 
@@ -129,8 +124,13 @@ class Work:
         if isinstance(self._database, InMemory):
             for call in connection:
                 call()
-        else:
+        elif hasattr(connection, "commit"):
             await connection.commit()
+        else:
+            await connection.execute("COMMIT")
+
+    async def roll_back(self, connection: Any) -> None:
+        await (connection.rollback() if hasattr(connection, "rollback") else connection.execute("ROLLBACK"))
 
 
 @pytest.fixture
