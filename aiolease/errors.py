@@ -6,6 +6,7 @@ No driver's exception gets out of the library; where one was the reason, it is t
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -14,12 +15,14 @@ __all__ = [
     "CommitUnknown",
     "ConfigurationError",
     "DuplicateJob",
+    "GiveUp",
     "InvalidJob",
     "InvalidSchedule",
     "LeadershipLost",
     "LeaseHeld",
     "LossReason",
     "NotLeader",
+    "RequestRefused",
     "RunAlreadyEnded",
     "SchemaMissing",
     "StoreRejected",
@@ -85,6 +88,34 @@ class InvalidJob(AioleaseError, ValueError):
         super().__init__(f"job {job!r}: {problem}")
 
 
+class GiveUp(AioleaseError):
+    """Raised by a job whose run is not to be tried again: it has failed at once, whatever retries are left.
+
+    Attributes:
+        reason: Why.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class RequestRefused(AioleaseError):
+    """What somebody asked of a job cannot be done as the ledger stands; nothing was changed.
+
+    Attributes:
+        lease: The lease.
+        job: The job.
+        reason: Why, and what to do.
+    """
+
+    def __init__(self, lease: str, job: str, reason: str) -> None:
+        self.lease = lease
+        self.job = job
+        self.reason = reason
+        super().__init__(f"job {job!r} of {lease!r}: {reason}")
+
+
 class DuplicateJob(AioleaseError, ValueError):
     """Two jobs of one registry have the same name; give one of them another, with ``name=``.
 
@@ -131,11 +162,13 @@ class SchemaMissing(AioleaseError):
     Attributes:
         store: Which database, without its password.
         problem: What is missing, and what the database said.
+        statements: What makes it, for a user who may; empty if that is not known, or cannot be done.
     """
 
-    def __init__(self, store: str, problem: str, way_out: str | None = None) -> None:
+    def __init__(self, store: str, problem: str, way_out: str | None = None, *, statements: Sequence[str] = ()) -> None:
         self.store = store
         self.problem = problem
+        self.statements = tuple(statements)
         super().__init__(f"{store}: {problem}. {way_out or _TABLES}")
 
 

@@ -48,10 +48,11 @@ from aiolease._jobs.threads import LeftThreads
 from aiolease._logging import emit, in_run
 from aiolease.errors import ConfigurationError, InvalidJob, LossReason, StoreUnavailable
 from aiolease.events import Notice, describe
+from aiolease.stores.batch import Batch, Change
 from aiolease.stores.contract import FenceBroken
 from aiolease.stores.memory import Fence, MemoryServer
 from aiolease.stores.memory import MemoryStore as _PlainStore
-from aiolease.stores.records import Batch, Change, Lease, RunRecord, RunStatus
+from aiolease.stores.records import Lease, RunRecord, RunStatus
 
 __all__ = ["MemoryServer", "MemoryStore", "VirtualLoop", "job_run", "run_job", "run_virtual", "virtual_time"]
 

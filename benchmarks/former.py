@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from aiolease import leadership, open_store
 from aiolease._jobs.schedule import Every
-from aiolease.stores.records import Batch, JobDefinition, RunRecord, TermKey
+from aiolease.stores.batch import Batch, JobDefinition
+from aiolease.stores.records import RunRecord, TermKey
 from benchmarks.databases import Database
 
 LEASE: Final = "bench"

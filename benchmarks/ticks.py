@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from aiolease import leadership, open_store
-from aiolease.stores.records import Batch, Change, JobDefinition, RunKey, RunRecord, TermKey
+from aiolease.stores.batch import Batch, Change, JobDefinition
+from aiolease.stores.records import RunKey, RunRecord, TermKey
 from benchmarks import jobs
 from benchmarks.databases import Database
 from benchmarks.report import Figure, Table

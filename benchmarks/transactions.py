@@ -14,7 +14,8 @@ import aiosqlite
 import asyncmy
 
 from aiolease import JobRun, Leadership, leadership, open_store
-from aiolease.stores.records import Batch, RunRecord, TermKey
+from aiolease.stores.batch import Batch
+from aiolease.stores.records import RunRecord, TermKey
 from benchmarks.databases import Database, ServerDatabase
 from benchmarks.report import Figure, Table, milliseconds
 from benchmarks.samples import median, percentile

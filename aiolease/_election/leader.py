@@ -255,7 +255,7 @@ class Leader:
         """Frees the lease within a time limit. If that fails, the lease expires by itself."""
         term, key = self.term, self.term.key
         if term.lost == "taken" or not term.in_its_process:
-            self._store.forget(key.name)
+            self._store.abandon(key.name)
             return
         limit = max(self._left_at + self._timings.attempt - self._clock(), self._timings.attempt / 2)
         if term.lost == "expired":  # the database does not answer: this is no time to wait for it
@@ -265,7 +265,7 @@ class Leader:
                 limit, self._store.description, lambda: self._store.release(key.name, key.holder, key.token)
             )
         except STORE_ERRORS as error:
-            self._store.forget(key.name)
+            self._store.abandon(key.name)
             self._emit(ReleaseFailed(**term.facts(), error=str(error)))
             return
         if released or (again and self._clock() < term.deadline):  # ours until then: an earlier try released it

@@ -9,7 +9,8 @@ from typing import final
 
 from aiolease._jobs.job_state import JobState, JobStates
 from aiolease._jobs.waiting_line import WaitingLine
-from aiolease.stores.records import Change, Place, RunRecord
+from aiolease.stores.batch import Change
+from aiolease.stores.records import Place, RunRecord
 
 
 @final

@@ -8,7 +8,8 @@ from aiolease._jobs.due import due, without
 from aiolease._jobs.job_state import JobStates
 from aiolease._jobs.plan import Plan
 from aiolease._jobs.schedule import Schedule, means_the_same, read_schedule
-from aiolease.stores.records import JobDefinition, JobRecord, LedgerReading, TermKey
+from aiolease.stores.batch import JobDefinition, LedgerReading
+from aiolease.stores.records import JobRecord, TermKey
 
 
 def unknown_to(stock: LedgerReading, jobs: JobStates) -> list[JobDefinition]:

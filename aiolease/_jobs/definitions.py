@@ -15,8 +15,8 @@ from aiolease._jobs.plan import Plan
 from aiolease._jobs.planner import Planner
 from aiolease._jobs.quarantine import Quarantine
 from aiolease._jobs.skips import Skips
+from aiolease.stores.batch import Batch, JobDefinition, LedgerReading
 from aiolease.stores.contract import Refused
-from aiolease.stores.records import Batch, JobDefinition, LedgerReading
 
 _STEP = 50
 """How many jobs are planned between two turns of the loop's other tasks."""

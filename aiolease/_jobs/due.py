@@ -13,7 +13,8 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from aiolease._jobs.schedule import Schedule, ticks_between
-from aiolease.stores.records import Change, RunKey, RunRecord
+from aiolease.stores.batch import Change
+from aiolease.stores.records import RunKey, RunRecord
 
 Missed = Literal["once", "all", "skip"]
 

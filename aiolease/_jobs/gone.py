@@ -13,7 +13,8 @@ from aiolease._jobs.notices import Notices
 from aiolease._jobs.planner import Planner
 from aiolease._jobs.quarantine import Quarantine
 from aiolease._jobs.unwritten import Unwritten
-from aiolease.stores.records import Change, LedgerReading, RunKey, RunRecord
+from aiolease.stores.batch import Change, LedgerReading
+from aiolease.stores.records import RunKey, RunRecord
 
 _GONE = timedelta(days=1)
 """How long a job must have had no tick before what is left of it is closed."""

@@ -10,7 +10,7 @@ from typing import final
 from aiolease._jobs.job import Job
 from aiolease._jobs.plan import Series
 from aiolease.events import describe
-from aiolease.stores.records import LedgerReading
+from aiolease.stores.batch import LedgerReading
 
 NEVER = datetime.min.replace(tzinfo=UTC)
 """Before every tick."""

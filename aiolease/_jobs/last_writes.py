@@ -11,8 +11,8 @@ from aiolease._election.term import Term
 from aiolease._jobs.ledger import Ledger
 from aiolease._jobs.notices import Notices
 from aiolease._waiting import cancel_and_wait, retried
+from aiolease.stores.batch import Batch, Change
 from aiolease.stores.contract import FenceBroken, Refused
-from aiolease.stores.records import Batch, Change
 
 
 @final

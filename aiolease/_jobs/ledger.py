@@ -9,7 +9,8 @@ from typing import TypeVar, final
 
 from aiolease._election.term import Term
 from aiolease._waiting import time_limited
-from aiolease.stores.records import Batch, JobDefinition, LedgerReading, Place, RunRecord
+from aiolease.stores.batch import Batch, JobDefinition, LedgerReading
+from aiolease.stores.records import Place, RunRecord
 
 R = TypeVar("R")
 

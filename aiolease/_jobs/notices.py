@@ -9,7 +9,7 @@ from typing import Any, final
 from aiolease._election.term import Term
 from aiolease._logging import emit
 from aiolease.events import Event, Level, Notice
-from aiolease.stores.records import LedgerReading
+from aiolease.stores.batch import LedgerReading
 
 
 @final

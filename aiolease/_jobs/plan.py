@@ -8,7 +8,8 @@ from typing import Literal
 
 from aiolease._jobs.due import Skip
 from aiolease._jobs.job import Job
-from aiolease.stores.records import Batch, Change, RunKey, RunRecord, RunStatus, TermKey
+from aiolease.stores.batch import Batch, Change
+from aiolease.stores.records import RunKey, RunRecord, RunStatus, TermKey
 
 
 @dataclass(slots=True)

@@ -22,7 +22,8 @@ from aiolease._jobs.requests import Requests
 from aiolease._jobs.schedule import ticks_between
 from aiolease._jobs.series import SkippedSeries
 from aiolease._jobs.waiting_line import WaitingLine
-from aiolease.stores.records import Batch, Change, LedgerReading, Place, RunKey, RunRecord, TermKey
+from aiolease.stores.batch import Batch, Change, LedgerReading
+from aiolease.stores.records import Place, RunKey, RunRecord, TermKey
 
 _AHEAD = 60.0
 """Seconds by which a job may be settled ahead of the database's clock before it is told."""

@@ -24,8 +24,9 @@ from aiolease._jobs.runs import Runs
 from aiolease._jobs.skips import Skips
 from aiolease._jobs.unwritten import Unwritten
 from aiolease.events import RunFinished
+from aiolease.stores.batch import LedgerReading
 from aiolease.stores.contract import Refused
-from aiolease.stores.records import LedgerReading, RunKey
+from aiolease.stores.records import RunKey
 
 _JOBS_AT_ONCE = 50
 """Of how many jobs queued runs are read at once."""

@@ -10,7 +10,7 @@ from aiolease._jobs.job_state import JobStates
 from aiolease._jobs.places import Places
 from aiolease._jobs.plan import Plan
 from aiolease._jobs.waiting_line import WaitingLine
-from aiolease.stores.records import LedgerReading
+from aiolease.stores.batch import LedgerReading
 
 _MOMENT = timedelta(microseconds=1)
 

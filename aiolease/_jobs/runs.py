@@ -22,7 +22,8 @@ from aiolease._jobs.run import JobRun
 from aiolease._jobs.skips import Skips
 from aiolease._jobs.unwritten import Unwritten, handed_back
 from aiolease.events import RunFinished, RunStarted, describe
-from aiolease.stores.records import Change, Place
+from aiolease.stores.batch import Change
+from aiolease.stores.records import Place
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a run is begun again whose final transaction met trouble; doubled each time up to the second."""

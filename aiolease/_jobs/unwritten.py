@@ -14,7 +14,8 @@ from typing import final
 
 from aiolease._jobs.execution import Execution
 from aiolease._jobs.plan import Plan
-from aiolease.stores.records import Change, Place, RunKey, RunRecord
+from aiolease.stores.batch import Change
+from aiolease.stores.records import Place, RunKey, RunRecord
 
 
 @final

@@ -17,8 +17,8 @@ from aiolease._jobs.runs import Runs
 from aiolease._jobs.skips import Skips
 from aiolease._jobs.trouble import Trouble
 from aiolease._jobs.unwritten import Unwritten, plain
+from aiolease.stores.batch import Batch
 from aiolease.stores.contract import Refused
-from aiolease.stores.records import Batch
 
 _AT_ONCE = 1000
 """How many ticks are looked up at once."""

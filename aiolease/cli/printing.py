@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
 
-from aiolease.stores.records import JobRecord, Lease, LedgerReading, RunRecord
+from aiolease.stores.batch import LedgerReading
+from aiolease.stores.records import JobRecord, Lease, RunRecord
 
 _SHOWN = 120
 """Characters of an error that a table shows; it may be a whole statement."""

@@ -1,13 +1,14 @@
 """Where it is kept: from what people have, a pool, an engine, a URL, to a store. This is the map of the wing.
 
 * `contract`: what a store must do: the lease, the ledger, fenced transactions, and what people ask;
-* `records`: its rows, as values;
+* `records`, `batch`, `seen`: its rows, what a leader writes at once, what is seen of jobs, as values;
+* `asking`: how what people ask is judged;
 * `sql`: every statement once, rendered by a dialect; row and record;
 * `mysql`, `sqlite`: a dialect each, the connection, the tables, fenced transactions, and how a candidate waits;
 * `memory`: the same rules in Python, for tests, without a statement.
 
 A new database is a package beside those two, and a case in `_make` or `_from_url` here. It needs a `Dialect`, its
-tables (`sql.schema`), something that sends statements (`sql.ledger_store.Sending`, and the seven methods of a lease),
+tables (`sql.schema`), something that sends statements (`sql.sending.Sending`, and the seven methods of a lease),
 and a `Transaction`. Then the tests of `tests/stores` run against it.
 
 One store per target and event loop is shared by all that use it.
@@ -28,13 +29,14 @@ from aiolease._waiting import wait_shielded
 from aiolease.errors import ConfigurationError
 from aiolease.stores.contract import Store, is_store, missing_from
 
-__all__ = ["Store", "open_store"]
+__all__ = ["Store", "migrate", "open_store", "schema"]
 
 Target = Any
-"""An asyncmy or aiomysql pool, a SQLAlchemy `AsyncEngine` on either, a store, or a URL."""
+"""A pool of asyncmy, aiomysql, asyncpg or psycopg, a SQLAlchemy `AsyncEngine` on one of them, a store, or a URL."""
 
 _HELP = (
-    "use a pool of asyncmy or aiomysql, a SQLAlchemy AsyncEngine, mysql://user:password@host:3306/database, "
+    "use a pool of asyncmy, aiomysql, asyncpg or psycopg, a SQLAlchemy AsyncEngine, "
+    "mysql://user:password@host:3306/database, postgresql://user:password@host:5432/database, "
     "sqlite:///relative.db or sqlite:////absolute.db"
 )
 
@@ -63,12 +65,20 @@ async def open_store(
         await store.resign(name)          # the token of the term that is asked to resign, or None
         await store.history(name, job)    # the newest hundred `RunRecord`s, the newest last; or `limit=` of them
         await store.trigger(name, job)    # the tick that the run will have
-        await store.pause(name, job)
+        await store.pause(name, job)      # `until=`, `note=`; without a job, all of the lease
         await store.resume(name, job)
-        await store.settle(name, job)     # these four raise `InvalidJob` if no leader ever had such a job
+        await store.settle(name, job)
+        await store.rerun(name, job, tick)
+        await store.backfill(name, job, since, until)
+        await store.cancel(name, job)
+        await store.forget(name, job)     # these eight raise `InvalidJob` if no leader ever had such a job
+        await store.runs(name)            # the newest rows of all jobs, the newest last
+        await store.terms(name)           # the newest `TermRecord`s
+        await store.overview(name)        # how all jobs stand
 
     Args:
-        target: An asyncmy or aiomysql pool, a SQLAlchemy `AsyncEngine` on either, a URL, or a store.
+        target: A pool of asyncmy, aiomysql, asyncpg or psycopg, a SQLAlchemy `AsyncEngine` on one of them, a URL, or a
+            store.
         table_prefix: What the names of the tables start with.
         create_tables: Whether to create the tables if they are missing.
 
@@ -192,6 +202,60 @@ def _from_url(url: str, table_prefix: str, create_tables: bool) -> Store:
 
         return SQLiteStore(path, table_prefix=table_prefix, create_tables=create_tables)
     raise ConfigurationError("target", f"{scheme}://…" if separator else "…", f"not a URL that is known: {_HELP}")
+
+
+async def migrate(target: Target, *, table_prefix: str = "aiolease_", check: bool = False) -> list[str]:
+    """Brings the tables to the revision that this aiolease needs; makes them if they are missing.
+
+    Workers of the release before go on meanwhile. A user who may change tables is needed; whoever comes first at a
+    deploy does the same by itself if it may.
+
+    Args:
+        target: As in `open_store`.
+        table_prefix: What the names of the tables start with.
+        check: Whether to change nothing.
+
+    Returns:
+        The statements that were missing; none if the tables were of this revision, or of a higher one.
+
+    Raises:
+        ConfigurationError: As `open_store`.
+        SchemaMissing: The tables are of a version from which there is no way, or this user may not change them.
+        StoreUnavailable: And `StoreRejected`, as any other method of a store.
+    """
+    store: Any = _given_store(target) or _make(target, table_prefix, create_tables=False)
+    if not hasattr(store, "migrate"):  # it has no tables
+        return []
+    try:
+        statements: list[str] = await store.migrate(check=check)
+        return statements
+    finally:
+        if store is not target:
+            await store.aclose()
+
+
+def schema(dialect: str) -> str:
+    """The statements that make the tables.
+
+    Args:
+        dialect: ``"mysql"``, for MariaDB, too; ``"postgresql"``, or ``"sqlite"``.
+
+    Raises:
+        ConfigurationError: There is no such dialect.
+    """
+    if dialect == "mysql":
+        from aiolease.stores.mysql.schema import schema as of_mysql
+
+        return of_mysql()
+    if dialect == "sqlite":
+        from aiolease.stores.sqlite.schema import schema as of_sqlite
+
+        return of_sqlite()
+    if dialect == "postgresql":
+        from aiolease.stores.postgresql.schema import schema as of_postgresql
+
+        return of_postgresql()
+    raise ConfigurationError("dialect", dialect, "use mysql, postgresql or sqlite")
 
 
 def check_target(target: Target, name: str) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
 from typing import Any, Protocol
 
-from aiolease.stores.records import Batch, JobDefinition, Lease, LedgerReading, Place, RunKey, RunRecord, TermKey
+from aiolease.stores.ledger import JobStore, LedgerStore
+from aiolease.stores.records import Lease, RunKey, TermKey
 
 
 class FenceBroken(Exception):
@@ -122,105 +121,11 @@ class LeaseStore(Protocol):
             StoreUnavailable: A conflict, or the connection is lost.
         """
 
-    def forget(self, name: str) -> None:
+    def abandon(self, name: str) -> None:
         """The term is over and its row is not to be touched: gives up what wakes the candidates. Never waits."""
 
 
-class LedgerStore(Protocol):
-    """What the ledger needs of a database. Every method may raise as those of `LeaseStore` do."""
-
-    async def take_stock(
-        self, name: str, *, attention: bool = False, runs: bool = True, counted: bool = False
-    ) -> LedgerReading:
-        """Reads the ledger of a lease.
-
-        Args:
-            name: The lease.
-            attention: Reads only the jobs that are, or were, paused or triggered, and no runs.
-            runs: Whether to read the runs.
-            counted: Counts the queued runs instead of reading them: there may be any number.
-        """
-
-    async def queued(self, name: str, jobs: Sequence[str], limit: int) -> tuple[list[RunRecord], dict[str, str]]:
-        """The queued runs of some jobs with the oldest ticks, at most `limit` of each, in the order of their ticks.
-
-        Beside them the jobs that have one which cannot be read, and why: see `LedgerReading.unreadable`.
-        """
-
-    async def look_up(self, name: str, places: Sequence[Place]) -> list[RunRecord]:
-        """The rows of some ticks, of those that have one; one that cannot be read is there, and finished."""
-
-    async def enroll(self, term: TermKey, jobs: Sequence[JobDefinition]) -> None:
-        """Makes the rows of jobs, known and with their schedule as of now; gives those that are there the new schedule.
-
-        It counts from `JobDefinition.since` on.
-
-        Raises:
-            FenceBroken: The term is over.
-        """
-
-    async def record(self, term: TermKey, batch: Batch) -> None:
-        """Writes a batch as a whole.
-
-        Raises:
-            FenceBroken: The term is over; nothing was written.
-            Refused: The rows are not as it takes them to be; nothing was written.
-            StoreUnavailable: It was written, or it was not, or it is still to be.
-        """
-
-    async def prune(self, name: str, jobs: Sequence[str], keep: int) -> list[str]:
-        """Deletes the oldest finished rows of jobs; keeps the newest by their ticks.
-
-        `keep` of the runs are kept, beside them the newest success, and as many rows of ticks that were skipped.
-
-        Returns:
-            The jobs of which there may be more to delete: a call deletes no more than a step of them.
-        """
-
-    async def history(self, name: str, job: str, *, limit: int = 100) -> list[RunRecord]:
-        """The newest rows of a job, at most `limit`, the newest last. Those that cannot be read are left out.
-
-        Raises:
-            ConfigurationError: `limit` is not positive.
-        """
-
-    async def settle(self, name: str, job: str) -> None:
-        """Sets the rows of a job right that another hand, or a clock that was wrong, has left: for people (rule 50).
-
-        The job's ticks up to this moment are settled: it goes on with the next. What waits, or runs, is recorded as
-        lost. The leader learns of it at its next heartbeat, or when it tries a job that it has set aside again.
-
-        Raises:
-            InvalidJob: No leader of this lease ever had such a job.
-        """
-
-    async def trigger(self, name: str, job: str) -> datetime:
-        """Asks the leader to run a job at its next heartbeat; returns the tick that the run will have.
-
-        A request that the leader has not seen yet stands, and is returned.
-
-        Raises:
-            InvalidJob: No leader of this lease ever had such a job.
-        """
-
-    async def pause(self, name: str, job: str) -> None:
-        """From now on no tick of a job is claimed; what is queued or running goes on.
-
-        Raises:
-            InvalidJob: No leader of this lease ever had such a job.
-        """
-
-    async def resume(self, name: str, job: str) -> None:
-        """Ends a pause; the ticks that fell due meanwhile are not missed, and never run. Nothing if it is not paused.
-
-        The leader learns of it at its next heartbeat, and then runs a tick that fell due since.
-
-        Raises:
-            InvalidJob: No leader of this lease ever had such a job.
-        """
-
-
-class Store(LeaseStore, LedgerStore, Protocol):
+class Store(LeaseStore, LedgerStore, JobStore, Protocol):
     """What `aiolease.stores.open_store` gives: the lease, the ledger, and what people ask of a lease from outside."""
 
     async def status(self, name: str) -> Lease | None:
@@ -233,7 +138,9 @@ class Store(LeaseStore, LedgerStore, Protocol):
         """Closes the connections."""
 
 
-_PARTS = tuple(name for part in (LeaseStore, LedgerStore, Store) for name in vars(part) if not name.startswith("_"))
+_PARTS = tuple(
+    name for part in (LeaseStore, LedgerStore, JobStore, Store) for name in vars(part) if not name.startswith("_")
+)
 _SIGNS = ("claim", "renew", "release", "watch")
 
 

@@ -1,13 +1,11 @@
 """The ledger's rows: which ticks of a job were claimed, by which term, and how they ended. No I/O here.
 
-A store keeps them and decides nothing: what is due, what is run again, what is skipped is reckoned by
-`aiolease._jobs.due`, from one reading of the rows (`LedgerReading`), and written as one fenced transaction (`Batch`).
-All of a batch takes effect or nothing of it, and nothing once a newer term has begun.
+A store keeps them and decides nothing: see `aiolease.stores.batch`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -86,6 +84,10 @@ Place = tuple[str, datetime]
 RunStatus = Literal["queued", "running", "succeeded", "failed", "lost", "skipped"]
 
 
+Request = Literal["trigger", "rerun", "backfill"]
+"""How somebody asked for a run."""
+
+
 MAX_ERROR = 1000
 """Characters of an error, or of the reason of a skip, that the ledger keeps."""
 
@@ -97,6 +99,15 @@ AHEAD = 5
 def kept(error: str | None) -> str | None:
     """What the ledger keeps of an error. What cannot be encoded must not keep a failure from being recorded."""
     return error and error[:MAX_ERROR].encode(errors="replace").decode()
+
+
+MAX_EARLIER = 4000
+"""Characters of what the ledger keeps of the earlier attempts of a run: the last ones."""
+
+
+def kept_line(line: str | None) -> str | None:
+    """How an attempt ended, as one line of `RunRecord.earlier`."""
+    return line and " | ".join(part for part in line.splitlines() if part).encode(errors="replace").decode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +124,13 @@ class JobRecord:
         paused_at: Since when it is paused; ``None`` if it is not.
         high_tick: The newest tick that was claimed, or skipped.
         requested_at: When somebody triggered it, until the leader has seen that.
+        paused_until: When the pause ends by itself; ``None`` if it does not.
+        pause_note: What was noted with the pause.
+        asked_at: When somebody had runs of it queued by hand, until the leader has read them.
+        cancel_at: When somebody asked for its runs to be cancelled, until the leader has done so.
+        backfill_since: From which tick on a backfill is still to be queued; ``None`` if there is none.
+        backfill_until: The last moment of that backfill.
+        token: The latest term whose leader has this job; ``None`` if no leader has said so.
     """
 
     job: str
@@ -124,12 +142,26 @@ class JobRecord:
     paused_at: datetime | None = None
     high_tick: datetime | None = None
     requested_at: datetime | None = None
+    paused_until: datetime | None = None
+    pause_note: str | None = None
+    asked_at: datetime | None = None
+    cancel_at: datetime | None = None
+    backfill_since: datetime | None = None
+    backfill_until: datetime | None = None
+    token: int | None = None
 
     @property
     def settled_until(self) -> datetime:
-        """The moment up to which nothing is due any more (DESIGN rule 22)."""
-        moments = (self.known_since, self.schedule_since, self.resumed_at, self.high_tick)
+        """The moment up to which nothing is due any more (DESIGN rule 22).
+
+        Of a job that is paused until a moment it is that moment, in the past or to come.
+        """
+        moments = (self.known_since, self.schedule_since, self.resumed_at, self.high_tick, self.paused_until)
         return max(moment for moment in moments if moment is not None)
+
+    def is_paused(self, now: datetime) -> bool:
+        """Whether it is paused by itself, at a moment of the database's clock."""
+        return self.paused_at is not None and (self.paused_until is None or now < self.paused_until)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +180,12 @@ class RunRecord:
         error: What a failed run raised, or why ticks were skipped.
         tick_from: The first tick of a range that was skipped.
         count: How many ticks the row stands for, if they were skipped.
+        not_before: When the run that waits may start, if it was failed and is tried again, or was queued by hand.
+        failures: How many of its attempts have failed and were followed by another (DESIGN rule 33).
+        uncounted: How many of its attempts do not count as lost ones: nothing of them took effect, or they were before
+            a rerun by hand.
+        request: How somebody asked for it; ``None`` for a tick of the schedule.
+        earlier: How its earlier attempts ended: a line for each, the newest last.
     """
 
     job: str
@@ -161,95 +199,22 @@ class RunRecord:
     error: str | None = None
     tick_from: datetime | None = None
     count: int | None = None
+    not_before: datetime | None = None
+    failures: int = 0
+    uncounted: int = 0
+    request: Request | None = None
+    earlier: str | None = None
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """How the earlier attempts ended, the newest last."""
+        return tuple((self.earlier or "").splitlines())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """A conditional change of a run's row; without effect on a row that has moved on.
-
-    Attributes:
-        key: The attempt it is about.
-        was: The status that the row must have.
-        status: The status that it gets. ``"running"`` sets `RunRecord.started_at`; one that ends the run sets
-            `RunRecord.finished_at`; ``"queued"`` clears both.
-        attempt: The attempt that the row gets.
-        adopt: Whether the row gets the token and holder of the term that writes.
-        error: What the row's error becomes.
-        required: Whether the whole batch is refused if the row has moved on.
-    """
-
-    key: RunKey
-    was: RunStatus
-    status: RunStatus
-    attempt: int
-    adopt: bool = False
-    error: str | None = None
-    required: bool = False
-
-
-@dataclass(slots=True)
-class Batch:
-    """What a leader writes in one fenced transaction.
-
-    Attributes:
-        changes: Of rows that are there.
-        claims: Rows to be made, in the order of their ticks. `RunRecord.token` and `RunRecord.holder` are the writing
-            term's; a running row starts, and a skipped one finishes, at the moment of the transaction.
-        high_ticks: The new `JobRecord.high_tick` of jobs. Refused if one does not rise, is more than `AHEAD` ahead of
-            the database's clock, or if its job is paused or unknown.
-        seen: The `JobRecord.high_tick` of those jobs from which they were reckoned. Refused if one is another by now: a
-            batch that the server delayed must not be followed by one that does not know of it, nor come after it.
-        requests: The `JobRecord.requested_at` of jobs that were seen, and are cleared. Refused if one is another.
-        extends: Of claims that are skipped: the `RunRecord.tick` of the row of skipped ticks that becomes theirs, with
-            their tick, and their count beside its own. Refused if there is no such row.
-    """
-
-    changes: list[Change] = field(default_factory=list)
-    claims: list[RunRecord] = field(default_factory=list)
-    high_ticks: dict[str, datetime] = field(default_factory=dict)
-    seen: dict[str, datetime | None] = field(default_factory=dict)
-    requests: dict[str, datetime] = field(default_factory=dict)
-    extends: dict[Place, datetime] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.changes or self.claims or self.high_ticks or self.requests)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerReading:
-    """One reading of the ledger of a lease.
-
-    Attributes:
-        jobs: The jobs that the database knows, by name.
-        unfinished: The runs that are queued or running, in the order of their ticks.
-        now: The database's clock at this reading.
-        queued: How many runs of a job are queued, if they were counted and not read.
-        unreadable: The jobs that have a row, of their own or of a run, that makes no record; and why not.
-    """
-
-    jobs: dict[str, JobRecord]
-    unfinished: list[RunRecord]
-    now: datetime
-    queued: dict[str, int] = field(default_factory=dict)
-    unreadable: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobDefinition:
-    """A job as it is registered, for the database to know.
-
-    Attributes:
-        job: Its name.
-        schedule: The canonical text of its schedule.
-        timezone: The zone whose wall clock the schedule follows; empty if it follows none.
-        since: The moment up to which the ticks of the schedule before it were seen to; from then on this one counts.
-            ``None`` is the moment of the transaction.
-    """
-
-    job: str
-    schedule: str
-    timezone: str
-    since: datetime | None = None
+def attempt_line(run: RunRecord, ended_at: datetime | None, how: str) -> str:
+    """A line of `RunRecord.earlier`: which attempt it was, of which term, when it ended, and how."""
+    when = f", {ended_at:%Y-%m-%d %H:%M:%S} UTC" if ended_at else ""
+    return f"attempt {run.attempt} (term {run.token}{when}): {how}"
 
 
 SETTLED_BY_HAND = "settled by hand"

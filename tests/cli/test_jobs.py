@@ -12,7 +12,8 @@ import pytest
 
 from aiolease import JobRegistry, JobRun, leadership, open_store
 from aiolease.stores import Store
-from aiolease.stores.records import Batch, Change, JobDefinition, RunKey, RunRecord, RunStatus, TermKey
+from aiolease.stores.batch import Batch, Change, JobDefinition
+from aiolease.stores.records import RunKey, RunRecord, RunStatus, TermKey
 from tests.campaigns import LIMIT
 from tests.cli.commands import Aiolease, facts, in_thread, program
 

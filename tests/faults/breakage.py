@@ -11,8 +11,9 @@ from aiolease._election.leader import Leader
 from aiolease._election.term import Term
 from aiolease._jobs.planner import Planner
 from aiolease.errors import AioleaseError
+from aiolease.stores.batch import Batch, LedgerReading
 from aiolease.stores.contract import Refused
-from aiolease.stores.records import Batch, LedgerReading, RunKey, TermKey
+from aiolease.stores.records import RunKey, TermKey
 
 Breakage = Literal[
     "",

@@ -25,7 +25,8 @@ from loguru import logger
 from aiolease import CommitUnknown, Leadership, LeadershipLost, run_as_leader
 from aiolease._jobs.execution import Execution
 from aiolease._jobs.runner import Runner
-from aiolease.stores.records import Batch, TermKey
+from aiolease.stores.batch import Batch
+from aiolease.stores.records import TermKey
 from tests.faults.breakage import Breakage, break_it
 from tests.faults.database import Driver, execute, target
 from tests.faults.jobs import Jobs, run_facts

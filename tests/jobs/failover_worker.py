@@ -26,9 +26,10 @@ import asyncmy
 from loguru import logger
 
 from aiolease import JobRegistry, JobRun, RunAlreadyEnded, StoreUnavailable
+from aiolease.stores.batch import Batch
 from aiolease.stores.mysql import MySQLStore
 from aiolease.stores.mysql import transactions as mysql_transactions
-from aiolease.stores.records import Batch, TermKey
+from aiolease.stores.records import TermKey
 from aiolease.stores.sqlite import SQLiteStore
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -16,7 +16,7 @@ import aiolease._election
 import aiolease._jobs
 from aiolease import JobRegistry, StoreUnavailable
 from aiolease.events import Lost, Notice
-from aiolease.stores.records import LedgerReading
+from aiolease.stores.batch import LedgerReading
 from tests.jobs.worlds import Line, Work, registry, seconds, world
 from tests.virtual import lines, virtual
 

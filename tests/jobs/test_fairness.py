@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aiolease import ConfigurationError, JobRegistry, JobRun, leadership
-from aiolease.stores.records import Batch, RunRecord, RunStatus, TermKey
+from aiolease.stores.batch import Batch
+from aiolease.stores.records import RunRecord, RunStatus, TermKey
 from aiolease.testing import MemoryServer, MemoryStore, run_virtual
 from tests.jobs.worlds import Line, Work, registry, seconds, world
 from tests.virtual import START, virtual

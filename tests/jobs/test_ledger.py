@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from aiolease._jobs.due import MAX_ATTEMPTS, MOST_MISSED, Due, Missed, due, inherited, lost, too_late
 from aiolease._jobs.schedule import Cron, Every, Schedule, ticks_between
-from aiolease.stores.records import Change, RunKey, RunRecord
+from aiolease.stores.batch import Change
+from aiolease.stores.records import RunKey, RunRecord
 
 MOMENT = timedelta(microseconds=1)
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

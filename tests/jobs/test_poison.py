@@ -19,8 +19,9 @@ from loguru import logger
 from aiolease import ConfigurationError, InvalidJob, JobRegistry, JobRun, StoreUnavailable
 from aiolease._jobs import quarantine
 from aiolease.stores import open_store
+from aiolease.stores.batch import Batch
 from aiolease.stores.contract import Refused
-from aiolease.stores.records import Batch, TermKey
+from aiolease.stores.records import TermKey
 from aiolease.testing import MemoryServer
 from tests.jobs.worlds import Line, Work, registry, world
 from tests.servers import Server

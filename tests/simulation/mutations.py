@@ -30,8 +30,9 @@ from aiolease._jobs.runs import Runs
 from aiolease._jobs.waiting_line import WaitingLine
 from aiolease._jobs.writing import Writing
 from aiolease._waiting import wait_shielded
-from aiolease.stores.memory import ledger as memory
-from aiolease.stores.records import Batch, Change, Lease, LedgerReading, RunKey, RunRecord, RunStatus, TermKey
+from aiolease.stores.batch import Batch, Change, LedgerReading
+from aiolease.stores.memory import writing as memory
+from aiolease.stores.records import Lease, RunKey, RunRecord, RunStatus, TermKey
 from tests.simulation.network import ArchivedLedger, Server
 from tests.simulation.process import SimLoop
 
@@ -131,7 +132,7 @@ def _a_cancellation_is_swallowed() -> AbstractContextManager[Any]:
 
 def _not_released() -> AbstractContextManager[Any]:
     async def mutated(keeper: Leader) -> None:
-        keeper._store.forget(keeper.term.key.name)
+        keeper._store.abandon(keeper.term.key.name)
 
     return patch.object(Leader, "release", mutated)
 

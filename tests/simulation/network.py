@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from aiolease._jobs.schedule import Schedule, read_schedule
 from aiolease.errors import StoreUnavailable
+from aiolease.stores.batch import Batch, JobDefinition
 from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.memory import Ledger, MemoryServer, MemoryStore
-from aiolease.stores.records import Batch, JobDefinition, Lease, RunRecord, TermKey
+from aiolease.stores.records import Lease, RunRecord, TermKey
 from tests.simulation.audit import Span
 
 if TYPE_CHECKING:
@@ -104,9 +105,9 @@ class ArchivedLedger(Ledger):
                 self.by_hand.add((job, newest))
                 self.runs[job, newest] = RunRecord(job=job, tick=newest, token=0, holder="a hand", status="lost")
 
-    def resume(self, lease: str, job: str, now: datetime) -> None:
-        known = self.jobs[job]
-        if known.paused_at is not None:
+    def resume(self, lease: str, job: str | None, now: datetime) -> None:
+        known = self.jobs.get(job or "")
+        if job is not None and known is not None and known.paused_at is not None:
             self.excused[job].append((known.high_tick or known.known_since, now))
         super().resume(lease, job, now)
 

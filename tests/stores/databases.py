@@ -188,7 +188,7 @@ class InPostgreSQL(OnServer):
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:
-        login = {"host": self.server.host, "port": self.server.port, "user": self.server.user}
+        login: dict[str, Any] = {"host": self.server.host, "port": self.server.port, "user": self.server.user}
         if self._driver == "asyncpg":
             own = await asyncpg.connect(**login, database=self.schema, ssl=False)
             await own.execute("BEGIN")

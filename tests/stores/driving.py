@@ -9,8 +9,11 @@ from typing import Any
 
 from aiolease._election.claim import new_holder
 from aiolease.stores import Store
-from aiolease.stores.contract import LeaseStore, LedgerStore
-from aiolease.stores.records import Batch, Change, JobDefinition, Lease, RunKey, RunRecord, RunStatus, TermKey
+from aiolease.stores.batch import Again, Batch, Change, JobDefinition, Trimmed
+from aiolease.stores.contract import LeaseStore
+from aiolease.stores.ledger import JobStore, LedgerStore
+from aiolease.stores.records import Lease, RunKey, RunRecord, RunStatus, TermKey
+from aiolease.stores.seen import TERMS
 from tests.stores.plans import AT_ONCE, BUSY, EARLIER_TOKEN, FAILING, FEW, FIRST, JOBS, KEPT, LEASES, Recorder
 
 
@@ -28,7 +31,7 @@ class Called:
 
 def methods() -> set[str]:
     """All that a store can do."""
-    found = {name for protocol in (LeaseStore, LedgerStore, Store) for name in vars(protocol)}
+    found = {name for protocol in (LeaseStore, LedgerStore, JobStore, Store) for name in vars(protocol)}
     return {name for name in found if not name.startswith("_")} - {"description", "aclose"}
 
 
@@ -79,7 +82,7 @@ async def drive_leases(store: Store, recorder: Recorder) -> None:
     await measure("watches", asyncio.gather(*looks))
     releases = (store.release(each.name, each.holder, each.token) for each in terms)
     await measure("releases", asyncio.gather(*releases))
-    store.forget("idle-000")
+    store.abandon("idle-000")
     seen = await store.read("idle-299")
     await measure("watch in the lock", store.watch("idle-299", 1.0, lease=seen, poll=0.5, hint=True))
 
@@ -93,6 +96,8 @@ async def drive_ledger(store: Store, recorder: Recorder, term: TermKey) -> None:
     await measure("look_up", store.look_up("big", [(job, tick) for job in JOBS for tick in ticks]))
     await measure("history", store.history("big", BUSY, limit=100))
     await measure("history of one", store.history("big", FAILING, limit=1))
+
+    await drive_again(store, recorder, term)
 
     more = [f"more{number:04}" for number in range(1000)]
     enrolments = [JobDefinition(job=job, schedule="every 60s", timezone="") for job in [*JOBS, *more]]
@@ -145,10 +150,61 @@ async def drive_ledger(store: Store, recorder: Recorder, term: TermKey) -> None:
     await measure("resume", store.resume("big", JOBS[5]))
     await measure("settle", store.settle("big", BUSY))
 
+    await drive_people(store, recorder)
     for job in (BUSY, FAILING):
         assert await measure(f"prune {job}", store.prune("big", [job], KEPT), limit=4 * AT_ONCE) == [job]
     assert await measure("prune nothing", store.prune("big", JOBS[10:11], FEW), limit=4 * FEW) == []
     await measure("prune those that are not full", store.prune("big", more[:50], KEPT))
+
+
+async def drive_again(store: Store, recorder: Recorder, term: TermKey) -> None:
+    """What a leader writes and reads of runs that are tried again, or were asked for."""
+    measure = recorder.measure
+    now = FIRST + timedelta(days=20)
+    tick = now + timedelta(seconds=3)
+    asked: dict[str, Any] = {"status": "queued", "not_before": tick, "request": "backfill"}
+    claims = [RunRecord(job=job, tick=tick, token=term.token, holder=term.holder, **asked) for job in JOBS]
+    await measure("record what is backfilled", store.record(term, Batch(claims=claims)))
+    again = Again(not_before=tick, failed=True, request="rerun", line="why")
+    for adopt in (True, False):
+        attempt: dict[str, Any] = {"attempt": 2, "adopt": adopt, "again": again}
+        changes = [change(job, tick, term.token, "queued", "queued", **attempt) for job in JOBS[adopt::2]]
+        await measure("record what is tried again", store.record(term, Batch(changes=changes)))
+    await measure("later", store.later("big", 100))
+    await measure("count of what comes later", store.take_stock("big", counted=True))
+    for job in (BUSY, FAILING, JOBS[7]):
+        await measure("rows_from", store.rows_from("big", job, FIRST + timedelta(minutes=20), 100))
+    ranged: dict[str, Any] = {"status": "skipped", "tick_from": now, "count": 9}
+    place = (JOBS[4], now + timedelta(seconds=9))
+    claims = [RunRecord(job=place[0], tick=place[1], token=term.token, holder=term.holder, **ranged)]
+    await store.record(term, Batch(claims=claims))
+    trims = {place: Trimmed(tick_from=None, count=1)}
+    await measure("record what is left of a range", store.record(term, Batch(trims=trims)))
+    await measure("have", store.have(term, JOBS))
+    await measure("a term begins", store.record(term, Batch(claims=[term_began(term, now)])))
+    # Each job has failed last: its failures are counted, from an index, up to its newest success.
+    await measure("overview", store.overview("big"), limit=20 * AT_ONCE)
+    await measure("overview of a job", store.overview("big", [FAILING]))
+
+
+def term_began(term: TermKey, at: datetime) -> RunRecord:
+    return RunRecord(job=TERMS, tick=at, token=term.token, holder=term.holder, status="running")
+
+
+async def drive_people(store: Store, recorder: Recorder) -> None:
+    measure = recorder.measure
+    # There are a thousand jobs and more by now: a look at all of them takes a few rows of each.
+    await measure("runs", store.runs("big", limit=100), limit=4 * AT_ONCE)
+    await measure("runs that failed", store.runs("big", failed=True, limit=100), limit=50 * FEW)
+    await measure("runs since", store.runs("big", since=FIRST + timedelta(minutes=700), limit=100), limit=4 * AT_ONCE)
+    await measure("terms", store.terms("big"))
+    failed = FIRST + timedelta(minutes=16)
+    await measure("rerun", store.rerun("big", JOBS[8], failed))
+    await measure("backfill", store.backfill("big", JOBS[8], FIRST, failed))
+    await measure("cancel", store.cancel("big", JOBS[8]))
+    await measure("pause all", store.pause("big", note="why"), limit=4 * AT_ONCE)
+    await measure("resume all", store.resume("big"), limit=4 * AT_ONCE)
+    await measure("forget", store.forget("other-a", JOBS[0]))
 
 
 async def drive_transactions(

@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from aiolease.stores import Store
-from aiolease.stores.records import Batch, Change, JobDefinition, JobRecord, RunKey, RunRecord, RunStatus, TermKey
+from aiolease.stores.batch import Batch, Change, JobDefinition
+from aiolease.stores.records import JobRecord, RunKey, RunRecord, RunStatus, TermKey
 from tests.stores.databases import claim
 
 SECOND, MICROSECOND = timedelta(seconds=1), timedelta(microseconds=1)

@@ -364,12 +364,16 @@ class OnSQLite(Recorder):
             table = real_name(line.split()[1], sql) if line.startswith(("SCAN ", "SEARCH ")) else ""
             if table in TABLES and line.startswith("SCAN "):
                 yield f"reads the whole of {table}"
-            if table == "aiolease_run" and not re.search(r"job=\? AND tick=|aiolease_run_(unfinished|queued)", line):
+            if not line.startswith(("SCAN ", "SEARCH ", "USE ")):
+                unbounded = False  # a query of its own within
+            if table == "aiolease_run" and not re.search(
+                r"job=\? AND tick=|aiolease_run_(unfinished|queued|later)", line
+            ):
                 unbounded = True
-                if "job=?" not in line or not re.search(r"\bLIMIT\b", sql):
+                if "job=?" not in line or not re.search(r"\bLIMIT\b|tick <= :last", sql):  # the last of a step
                     yield f"reads all rows of a {'job' if 'job=?' in line else 'lease'} in {table}"
-        if unbounded and any("TEMP B-TREE" in line for line in plan):
-            yield "sorts all that it reads"
+            if unbounded and "TEMP B-TREE" in line:
+                yield "sorts all that it reads"
 
     def rows_read(self) -> int:
         return self._steps // STEPS

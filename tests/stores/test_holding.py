@@ -185,8 +185,8 @@ async def test_a_term_that_is_over_may_be_forgotten(make_store: MakeStore) -> No
     first, second = await make_store(), await make_store()
     await claim(first, "cron")
     won = await claim(second, "cron", force=True)
-    first.forget("cron")
-    first.forget("never heard of")
+    first.abandon("cron")
+    first.abandon("never heard of")
     assert state(await first.read("cron")) == state(won)
     await free(second, won)
     assert (await claim(first, "cron")).token == won.token + 1

@@ -14,8 +14,9 @@ import aiosqlite
 import pytest
 
 from aiolease.stores import Store
+from aiolease.stores.batch import Batch
 from aiolease.stores.contract import FenceBroken, Refused
-from aiolease.stores.records import Batch, RunKey, RunStatus, TermKey
+from aiolease.stores.records import RunKey, RunStatus, TermKey
 from tests.campaigns import LIMIT
 from tests.stores.databases import Awkward, Database, InMemory, InPostgreSQL, InSQLite, MakeStore, OnServer
 from tests.stores.ledgers import (
@@ -279,6 +280,6 @@ async def test_a_final_commit_that_is_rolled_back_is_no_success(
         async with work.connection() as connection:
             await work.insert(connection, "never")
             await store.fence(connection, term, key_of(row), within=30.0)
-            await connection.rollback()
+            await work.roll_back(connection)
     assert work.rows() == []
     assert (await only_run(store, "a")).status == "running"

@@ -8,8 +8,9 @@ from datetime import datetime
 import pytest
 
 from aiolease.errors import InvalidJob
+from aiolease.stores.batch import Batch
 from aiolease.stores.contract import FenceBroken, Refused
-from aiolease.stores.records import MAX_ERROR, Batch, RunRecord, RunStatus
+from aiolease.stores.records import MAX_ERROR, RunRecord, RunStatus
 from tests.stores.databases import NAMES, MakeStore
 from tests.stores.ledgers import SECOND, change, claiming, enrolled, enrolment, everything, now_of, run
 

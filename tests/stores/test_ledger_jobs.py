@@ -12,8 +12,9 @@ import pytest
 
 from aiolease.errors import InvalidJob, StoreUnavailable
 from aiolease.stores import open_store
+from aiolease.stores.batch import Batch, JobDefinition
 from aiolease.stores.contract import FenceBroken, Refused
-from aiolease.stores.records import Batch, JobDefinition, RunStatus
+from aiolease.stores.records import RunStatus
 from tests.campaigns import LIMIT, database_of
 from tests.servers import Server
 from tests.stores.databases import MakeStore, with_tables

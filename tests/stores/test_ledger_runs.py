@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from aiolease.stores import Store
+from aiolease.stores.batch import Batch
 from aiolease.stores.contract import FenceBroken, Refused
-from aiolease.stores.records import MAX_ERROR, Batch, RunKey, TermKey
+from aiolease.stores.records import MAX_ERROR, RunKey, TermKey
 from tests.campaigns import LIMIT
 from tests.stores.databases import Database, MakeStore
 from tests.stores.ledgers import (

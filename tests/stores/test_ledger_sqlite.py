@@ -12,8 +12,8 @@ import pytest
 
 from aiolease.errors import SchemaMissing, StoreUnavailable
 from aiolease.stores import Store
+from aiolease.stores.batch import Batch, LedgerReading
 from aiolease.stores.contract import Refused
-from aiolease.stores.records import Batch, LedgerReading
 from aiolease.stores.sql.ledger import PruneStatements
 from aiolease.stores.sql.schema import SCHEMA_VERSION
 from aiolease.stores.sqlite import SQLiteStore

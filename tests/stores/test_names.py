@@ -104,7 +104,7 @@ async def test_what_cannot_name_a_lease_is_refused_by_every_question(make_store:
 async def test_a_moment_that_cannot_be_read_is_trouble_of_the_store(
     database: Database, make_store: MakeStore, column: str
 ) -> None:
-    """A date that Python has none for, which another hand wrote, is told as the store's trouble, and gets well when it is mended."""
+    """A date that another hand wrote, and Python has none for, is told as the store's trouble until it is mended."""
     if isinstance(database, InMemory):
         pytest.skip("memory has no other hands")
     store = await make_store()

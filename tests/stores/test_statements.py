@@ -21,7 +21,8 @@ import asyncmy
 import pytest
 
 from aiolease.stores import Store, open_store
-from aiolease.stores.records import Batch, JobDefinition, RunRecord
+from aiolease.stores.batch import Batch, JobDefinition
+from aiolease.stores.records import RunRecord
 from aiolease.stores.sqlite import SQLiteStore
 from tests.servers import Server, TCPProxy
 from tests.stores.driving import Called, change, drive, lead, methods
@@ -50,9 +51,23 @@ KINDS = {
     "a high tick": r"UPDATE \"?aiolease_job\"?.* SET high_tick",
     "a request that was seen": r"UPDATE \"?aiolease_job\"? SET requested_at = NULL",
     "a request": r"UPDATE \"?aiolease_job\"? SET requested_at = COALESCE",
-    "a pause": r"UPDATE \"?aiolease_job\"? SET paused_at = COALESCE",
-    "a resumption": r"UPDATE \"?aiolease_job\"? SET resumed_at = ",
-    "the settling of runs": r"UPDATE \"?aiolease_run\"?(?: INDEXED BY \S+)? SET status = .*tick_from = NULL",
+    "a pause": r"UPDATE \"?aiolease_job\"?.* SET resumed_at = .*paused_until = .*pause_note = .* job = ",
+    "a pause of all": r"UPDATE \"?aiolease_job\"?.* SET resumed_at = .*pause_note = .* job <> ",
+    "a resumption": r"UPDATE \"?aiolease_job\"?.* SET resumed_at = .*paused_at = NULL",
+    "a resumption of all": r"UPDATE \"?aiolease_job\"?.* SET resumed_at = .*paused_at = NULL.* job <> ",
+    "what comes later": r"SELECT .*aiolease_run.*not_before IS NOT NULL ORDER BY not_before",
+    "the rows from a tick on": r"SELECT .*aiolease_run\"? WHERE .* AND tick >= \S+ ORDER BY tick LIMIT",
+    "the jobs that a leader has": r"UPDATE \"?aiolease_job\"?.* SET token = ",
+    "a run that is tried again": r"UPDATE \"?aiolease_run\"?.* SET status = .*failures = failures \+ ",
+    "a run that is asked for": r"INSERT INTO \"?aiolease_run.*not_before, request",
+    "a range that is trimmed": r"UPDATE \"?aiolease_run\"?.* SET tick_from = ",
+    "an overview": r"SELECT j\.job, .*LEFT JOIN",
+    "the newest rows of a job": r"SELECT .*aiolease_run.*tick < \S+ AND tick >= \S+ .*ORDER BY tick DESC LIMIT",
+    "a run by hand": r"UPDATE \"?aiolease_run\"?.* SET status = .*request = ",
+    "a request for a backfill": r"UPDATE \"?aiolease_job\"? SET backfill_since = ",
+    "a request to cancel": r"UPDATE \"?aiolease_job\"? SET cancel_at = ",
+    "forgetting": r"DELETE FROM \"?aiolease_job",
+    "the settling of runs": r"UPDATE \"?aiolease_run\"? (?:INDEXED BY|FORCE INDEX) \S+ SET .*error = \S+ not_before",
     "the settling of a job": r"UPDATE \"?aiolease_job\"? SET known_since = ",
     "a pruning": r"DELETE FROM \"?aiolease_run",
     "a history": r"FROM \"?aiolease_run.* ORDER BY tick DESC LIMIT",

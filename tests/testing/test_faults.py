@@ -13,7 +13,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from aiolease import ConfigurationError, InvalidJob, LeadershipLost, StoreUnavailable, TransactionEnded, leadership
-from aiolease.stores.records import Batch, JobDefinition, TermKey
+from aiolease.stores.batch import Batch, JobDefinition
+from aiolease.stores.records import TermKey
 from aiolease.testing import MemoryServer, MemoryStore, Method, job_run, virtual_time
 from tests.testing.virtual_loop import Boom, loop
 from tests.virtual import START

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from aiolease.errors import ConfigurationError
+from aiolease.stores.batch import Batch, Change, JobDefinition
 from aiolease.stores.contract import FenceBroken
 from aiolease.stores.memory.ledger import Ledger
-from aiolease.stores.records import Batch, Change, JobDefinition, Lease, RunKey, TermKey
+from aiolease.stores.records import Lease, RunKey, TermKey
 
 _VIRTUAL_START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -75,7 +76,8 @@ class MemoryServer:
             if seen is not None:
                 return None
             # A row that vanished is made anew above the highest token that is known of it.
-            fence, runs = self.fences.get(name), self.ledgers[name].runs.values()
+            fence, ledger = self.fences.get(name), self.ledgers[name]
+            runs = (*ledger.runs.values(), *ledger.terms.values())
             known = max([fence.token if fence else 0, *(run.token for run in runs)])
             lease = _released(name, known, now)
             won = True
@@ -141,6 +143,11 @@ class MemoryServer:
         """See `LedgerStore.enroll`."""
         self.fence(term)
         self.ledgers[term.name].enroll(jobs, self.now())
+
+    def have(self, term: TermKey, jobs: Sequence[str]) -> None:
+        """See `LedgerStore.have`."""
+        self.fence(term)
+        self.ledgers[term.name].have(term, jobs)
 
     def record(self, term: TermKey, batch: Batch) -> None:
         """See `LedgerStore.record`."""

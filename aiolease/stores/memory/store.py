@@ -5,25 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import TypeVar
 
 from aiolease._names import check_name
 from aiolease._waiting import time_limited
+from aiolease.stores.batch import Batch, JobDefinition, LedgerReading
 from aiolease.stores.contract import look_limit
-from aiolease.stores.memory.server import MemoryServer
-from aiolease.stores.records import (
-    Batch,
-    JobDefinition,
-    Lease,
-    LedgerReading,
-    Place,
-    RunKey,
-    RunRecord,
-    TermKey,
-    checked_limit,
-)
-
-T = TypeVar("T")
+from aiolease.stores.memory.people import MemoryRequests
+from aiolease.stores.records import Lease, Place, RunKey, RunRecord, TermKey
+from aiolease.stores.seen import Overview
 
 
 class MemoryTransaction:
@@ -47,20 +36,10 @@ class MemoryTransaction:
         """See `Transaction.roll_back`."""
 
 
-class MemoryStore:
+class MemoryStore(MemoryRequests):
     """A `LeaseStore` on a `MemoryServer`: one process, and its way to the database."""
 
     description = "memory"
-
-    def __init__(self, server: MemoryServer | None = None) -> None:
-        self.server = server or MemoryServer()
-
-    async def exchange(self, method: str, statement: Callable[[], T]) -> T:
-        """Sends one statement to the server and awaits its answer; where a subclass puts its faults."""
-        await asyncio.sleep(0)
-        answer = statement()
-        await asyncio.sleep(0)
-        return answer
 
     async def read(self, name: str) -> Lease | None:
         """See `LeaseStore.read`."""
@@ -125,38 +104,25 @@ class MemoryStore:
         """See `LedgerStore.prune`."""
         return await self.exchange("prune", lambda: self.server.ledgers[name].prune(jobs, keep))
 
-    async def history(self, name: str, job: str, *, limit: int = 100) -> list[RunRecord]:
-        """See `LedgerStore.history`."""
-        check_name(name)
-        checked_limit(limit)
-        return await self.exchange("history", lambda: self.server.ledgers[name].history(job, limit))
+    async def later(self, name: str, limit: int) -> tuple[list[RunRecord], dict[str, str]]:
+        """See `LedgerStore.later`."""
+        return await self.exchange("take_stock", lambda: self.server.ledgers[name].later(limit))
 
-    async def settle(self, name: str, job: str) -> None:
-        """See `LedgerStore.settle`."""
-        check_name(name)
+    async def rows_from(self, name: str, job: str, since: datetime, limit: int) -> list[RunRecord]:
+        """See `LedgerStore.rows_from`."""
+        return await self.exchange("take_stock", lambda: self.server.ledgers[name].rows_from(job, since, limit))
+
+    async def have(self, term: TermKey, jobs: Sequence[str]) -> None:
+        """See `LedgerStore.have`."""
+        await self.exchange("enroll", lambda: self.server.have(term, jobs))
+
+    async def overview(self, name: str, jobs: Sequence[str] | None = None) -> Overview:
+        """See `LedgerStore.overview`."""
         server = self.server
-        await self.exchange("settle", lambda: server.ledgers[name].settle(name, job, server.now()))
+        return await self.exchange("overview", lambda: server.ledgers[name].overview(jobs, server.now()))
 
-    async def trigger(self, name: str, job: str) -> datetime:
-        """See `LedgerStore.trigger`."""
-        check_name(name)
-        server = self.server
-        return await self.exchange("trigger", lambda: server.ledgers[name].trigger(name, job, server.now()))
-
-    async def pause(self, name: str, job: str) -> None:
-        """See `LedgerStore.pause`."""
-        check_name(name)
-        server = self.server
-        await self.exchange("pause", lambda: server.ledgers[name].pause(name, job, server.now()))
-
-    async def resume(self, name: str, job: str) -> None:
-        """See `LedgerStore.resume`."""
-        check_name(name)
-        server = self.server
-        await self.exchange("resume", lambda: server.ledgers[name].resume(name, job, server.now()))
-
-    def forget(self, name: str) -> None:
-        """See `LeaseStore.forget`."""
+    def abandon(self, name: str) -> None:
+        """See `LeaseStore.abandon`."""
 
     async def resign(self, name: str) -> int | None:
         """See `LeaseStore.resign`."""

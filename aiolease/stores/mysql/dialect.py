@@ -14,7 +14,9 @@ Bound = tuple[str, tuple[object, ...]]
 
 # Where few runs of many are asked for, the servers would at times read those that are finished, or sort. What is
 # written is found by its key, whatever else is in the table: a scan would lock the rows of other leases.
-_INDEXES = {"key": "PRIMARY", "unfinished": "unfinished", "queued": "unfinished"}
+_INDEXES = {"key": "PRIMARY"} | dict.fromkeys(
+    ("unfinished", "unfinished_of_job", "queued", "later", "ended"), "unfinished"
+)
 
 
 class MySQLDialect(Dialect):
@@ -23,6 +25,8 @@ class MySQLDialect(Dialect):
     now = "UTC_TIMESTAMP(6)"
     count = "`count`"
     greatest = "GREATEST"
+    before_all = "CAST('1000-01-01' AS DATETIME(6))"
+    finished = "AND not_before IS NULL"
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
@@ -48,9 +52,26 @@ class MySQLDialect(Dialect):
         """See `Dialect.unless_there`."""
         return f"ON DUPLICATE KEY UPDATE {column} = {column}"
 
-    def sane(self, column: str) -> str:
+    def sane(self, column: str, *, ahead: bool = False) -> str:
         """See `Dialect.sane`. A date that makes none is before all others."""
         return f"IF({column} < '1000-01-01', NULL, {column})"
+
+    def appended(self, column: str, line: str, most: int) -> str:
+        """See `Dialect.appended`."""
+        return f"IF({line} IS NULL, {column}, RIGHT(CONCAT_WS('\n', {column}, {line}), {most}))"
+
+    def newest(self, statuses: Sequence[str], offset: int = 0) -> str:
+        """See `Dialect.newest`. An index has the runs of one status by their ticks."""
+        each = [
+            # Written so that MySQL, too, finds that the index has them in this order.
+            f"(SELECT n.tick FROM {self.table('run')} AS n FORCE INDEX (unfinished) WHERE n.lease = :lease "
+            f"AND n.job = j.job AND n.status = '{status}' AND n.not_before IS NULL "
+            f"ORDER BY n.job DESC, n.tick DESC LIMIT 1 OFFSET {offset})"
+            for status in statuses
+        ]
+        if len(each) == 1:
+            return each[0]
+        return f"GREATEST({', '.join(f'COALESCE({one}, {self.before_all})' for one in each)})"
 
     def kept(self, moment: datetime) -> datetime:
         """See `Dialect.kept`. One without a time zone came from the tables."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from aiolease.stores.batch import JobDefinition
 from aiolease.stores.mysql.dialect import Bound, MySQLDialect
-from aiolease.stores.records import JobDefinition
 
 _ASCII = "CHARACTER SET ascii) COLLATE ascii_bin"
 

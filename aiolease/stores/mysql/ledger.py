@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from aiolease._waiting import time_limited
 from aiolease.errors import AioleaseError
+from aiolease.stores.batch import JobDefinition
 from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.mysql.dialect import CHECK_FAILED, Bound, MySQLDialect, packet
 from aiolease.stores.mysql.drivers import Rows, error_number
@@ -19,7 +20,7 @@ from aiolease.stores.mysql.enrolling import Enrolling
 from aiolease.stores.mysql.fence import FENCE_RESULTS, FenceSQL
 from aiolease.stores.mysql.pruning import Pruning
 from aiolease.stores.mysql.session import MySQLSession
-from aiolease.stores.records import JobDefinition, TermKey
+from aiolease.stores.records import TermKey
 from aiolease.stores.sql.recording import AT_ONCE
 from aiolease.stores.sql.statement import Asked, Step
 
@@ -43,7 +44,7 @@ _COMMIT = f"COMMIT; SET @@SESSION.wait_timeout = {IDLE}"
 
 
 class MySQLLedger:
-    """See `aiolease.stores.sql.ledger_store.Sending`."""
+    """See `aiolease.stores.sql.sending.Sending`."""
 
     def __init__(
         self, store: str, dialect: MySQLDialect, fence: FenceSQL, *, leader: MySQLSession, people: MySQLSession
@@ -90,6 +91,11 @@ class MySQLLedger:
         asking = self._asking_session.run(*packet(statements))
         results = await time_limited(ASK_LIMIT, self._store, asking)
         return results[-2] if len(statements) > 1 else results[0]
+
+    async def look(self, asked: Sequence[Asked]) -> list[Rows]:
+        """See `Sending.look`."""
+        asking = self._asking_session.run(*packet(self._dialect.bind(*each) for each in asked))
+        return await time_limited(ASK_LIMIT, self._store, asking)
 
     async def _fenced(self, term: TermKey, statements: Iterable[Bound]) -> None:
         sent = packet([(_BEGIN, ()), self._fence.statements(term), *statements, (_COMMIT, ())])

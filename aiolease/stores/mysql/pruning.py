@@ -24,7 +24,7 @@ class Pruning:
         self._dialect = dialect
         self._session = session
         # Rows of skipped ticks first: an index finds them, and those of the runs are looked for among them.
-        self._skipped = _Kind(dialect, "status = 'skipped'", "unfinished")
+        self._skipped = _Kind(dialect, f"status = 'skipped' {dialect.finished}", "unfinished")
         # MySQL would skip through the other index, and sort.
         self._finished = _Kind(dialect, "status IN ('succeeded', 'failed', 'lost')", "PRIMARY")
 
@@ -66,7 +66,7 @@ class _Kind:
     def __init__(self, dialect: MySQLDialect, status: str, index: str) -> None:
         table = dialect.table("run")
         these, by_tick = f"{THIS_JOB} AND {status}", f"{table} FORCE INDEX ({index})"
-        success = f"(SELECT MAX(tick) FROM {table} WHERE {THIS_JOB} AND status = 'succeeded')"
+        success = f"(SELECT MAX(tick) FROM {table} WHERE {THIS_JOB} AND status = 'succeeded' {dialect.finished})"
         newest = f"SELECT tick FROM {by_tick} WHERE {these} ORDER BY tick DESC LIMIT 1 OFFSET :keep"
         self.old = Statement(
             f"SELECT MIN(tick), MAX(tick), COUNT(*), {success} FROM (SELECT tick FROM {by_tick} "

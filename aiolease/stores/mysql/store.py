@@ -14,13 +14,14 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from functools import partial
 from typing import Any
 
 from aiolease._names import check_name
 from aiolease._waiting import time_limited
-from aiolease.errors import ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
+from aiolease.errors import AioleaseError, ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.stores.mysql.dialect import MySQLDialect
-from aiolease.stores.mysql.drivers import Driver, Execute, Rows
+from aiolease.stores.mysql.drivers import Driver, Execute, Rows, execute, translate
 from aiolease.stores.mysql.fence import FenceSQL
 from aiolease.stores.mysql.lease import HAS_LOCK, LeaseSQL
 from aiolease.stores.mysql.ledger import ASK_LIMIT, IDLE, MySQLLedger
@@ -35,6 +36,9 @@ from aiolease.stores.network.polls import Polls
 from aiolease.stores.records import Lease, RunKey, TermKey
 from aiolease.stores.sql.ledger_store import SQLLedger
 from aiolease.stores.sql.rows import Rows as Records
+
+_PATIENCE = 60
+"""Seconds that a change of a table by hand waits for transactions that use it; those that come after wait for it."""
 
 
 class MySQLStore(SQLLedger):
@@ -83,16 +87,16 @@ class MySQLStore(SQLLedger):
 
     # -- the sessions
 
-    async def _prepare_for_leases(self, execute: Execute) -> None:
+    async def _prepare_for_leases(self, send: Execute) -> None:
         """As `_prepare`. The server ends the session of a leader that vanished without a word, and with it its lock."""
         idle = max((math.ceil(duration) for duration in self._leading.values()), default=IDLE)
-        await self._prepare(execute, idle)
+        await self._prepare(send, idle)
         self._lease_session.fresh_for = idle / 2
         self._waiting.locked = None
 
-    async def _prepare(self, execute: Execute, idle: int = IDLE) -> None:
+    async def _prepare(self, send: Execute, idle: int = IDLE) -> None:
         """Settles all that a server, a pool or a user may have set otherwise, and looks for the tables once."""
-        results = await execute(
+        results = await send(
             f"{SETTLE}; SELECT DATABASE(), VERSION(); SHOW VARIABLES WHERE Variable_name IN "
             "('wsrep_on', 'innodb_snapshot_isolation', 'idle_write_transaction_timeout')",
             (idle,),
@@ -106,7 +110,7 @@ class MySQLStore(SQLLedger):
         if variables.get("wsrep_on") == "ON":
             self._sql.hints = False  # GET_LOCK is of one node only
         if not self._ready:
-            await self._schema.find(execute)
+            await self._schema.find(send)
             self._ready = True
 
     async def _run(self, sql: str, parameters: tuple[object, ...], *, repeat: bool = True) -> list[Rows]:
@@ -208,8 +212,8 @@ class MySQLStore(SQLLedger):
         self._polls.wake()
         return released
 
-    def forget(self, name: str) -> None:
-        """See `LeaseStore.forget`."""
+    def abandon(self, name: str) -> None:
+        """See `LeaseStore.abandon`."""
         self._leading.pop(name, None)
         if not self._lease_session.busy:
             self._lease_session.discard()  # and with the session its lock
@@ -239,6 +243,25 @@ class MySQLStore(SQLLedger):
         rows = (await time_limited(ASK_LIMIT, self.description, call))[1]
         lease = self._sql.lease(rows[0]) if rows else None
         return lease.resign_token if lease is not None and lease.holder is not None else None
+
+    async def migrate(self, *, check: bool) -> list[str]:
+        """See `aiolease.stores.migrate`. Over a connection of its own: a large table may take its time."""
+        connection = None
+        try:
+            connection = await self._driver.connect()
+            run = partial(execute, connection, self._driver.cursor)
+            await run(f"{SETTLE}; SET SESSION lock_wait_timeout = {_PATIENCE}", (IDLE,))
+            statements = await self._schema.missing(run)
+            if statements and not check:
+                await self._schema.upgrade(run)
+            return statements
+        except AioleaseError:
+            raise
+        except Exception as error:
+            raise translate(self.description, error) from error
+        finally:
+            if connection is not None:
+                connection.close()
 
     async def aclose(self) -> None:
         """See `Store.aclose`."""

@@ -37,6 +37,8 @@ class PostgreSQLDialect(Dialect):
     now = "statement_timestamp()"
     count = "count"
     greatest = "GREATEST"
+    before_all = "TIMESTAMPTZ '-infinity'"
+    finished = ""
 
     def __init__(self, prefix: str) -> None:
         """Takes the prefix of the tables, which may name their schema: ``ops.aiolease_``.
@@ -76,13 +78,27 @@ class PostgreSQLDialect(Dialect):
         """See `Dialect.unless_there`."""
         return f"ON CONFLICT ({key}) DO NOTHING"
 
-    def sane(self, column: str) -> str:
+    def sane(self, column: str, *, ahead: bool = False) -> str:
         """See `Dialect.sane`."""
-        return f"CASE WHEN {column} BETWEEN '0001-01-01 00:00:00+00' AND {self.now} THEN {column} END"
+        last = "TIMESTAMPTZ '9999-01-01 00:00:00+00'" if ahead else self.now
+        return f"CASE WHEN {column} BETWEEN TIMESTAMPTZ '1000-01-01 00:00:00+00' AND {last} THEN {column} END"
+
+    def appended(self, column: str, line: str, most: int) -> str:
+        """See `Dialect.appended`."""
+        whole = f"RIGHT(COALESCE({column} || chr(10), '') || {line}, {most})"
+        return f"CASE WHEN {line} IS NULL THEN {column} ELSE {whole} END"
+
+    def newest(self, statuses: Sequence[str], offset: int = 0) -> str:
+        """See `Dialect.newest`. By the primary key, from the newest row on."""
+        named = ", ".join(f"'{status}'" for status in statuses)
+        return (
+            f"(SELECT n.tick FROM {self.table('run')} AS n WHERE n.lease = j.lease AND n.job = j.job "
+            f"AND n.status IN ({named}) ORDER BY n.lease DESC, n.job DESC, n.tick DESC LIMIT 1 OFFSET {offset})"
+        )
 
     def as_read(self, moment: str) -> str:
         """See `Dialect.as_read`. As text: one that Python has no moment for costs its row alone, not the statement."""
-        return f"{moment}::text AS {moment}_as_text"
+        return f"{moment}::text AS {moment.replace('.', '_')}_as_text"
 
     def kept(self, moment: datetime) -> datetime:
         """See `Dialect.kept`."""

@@ -11,13 +11,14 @@ from itertools import groupby
 
 from aiolease._waiting import time_limited
 from aiolease.errors import AioleaseError
+from aiolease.stores.batch import JobDefinition
 from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.postgresql.dialect import FENCE_CHECK, Bound, PostgreSQLDialect
 from aiolease.stores.postgresql.errors import failed_check, refuses
 from aiolease.stores.postgresql.fence import FenceSQL
 from aiolease.stores.postgresql.links import Row
 from aiolease.stores.postgresql.session import PostgreSQLSession
-from aiolease.stores.records import JobDefinition, TermKey
+from aiolease.stores.records import TermKey
 from aiolease.stores.sql.ledger import PruneStatements, step_of
 from aiolease.stores.sql.recording import AT_ONCE, Recording, cut
 from aiolease.stores.sql.statement import Asked, Step
@@ -30,7 +31,7 @@ _AT_ONCE = 100
 
 
 class PostgreSQLLedger:
-    """See `aiolease.stores.sql.ledger_store.Sending`."""
+    """See `aiolease.stores.sql.sending.Sending`."""
 
     def __init__(
         self,
@@ -60,9 +61,16 @@ class PostgreSQLLedger:
 
     async def read(self, asked: Sequence[Asked]) -> list[list[Row]]:
         """See `Sending.read`."""
+        return await self._read(self._leader, asked)
+
+    async def look(self, asked: Sequence[Asked]) -> list[list[Row]]:
+        """See `Sending.look`."""
+        return await time_limited(ASK_LIMIT, self._store, self._read(self._people, asked))
+
+    async def _read(self, session: PostgreSQLSession, asked: Sequence[Asked]) -> list[list[Row]]:
         groups = [list(group) for _, group in groupby(asked, key=lambda each: id(each[0]))]
         parts = [part for group in groups for part in cut(group, _AT_ONCE)]
-        found = await self._leader.fetch_each([self._union(part) for part in parts])
+        found = await session.fetch_each([self._union(part) for part in parts])
         results: list[list[Row]] = []
         for part, rows in zip(parts, found, strict=True):
             shares: list[list[Row]] = [[] for _ in part]

@@ -138,8 +138,8 @@ class PostgreSQLStore(SQLLedger):
         self._polls.wake()
         return released
 
-    def forget(self, name: str) -> None:
-        """See `LeaseStore.forget`."""
+    def abandon(self, name: str) -> None:
+        """See `LeaseStore.abandon`."""
         self._polls.wake()
 
     async def begin(self) -> PostgreSQLTransaction:
@@ -165,6 +165,22 @@ class PostgreSQLStore(SQLLedger):
         rows = (await time_limited(ASK_LIMIT, self.description, call))[-1]
         lease = self._sql.lease(rows[0]) if rows else None
         return lease.resign_token if lease is not None and lease.holder is not None else None
+
+    async def migrate(self, *, check: bool) -> list[str]:
+        """See `aiolease.stores.migrate`. Over a connection of its own."""
+        link = None
+        try:
+            link = await self._connector.connect()
+            home, _ = await settle(link, self._dialect.table("lease"), self._dialect.schema)
+            statements = await self._schema.missing(link, home)
+            if statements and not check:
+                await self._schema.upgrade(link, home)
+            return statements
+        except Exception as error:
+            raise self._connector.translate(error) from error
+        finally:
+            if link is not None:
+                link.drop()
 
     async def aclose(self) -> None:
         """See `Store.aclose`."""

@@ -5,9 +5,11 @@ later, a comparison that takes NULL for NULL, an INSERT that does nothing if the
 what the tables keep of a moment. Everything else stands here:
 
 * `lease`: the lease and the fence;
-* `ledger`: what the leader reads, what people ask, and the deleting of old runs;
+* `ledger`: what the leader reads, and the deleting of old runs; `overview`: how all jobs stand, at a glance;
+* `requests`: what people ask; `merging`: the newest runs of all jobs;
 * `recording`: what the leader writes, as the steps of one transaction, each with the number of rows it must change;
-* `ledger_store`: the ledger's methods, what they ask and what they make of the answers;
+* `ledger_store`, `people`: the ledger's methods, what they ask and what they make of the answers;
+* `sending`: how a database is sent them, its own part;
 * `rows`: the columns, and how a row becomes a record;
 * `schema`: the version of the tables, and the way from an older one.
 

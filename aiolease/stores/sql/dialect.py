@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from datetime import datetime
 from typing import ClassVar, Literal
 
 Table = Literal["lease", "fence", "job", "run"]
 
-Purpose = Literal["key", "unfinished", "unfinished_of_job", "queued", "skipped"]
+Purpose = Literal["key", "unfinished", "unfinished_of_job", "queued", "later", "skipped", "ended"]
 """What a statement looks for in the table of runs, or of jobs: rows by their key, the few unfinished runs of a lease,
-the unfinished, queued or skipped runs of a job."""
+the unfinished, queued or skipped runs of a job, the queued runs of a lease with a moment before which they do not
+start, the runs of a job that have one status."""
 
 
 class Dialect(ABC):
@@ -20,11 +22,16 @@ class Dialect(ABC):
         now: The database's clock as an expression; it does not stand still during a transaction that waits.
         count: The name of the column `count`, which is a function's, too.
         greatest: The function that takes the greatest of several values.
+        before_all: A moment before all others.
+        finished: What a condition on the runs of a job that have one status ends with, where an index that has
+            `RunRecord.not_before` in it finds them; of finished runs that is NULL, as the store sees to.
     """
 
     now: ClassVar[str]
     count: ClassVar[str]
     greatest: ClassVar[str]
+    before_all: ClassVar[str]
+    finished: ClassVar[str]
 
     @abstractmethod
     def table(self, name: Table) -> str:
@@ -52,8 +59,21 @@ class Dialect(ABC):
         """
 
     @abstractmethod
-    def sane(self, column: str) -> str:
-        """A moment, or NULL if another hand wrote one there that cannot be read."""
+    def sane(self, column: str, *, ahead: bool = False) -> str:
+        """A moment, or NULL if another hand wrote one there that cannot be read; it may be `ahead` of the clock."""
+
+    @abstractmethod
+    def appended(self, column: str, line: str, most: int) -> str:
+        """What a text of lines is with another, which may be NULL; the last characters of it, so many at most."""
+
+    @abstractmethod
+    def newest(self, statuses: Sequence[str], offset: int = 0) -> str:
+        """The tick of the newest run of the job `j` that has one of some statuses, or of one that is older by `offset`.
+
+        The lease is a parameter.
+
+        NULL, or a moment before all others, if there is none.
+        """
 
     def as_read(self, moment: str) -> str:
         """A column of a moment, as a statement selects it."""

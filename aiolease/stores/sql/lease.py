@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aiolease.stores.records import RunKey, TermKey
+from aiolease.stores.seen import TERMS
 from aiolease.stores.sql.dialect import Dialect
 from aiolease.stores.sql.rows import Rows
 from aiolease.stores.sql.statement import Statement
@@ -62,6 +63,8 @@ def _highest_token(dialect: Dialect) -> str:
     )
     return (
         f"{dialect.greatest}(COALESCE(MAX(f.token), 0), "
+        f"COALESCE((SELECT t.token FROM {run} AS t WHERE t.lease = :name AND t.job = '{TERMS}' "
+        "ORDER BY t.lease DESC, t.job DESC, t.tick DESC LIMIT 1), 0), "
         f"COALESCE((SELECT MAX(({newest})) FROM {job} AS j WHERE j.lease = :name), 0), "
         f"COALESCE((SELECT MAX(u.token) FROM {run} AS u {dialect.index('unfinished')} "
         "WHERE u.lease = :name AND u.status IN ('queued', 'running')), 0))"
@@ -84,6 +87,7 @@ class FenceStatements:
             schema: Where the tables are, as it stands before a table's name, with the point.
         """
         self.count = Statement(f"UPDATE {schema}{dialect.table('fence')} SET fence = fence + 1 WHERE {TERM}")
+        # A run that goes on has no `not_before` to be cleared: its start did that.
         self.final = Statement(
             f"UPDATE {schema}{dialect.table('run')} SET status = 'succeeded', finished_at = {dialect.now}, "
             "error = NULL WHERE lease = :lease AND job = :job AND tick = :tick AND attempt = :attempt "

@@ -1,74 +1,64 @@
-"""The statements of the ledger, each once: what the leader reads and tells, and what people ask."""
+"""The statements that read the ledger, and that delete what is old, each once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from aiolease.stores.records import SETTLED_BY_HAND, LedgerReading
+from aiolease.stores.batch import LedgerReading
+from aiolease.stores.seen import TERMS, WHOLE_LEASE
 from aiolease.stores.sql.dialect import Dialect
 from aiolease.stores.sql.rows import Row, Rows, read_each
 from aiolease.stores.sql.statement import Statement
 
 UNFINISHED = "status IN ('queued', 'running')"
 THIS_JOB = "lease = :lease AND job = :job"
+NO_TERM = f"AND job <> '{TERMS}'"
+IN_LINE, NOT_IN_LINE = "AND not_before IS NULL", "AND not_before IS NOT NULL"
 
 
 class LedgerStatements:
-    """The statements that read the ledger, and those of people, in the words of one database.
+    """The statements that read the ledger, in the words of one database.
 
     Attributes:
         clock: The database's clock.
         jobs: The jobs of a lease.
-        attention: Those that somebody triggered, paused or resumed.
+        attention: Those that somebody paused or resumed, or of which somebody asked something.
         unfinished: The queued and the running runs of a lease.
         running: The running ones.
-        count_queued: How many are queued, by their jobs.
-        queued: The oldest queued runs of a job.
+        count_queued: How many are queued, by their jobs: those in the line, and those that have a moment before which
+            they do not start.
+        queued: The oldest queued runs of a job that are in the line.
+        later: The others of a lease, the earliest first.
         look_up: The run of a tick.
+        rows_from: The runs of a job from a tick on.
         history: The newest runs of a job.
-        settle: Sets the runs, then the row, of a job right.
-        trigger: Asks for a run of a job.
-        pause: Pauses a job.
-        resume: Ends a pause.
-        requested_at: When a job was triggered; no row if there is no such job.
     """
 
     def __init__(self, dialect: Dialect, rows: Rows) -> None:
         self._rows = rows
-        job, run, now = dialect.table("job"), dialect.table("run"), dialect.now
+        job, run = dialect.table("job"), dialect.table("run")
         jobs = f"SELECT {rows.job_columns} FROM {job} WHERE lease = :lease"
         runs = f"SELECT {rows.run_columns} FROM {run}"
         unfinished = f"{runs} {dialect.index('unfinished')} WHERE lease = :lease AND {UNFINISHED}"
-        queued = f"FROM {run} {dialect.index('queued')} WHERE lease = :lease AND status = 'queued'"
-        self.clock = Statement(f"SELECT {now}")
+        queued = f"FROM {run} {dialect.index('queued')} WHERE lease = :lease AND status = 'queued' {IN_LINE}"
+        later = f"FROM {run} {dialect.index('later')} WHERE lease = :lease AND status = 'queued' {NOT_IN_LINE}"
+        self.clock = Statement(f"SELECT {dialect.now}")
         self.jobs = Statement(f"{jobs} ORDER BY job")
         self.attention = Statement(
-            f"{jobs} AND (requested_at IS NOT NULL OR paused_at IS NOT NULL OR resumed_at IS NOT NULL) ORDER BY job"
+            f"{jobs} AND (requested_at IS NOT NULL OR paused_at IS NOT NULL OR resumed_at IS NOT NULL "
+            "OR asked_at IS NOT NULL OR cancel_at IS NOT NULL OR backfill_since IS NOT NULL) ORDER BY job"
         )
-        self.unfinished = Statement(f"{unfinished} ORDER BY tick, job")
+        self.unfinished = Statement(f"{unfinished} {NO_TERM} ORDER BY tick, job")
         # Of the unfinished ones, which have an index.
-        self.running = Statement(f"{unfinished} AND status = 'running' ORDER BY tick, job")
-        self.count_queued = Statement(f"SELECT job, COUNT(*) {queued} GROUP BY job")
+        self.running = Statement(f"{unfinished} AND status = 'running' {NO_TERM} ORDER BY tick, job")
+        self.count_queued = Statement(
+            f"SELECT job, COUNT(*), 0 {queued} GROUP BY job UNION ALL SELECT job, 0, COUNT(*) {later} GROUP BY job"
+        )
         self.queued = Statement(f"SELECT {rows.run_columns} {queued} AND job = :job ORDER BY tick LIMIT :limit")
+        self.later = Statement(f"SELECT {rows.run_columns} {later} ORDER BY not_before, job, tick LIMIT :limit")
+        self.rows_from = Statement(f"{runs} WHERE {THIS_JOB} AND tick >= :since ORDER BY tick LIMIT :limit")
         self.look_up = Statement(f"{runs} WHERE {THIS_JOB} AND tick = :tick")
         self.history = Statement(f"{runs} WHERE {THIS_JOB} ORDER BY tick DESC LIMIT :limit")
-        self.settle = (
-            Statement(
-                f"UPDATE {run} {dialect.index('unfinished_of_job')} SET status = 'lost', started_at = NULL, "
-                f"finished_at = {now}, tick_from = NULL, {dialect.count} = NULL, error = '{SETTLED_BY_HAND}' "
-                f"WHERE {THIS_JOB} AND {UNFINISHED}"
-            ),
-            Statement(
-                f"UPDATE {job} SET known_since = {now}, schedule_since = {now}, resumed_at = {now}, high_tick = {now}, "
-                f"requested_at = NULL, paused_at = {dialect.sane('paused_at')} WHERE {THIS_JOB}"
-            ),
-        )
-        self.trigger = Statement(f"UPDATE {job} SET requested_at = COALESCE(requested_at, {now}) WHERE {THIS_JOB}")
-        self.pause = Statement(f"UPDATE {job} SET paused_at = COALESCE(paused_at, {now}) WHERE {THIS_JOB}")
-        self.resume = Statement(
-            f"UPDATE {job} SET resumed_at = {now}, paused_at = NULL WHERE {THIS_JOB} AND paused_at IS NOT NULL"
-        )
-        self.requested_at = Statement(f"SELECT requested_at FROM {job} WHERE {THIS_JOB}")
 
     def reading(self, *, attention: bool, runs: bool, counted: bool) -> dict[str, Statement]:
         """What `LedgerStore.take_stock` reads, at one moment; each with the lease as its only parameter."""
@@ -83,11 +73,15 @@ class LedgerStatements:
         """Makes the reading of what those statements found."""
         unreadable: dict[str, str] = {}
         rows = self._rows
+        jobs = {job.job: job for job in read_each(results["jobs"], rows.job, unreadable)}
+        counts = [(job, int(queued), int(later)) for job, queued, later in results.get("queued", ())]
         return LedgerReading(
-            jobs={job.job: job for job in read_each(results["jobs"], rows.job, unreadable)},
+            pause=jobs.pop(WHOLE_LEASE, None),
+            jobs=jobs,
             unfinished=read_each(results.get("unfinished", ()), rows.run, unreadable),
             now=rows.moment(results["clock"][0][0]),
-            queued={job: int(count) for job, count in results.get("queued", ())},
+            queued={job: queued for job, queued, _ in counts if queued},
+            later={job: later for job, _, later in counts if later},
             unreadable=unreadable,
         )
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from aiolease.errors import StoreUnavailable
 from aiolease.stores.records import JobRecord, Lease, Place, RunRecord
+from aiolease.stores.seen import MOST_FAILURES, JobSeen
 from aiolease.stores.sql.dialect import Dialect
 
 T = TypeVar("T")
@@ -28,6 +29,7 @@ class Rows:
         lease_columns: What a statement that reads leases selects; last the database's clock.
         job_columns: Of jobs.
         run_columns: Of runs.
+        seen_columns: Of a job, and of a run of it: see `seen`.
         moment: Makes an aware moment of what the tables keep.
     """
 
@@ -55,6 +57,13 @@ class Rows:
             "paused_at": moment_or_none,
             "high_tick": moment_or_none,
             "requested_at": moment_or_none,
+            "paused_until": moment_or_none,
+            "pause_note": None,
+            "asked_at": moment_or_none,
+            "cancel_at": moment_or_none,
+            "backfill_since": moment_or_none,
+            "backfill_until": moment_or_none,
+            "token": _or_none(int),
         }
         self._run: _Makes = {
             "job": None,
@@ -68,16 +77,24 @@ class Rows:
             "error": None,
             "tick_from": moment_or_none,
             "count": _or_none(int),
+            "not_before": moment_or_none,
+            "failures": int,
+            "uncounted": int,
+            "request": None,
+            "earlier": None,
         }
         own_words = {"now": dialect.now, "count": dialect.count}
-        for makes in (self._lease, self._job, self._run):
-            for column, make in makes.items():
-                if make in {moment, moment_or_none} and column != "now":
-                    own_words[column] = dialect.as_read(column)
-        self.lease_columns, self.job_columns, self.run_columns = (
-            ", ".join(own_words.get(column, column) for column in columns)
-            for columns in (self._lease, self._job, self._run)
-        )
+
+        def named(makes: _Makes, alias: str = "") -> str:
+            return ", ".join(
+                dialect.as_read(f"{alias}{column}")
+                if make in {moment, moment_or_none} and column != "now"
+                else f"{alias}{own_words.get(column, column)}"
+                for column, make in makes.items()
+            )
+
+        self.lease_columns, self.job_columns, self.run_columns = map(named, (self._lease, self._job, self._run))
+        self.seen_columns = f"{named(self._job, 'j.')}, {named(self._run, 'r.')}"
 
     def lease(self, row: Row, store: str) -> Lease:
         """Makes a lease of a row; further columns are left out.
@@ -95,6 +112,29 @@ class Rows:
     def run(self, row: Row) -> RunRecord:
         """Makes a run of a row; raises what `UNREADABLE` lists."""
         return RunRecord(**_record(self._run, row))
+
+    def seen(self, row: Row) -> JobSeen:
+        """Makes how a job stands of a row; raises what `UNREADABLE` lists.
+
+        Behind `seen_columns` come: when the newest success ended, the failures since, what is running, what is queued.
+        """
+        job, run = row[: len(self._job)], row[len(self._job) :]
+        last_success, failures, running, queued = run[len(self._run) : len(self._run) + 4]
+        return JobSeen(
+            record=self.job(job),
+            last=None if run[0] is None else self.run(run),
+            last_success=None if last_success is None else self.moment(last_success),
+            failures=min(int(failures or 0), MOST_FAILURES),
+            running=int(running or 0),
+            queued=int(queued or 0),
+        )
+
+    def run_or_sign(self, row: Row) -> RunRecord:
+        """Makes a run of a row; of one that cannot be read, that it is there, and finished.
+
+        Raises what `UNREADABLE` lists if its tick cannot be read.
+        """
+        return there((row[0], self.moment(row[1])), row, self.run)
 
 
 def _record(makes: _Makes, row: Row) -> dict[str, Any]:

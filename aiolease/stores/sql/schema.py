@@ -1,39 +1,49 @@
-"""The version of the tables, and the way from an older version: the same for all databases.
+"""The version of the tables, and the way from an older one: the same for all databases.
 
 The tables themselves have one source for each database: ``schema.sql`` for MySQL, `aiolease.stores.sqlite.schema` for
-SQLite. Their version is the token of a row in the table of leases that no lease can be named like, since it has a
-space in its name.
+SQLite. What is known of them stands in two rows of the table of leases that no lease can be named like, since they have
+a space in their names.
+
+The *version* says who can work with the tables: each aiolease refuses another than its own. The *revision* says what
+they have: a lower one lacks columns, which each database adds while others work; a higher one has more than we know,
+and is fine. So workers of two releases run side by side, whichever comes first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 SCHEMA_VERSION = 2
-"""What this aiolease needs."""
+"""The version that this aiolease can work with."""
 
-VERSION_ROW = "schema version"
+SCHEMA_REVISION = 3
+"""The lowest revision that this aiolease needs."""
 
-Upgrades = Mapping[int, Sequence[str]]
-"""From each older version to the next one: the statements that change tables which are there; ``{p}`` is the prefix.
+VERSION_ROW, REVISION_ROW = "schema version", "schema revision"
 
-Tables and indexes that a version adds stand in the source of the tables, where an upgrade makes those that are missing.
-So version 1, which only lacks tables, needs no statement. A new column needs one, an ``ALTER TABLE``. Two processes may
-do it at once: that the column is there already is no error.
-"""
+AddedColumns = Mapping[str, Mapping[str, str]]
+"""The columns that revisions have added to tables, with their definitions."""
 
 
-def upgrade(found: int, upgrades: Upgrades) -> list[str] | None:
-    """The statements that lead from a version to `SCHEMA_VERSION`; ``None`` if there is no way."""
-    statements: list[str] = []
-    while found != SCHEMA_VERSION:
-        if found not in upgrades:
-            return None
-        statements += upgrades[found]
-        found += 1
-    return statements
+def is_current(found: Mapping[str, int]) -> bool:
+    """Whether nothing is left to do.
+
+    Args:
+        found: The tokens of `VERSION_ROW` and `REVISION_ROW`, of those that are there.
+    """
+    return found.get(VERSION_ROW) == SCHEMA_VERSION and found.get(REVISION_ROW, 0) >= SCHEMA_REVISION
 
 
-def of_version(prefix: str, version: int | None) -> str:
-    """Says that the tables are of another version."""
-    return f"the tables {prefix}* are of version {version}, this aiolease needs {SCHEMA_VERSION}"
+def is_unknown(found: Mapping[str, int]) -> bool:
+    """Whether the tables are of a version from which there is no way. One that is missing is made."""
+    return found.get(VERSION_ROW, SCHEMA_VERSION) not in {1, SCHEMA_VERSION}  # 1 lacked the tables of the ledger
+
+
+def what_is_wrong(prefix: str, found: Mapping[str, int]) -> str:
+    """Says in which way tables are not what is needed."""
+    if (version := found.get(VERSION_ROW)) is None:
+        return f"the tables {prefix}* are missing"
+    if version != SCHEMA_VERSION:
+        return f"the tables {prefix}* are of version {version}, this aiolease needs {SCHEMA_VERSION}"
+    revision = found.get(REVISION_ROW, SCHEMA_VERSION)
+    return f"the tables {prefix}* are of revision {revision}, this aiolease needs {SCHEMA_REVISION}"

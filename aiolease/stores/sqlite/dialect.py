@@ -7,7 +7,7 @@ integer, microseconds since the epoch in UTC. Statements have their parameters b
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -18,12 +18,14 @@ from aiolease.stores.sql.statement import NO_VALUES, Statement, Step, Values
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_LAST = (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
 # Where nobody has run ANALYZE, SQLite would read all runs by the primary key.
 _INDEXES = {
     "unfinished": "run_unfinished",
     "unfinished_of_job": "run_unfinished",
     "queued": "run_queued",
+    "later": "run_later",
     "skipped": "run_skipped",
 }
 
@@ -44,6 +46,8 @@ class SQLiteDialect(Dialect):
     now = ":now"
     count = "count"
     greatest = "MAX"
+    before_all = "-1000000000000000000"
+    finished = ""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
@@ -69,9 +73,23 @@ class SQLiteDialect(Dialect):
         """See `Dialect.unless_there`."""
         return f"ON CONFLICT ({key}) DO NOTHING"
 
-    def sane(self, column: str) -> str:
+    def sane(self, column: str, *, ahead: bool = False) -> str:
         """See `Dialect.sane`."""
-        return f"CASE WHEN typeof({column}) = 'integer' AND {column} BETWEEN 0 AND :now THEN {column} END"
+        last = str(_LAST) if ahead else ":now"
+        return f"CASE WHEN typeof({column}) = 'integer' AND {column} BETWEEN 0 AND {last} THEN {column} END"
+
+    def appended(self, column: str, line: str, most: int) -> str:
+        """See `Dialect.appended`."""
+        whole = f"SUBSTR(COALESCE({column} || CHAR(10), '') || {line}, -{most})"
+        return f"CASE WHEN {line} IS NULL THEN {column} ELSE {whole} END"
+
+    def newest(self, statuses: Sequence[str], offset: int = 0) -> str:
+        """See `Dialect.newest`. By the primary key, from the newest row on: there is no index of those that ended."""
+        named = ", ".join(f"'{status}'" for status in statuses)
+        return (
+            f"(SELECT n.tick FROM {self.table('run')} AS n WHERE n.lease = j.lease AND n.job = j.job "
+            f"AND n.status IN ({named}) ORDER BY n.tick DESC LIMIT 1 OFFSET {offset})"
+        )
 
     def kept(self, moment: datetime) -> int:
         """See `Dialect.kept`."""

@@ -24,7 +24,7 @@ from typing import TypeVar
 
 from aiolease._waiting import wait_shielded
 from aiolease.errors import AioleaseError, SchemaMissing, StoreRejected, StoreUnavailable
-from aiolease.stores.sqlite.schema import WAY_OUT, SQLiteSchema
+from aiolease.stores.sqlite.schema import WAY_OUT
 
 T = TypeVar("T")
 
@@ -43,11 +43,18 @@ class File:
         connection: What the thread has open; ``None`` before its first work, after trouble, and after a fork.
     """
 
-    def __init__(self, path: Path, schema: SQLiteSchema, *, create: bool) -> None:
+    def __init__(self, path: Path, find: Callable[[sqlite3.Connection], None], *, create: bool) -> None:
+        """Knows it.
+
+        Args:
+            path: Where it is.
+            find: Looks for the tables over each new connection.
+            create: Whether to make the file.
+        """
         self.path = path
         self.connection: sqlite3.Connection | None = None
         self._description = f"sqlite:///{path}"
-        self._schema = schema
+        self._find = find
         self._create = create
         self._thread = _new_thread()
         self._lock = threading.Lock()  # held during each try, and during a fork
@@ -120,7 +127,7 @@ class File:
         try:
             # A claim survives a power loss, so that no token is handed out twice.
             connection.execute("PRAGMA synchronous = FULL")
-            self._schema.find(connection)
+            self._find(connection)
         except BaseException:
             connection.close()
             raise

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
+from aiolease.stores.batch import JobDefinition
 from aiolease.stores.contract import FenceBroken, Refused
-from aiolease.stores.records import JobDefinition, TermKey
+from aiolease.stores.records import TermKey
 from aiolease.stores.sql.lease import FenceStatements, of_term
 from aiolease.stores.sql.ledger import PruneStatements, step_of
 from aiolease.stores.sql.recording import Recording
@@ -21,7 +22,7 @@ _PRUNED_AT_ONCE = 1000
 
 
 class SQLiteLedger:
-    """See `aiolease.stores.sql.ledger_store.Sending`."""
+    """See `aiolease.stores.sql.sending.Sending`."""
 
     def __init__(self, file: File, dialect: SQLiteDialect, fence: FenceStatements, clock: Callable[[], int]) -> None:
         self._file = file
@@ -73,6 +74,10 @@ class SQLiteLedger:
                 return exchange.rows(*last)
 
         return await self._file.run(work)
+
+    async def look(self, asked: Sequence[Asked]) -> list[list[Row]]:
+        """See `Sending.look`."""
+        return await self.read(asked)
 
     async def _fenced(
         self,

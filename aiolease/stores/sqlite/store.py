@@ -14,6 +14,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ class SQLiteStore(SQLLedger):
             raise ConfigurationError("table_prefix", table_prefix, "use 1 to 40 letters, digits and underscores")
         path = Path(path).absolute()
         self.description = f"sqlite:///{path}"
-        schema = SQLiteSchema(self.description, table_prefix, create=create_tables)
-        self._file = File(path, schema, create=create_tables)
+        self._schema = SQLiteSchema(self.description, table_prefix, create=create_tables)
+        self._file = File(path, self._schema.find, create=create_tables)
         self._now: Callable[[], int] = lambda: time.time_ns() // 1000
         self._dialect = SQLiteDialect(table_prefix)
         self._records = Rows(self._dialect)
@@ -140,8 +141,8 @@ class SQLiteStore(SQLLedger):
     def _fencing(self) -> Fence:
         return Fence(self.description, self._fence, self._dialect, self._clock)
 
-    def forget(self, name: str) -> None:
-        """See `LeaseStore.forget`. Candidates look by themselves."""
+    def abandon(self, name: str) -> None:
+        """See `LeaseStore.abandon`. Candidates look by themselves."""
 
     async def resign(self, name: str) -> int | None:
         """See `Store.resign`."""
@@ -154,6 +155,17 @@ class SQLiteStore(SQLLedger):
             return None if lease is None or lease.holder is None else lease.resign_token
 
         return await self._file.run(work)
+
+    async def migrate(self, *, check: bool) -> list[str]:
+        """See `aiolease.stores.migrate`."""
+        if check and not self._file.path.exists():
+            with closing(sqlite3.connect(":memory:")) as empty:
+                return self._schema.missing(empty)
+        file = File(self._file.path, lambda _: None, create=not check)
+        try:
+            return await file.run(self._schema.missing if check else self._schema.upgrade)
+        finally:
+            await file.aclose()
 
     async def aclose(self) -> None:
         """See `Store.aclose`. What was sent before is done first."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
 from aiolease import leadership, open_store
-from aiolease.stores.records import Batch, JobDefinition, TermKey
+from aiolease.stores import Store
+from aiolease.stores.batch import Again, Backfilled, Batch, JobDefinition
+from aiolease.stores.records import TermKey
 from tests.servers import MariaDBServer, MySQLServer, Server
 from tests.stores.ledgers import change, claiming, run
 
@@ -15,6 +17,23 @@ from tests.stores.ledgers import change, claiming, run
 def unsafe(server: Server) -> list[str]:
     """The lines of the server's log that call a statement unsafe."""
     return [line for line in server.error_log.read_text(errors="replace").splitlines() if "unsafe" in line.lower()]
+
+
+async def ask_everything(store: Store, term: TermKey, now: datetime) -> None:
+    """What people ask of a job, and what the leader makes of it."""
+    await store.have(term, ["job"])
+    await store.pause("made", "job", note="by itself")
+    await store.pause("made", until=now + timedelta(hours=1))
+    await store.resume("made")
+    await store.rerun("made", "job", now - timedelta(seconds=1))
+    [waiting], _ = await store.later("made", 9)
+    again = change(waiting, "queued", attempt=9, again=Again(not_before=now, failed=True, line="no"))
+    await store.backfill("made", "job", now, now)
+    backfilled = {"job": Backfilled(seen=now, since=None)}
+    asked = run(term, "job", now, "queued", request="backfill", not_before=now)
+    await store.record(term, Batch(changes=[again], claims=[asked], backfills=backfilled))
+    await store.cancel("made", "job")
+    await store.settle("made", "job")
 
 
 @pytest.mark.parametrize("kind", [MariaDBServer, MySQLServer])
@@ -44,6 +63,8 @@ async def test_what_a_leader_writes_again_and_again_is_safe_for_a_log_of_stateme
                 await store.resume("made", "job")
                 await store.prune("made", ["job"], 5)
                 assert len(await store.history("made", "job")) == 5
+                await ask_everything(store, term, now)
+            await store.forget("made", "job")
         assert unsafe(server)[before:] == []
         # The log would tell: what is unsafe warns there.
         server.sql("CREATE TABLE t (id INT PRIMARY KEY)", "statements")

@@ -139,7 +139,7 @@ async def test_a_claim_that_meets_a_locked_row_delays_no_heartbeat(
         for name in ("one", "two"):
             assert await store.claim(name, "me", 30.0, seen=None, force=False)
         await store.claim("other", "old", 0.1, seen=None, force=False)
-        store.forget("other")
+        store.abandon("other")
         seen = await store.read("other")
         stranger = await connect(mysql_server, database_of(mysql_url))
         try:

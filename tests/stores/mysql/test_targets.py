@@ -35,8 +35,9 @@ from aiolease import (
 )
 from aiolease._clock import boot_clock
 from aiolease.events import Elected, Renewed, Waiting
-from aiolease.stores import check_target
+from aiolease.stores import check_target, migrate
 from aiolease.stores.mysql.schema import schema_statements
+from tests import first_release
 from tests.campaigns import (
     LIMIT,
     Journal,
@@ -158,6 +159,25 @@ async def test_a_user_who_may_not_create_tables(mysql_server: Server, mysql_url:
             await asyncio.sleep(LIMIT)  # it is asked to resign, and leaves without an error
         async with leadership(url, timeout=LIMIT) as lead:
             assert lead.token == 2
+
+
+async def test_a_user_who_may_not_change_tables(mysql_server: Server, mysql_url: str) -> None:
+    """Tables of 0.1.0, and a user who may only use them: `SchemaMissing` has the statements, which a person runs."""
+    database = database_of(mysql_url)
+    first_release.make_tables(mysql_url)
+    with user(mysql_server, mysql_url, PLAIN, "SELECT, INSERT, UPDATE, DELETE") as name:
+        url = mysql_server.url(database, user=name, password=PLAIN)
+        for _ in range(2):
+            with pytest.raises(SchemaMissing, match="this user may not change them") as missing:
+                async with leadership(url, timeout=LIMIT):
+                    pass
+            with pytest.raises(SchemaMissing):
+                await migrate(url)
+            assert await migrate(url, check=True) == list(missing.value.statements)
+        for statement in missing.value.statements:
+            mysql_server.sql(statement, database)
+        async with leadership(url, timeout=LIMIT), open_store(url) as store:
+            await store.take_stock("default")
 
 
 async def test_an_unreachable_host_is_unavailable(log: list[str]) -> None:
@@ -417,7 +437,7 @@ async def test_processes_that_start_together_all_find_tables(mysql_server: Serve
             tasks.create_task(handle(number))
     journal.check()
     assert len(journal.terms) == 4
-    assert mysql_server.sql("SELECT COUNT(*) FROM aiolease_lease", database_of(mysql_url)) == [(4,)]
+    assert mysql_server.sql("SELECT COUNT(*) FROM aiolease_lease", database_of(mysql_url)) == [(5,)]
 
 
 async def test_tables_of_another_version_are_refused(mysql_server: Server, mysql_url: str) -> None:

@@ -170,7 +170,7 @@ async def test_a_new_leader_is_given_time_to_take_its_lock(
     async with open_store(mysql_url) as store:
         assert isinstance(store, MySQLStore)
         await store.claim("cron", "another", 30.0, seen=None, force=False)
-        store.forget("cron")  # the lock is free, and the row is held
+        store.abandon("cron")  # the lock is free, and the row is held
         elected_at = f"UTC_TIMESTAMP(6) - INTERVAL {age} SECOND"
         mysql_server.sql(
             f"UPDATE aiolease_lease SET elected_at = {elected_at} WHERE name = 'cron'", database_of(mysql_url)
