@@ -147,12 +147,8 @@ def _make(target: Target, table_prefix: str, create_tables: bool) -> Store:
 
             make = drivers.asyncmy_driver if package == "asyncmy" else drivers.aiomysql_driver
             return _mysql(make(lambda: pool_parameters(target)), PoolLender(target), table_prefix, create_tables)
-    for kind in (
-        ("asyncpg", "Pool"),
-        ("psycopg_pool", "AsyncConnectionPool"),
-        ("psycopg_pool", "AsyncNullConnectionPool"),
-    ):
-        if kind in kinds:
+    for package, name in (("asyncpg", "Pool"), ("psycopg_pool", "AsyncConnectionPool")):
+        if (package, name) in kinds:
             from aiolease.stores.postgresql import connectors
             from aiolease.stores.postgresql.lenders import PoolLender as PoolsLender
 

@@ -49,6 +49,15 @@ class PostgreSQLServer(Server):
     kind = "postgresql"
     driver_errors = psycopg.Error
     user = "postgres"
+    serial = "BIGSERIAL PRIMARY KEY"
+    uuid = "gen_random_uuid()::text"
+    own_id = "pg_backend_pid()"
+    # Of all sessions: the drivers begin one of their own for this statement.
+    in_transaction = (
+        "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+        "AND state LIKE 'idle in transaction%'"
+    )
+    syntax_error = "syntax error"
 
     @classmethod
     def available(cls) -> str | None:
@@ -154,6 +163,12 @@ class PostgreSQLServer(Server):
         with connection:
             cursor = connection.execute(statement.encode())
             return list(cursor.fetchall()) if cursor.description else []
+
+    def sleeping(self, seconds: float) -> str:
+        return f"SELECT pg_sleep({seconds})"
+
+    def end_session(self, number: int) -> None:
+        self.sql(f"SELECT pg_terminate_backend({number})")
 
     def drop_database(self, name: str) -> None:
         self.sql(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')

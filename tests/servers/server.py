@@ -34,6 +34,12 @@ class Server:
     host = "127.0.0.1"
     user = "root"
     password = ""
+    # How it says what the tests of several databases say.
+    serial = "BIGINT AUTO_INCREMENT PRIMARY KEY"
+    uuid = "UUID()"
+    own_id = "CONNECTION_ID()"
+    in_transaction = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = CONNECTION_ID()"
+    syntax_error = "1064"
 
     def __init__(self, folder: Path | None, options: Sequence[str], faketime: bool) -> None:
         self._own_folder = folder is None
@@ -274,6 +280,14 @@ class Server:
                 with contextlib.suppress(pymysql.Error):  # it may have gone by itself
                     self.sql(f"KILL {row[0]}")
         self.sql(f"DROP DATABASE IF EXISTS `{name}`")
+
+    def sleeping(self, seconds: float) -> str:
+        """A statement that takes so long."""
+        return f"DO SLEEP({seconds})"
+
+    def end_session(self, number: int) -> None:
+        """Ends a session, as an administrator does."""
+        self.sql(f"KILL {number}")
 
     def create_user(self, name: str, password: str, grants: str) -> None:
         """Make a user who may log in over TCP and by the socket.

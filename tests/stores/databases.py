@@ -228,6 +228,9 @@ class MakeStore(Protocol):
 with_tables = pytest.mark.parametrize("database", ["sqlite", "mariadb", "mysql9", "postgresql+asyncpg"], indirect=True)
 """For the rules about tables, which memory has none of."""
 
+with_old_tables = pytest.mark.parametrize("database", ["sqlite", "mariadb", "mysql9"], indirect=True)
+"""For tables of the first release, which did not know PostgreSQL."""
+
 
 async def claim(store: Store, name: str, duration: float = 30.0, *, force: bool = False) -> Lease:
     """Reads the row and claims on what it shows; the claim must be won."""

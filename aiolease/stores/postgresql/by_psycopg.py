@@ -33,7 +33,6 @@ _INTERVAL = 5.0
 OURS: dict[str, Any] = {
     "autocommit": True,
     "row_factory": tuple_row,
-    "cursor_factory": psycopg.AsyncRawCursor,
     "prepare_threshold": None,
 }
 """What a connection of our own is made with, whatever the pool's."""

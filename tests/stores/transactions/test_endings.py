@@ -14,8 +14,8 @@ import pytest
 
 from aiolease import CommitUnknown, LeadershipLost, StoreUnavailable, TransactionEnded, leadership
 from aiolease._clock import boot_clock
-from tests.campaigns import LIMIT, apart, once, until
-from tests.servers import Action, Server, TCPProxy
+from tests.campaigns import LIMIT, apart, once, proxy_of, until
+from tests.servers import Action, Server
 from tests.stores.mysql.connecting import SLACK
 from tests.stores.transactions.lending import (
     COMMIT,
@@ -142,7 +142,7 @@ async def test_a_lost_commit_is_unknown(  # noqa: PLR0917
     It is so by the time that the term has left; its connection is closed, and the term goes on.
     """
     async with (
-        TCPProxy(mysql_server.host, mysql_server.port) as proxy,
+        proxy_of(mysql_server) as proxy,
         lent(kind, mysql_url, port=proxy.port) as lend,
         leadership(apart(mysql_url), lease_duration=1.5) as other,
     ):
@@ -182,7 +182,10 @@ async def test_a_cancellation_does_not_tear_the_commit(
     mysql_server: Server, mysql_url: str, work: Work, kind: str, how: str
 ) -> None:
     """A cancellation while the COMMIT is under way waits for its outcome: committed, then the cancellation goes on."""
-    async with TCPProxy(mysql_server.host, mysql_server.port) as proxy, lent(kind, mysql_url, port=proxy.port) as lend:
+    async with (
+        proxy_of(mysql_server) as proxy,
+        lent(kind, mysql_url, port=proxy.port) as lend,
+    ):
         async with leadership(lend.target) as lead:
             hold, seen, after = asyncio.Event(), asyncio.Event(), False
 
@@ -229,7 +232,7 @@ async def test_a_cancellation_is_not_swallowed_by_trouble(
 ) -> None:
     """A cancellation goes before the trouble that the commit meets: a loop that tries again must not outlive it."""
     async with (
-        TCPProxy(mysql_server.host, mysql_server.port) as proxy,
+        proxy_of(mysql_server) as proxy,
         lent("asyncmy", mysql_url, port=proxy.port) as lend,
     ):
         async with leadership(lend.target) as lead:
