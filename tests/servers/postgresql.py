@@ -58,6 +58,8 @@ class PostgreSQLServer(Server):
         "AND state LIKE 'idle in transaction%'"
     )
     syntax_error = "syntax error"
+    lock_table = "LOCK TABLE {} IN ACCESS EXCLUSIVE MODE"
+    lock_wait = ("SET LOCAL lock_timeout = 500", "55P03")
 
     @classmethod
     def available(cls) -> str | None:

@@ -40,6 +40,8 @@ class Server:
     own_id = "CONNECTION_ID()"
     in_transaction = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = CONNECTION_ID()"
     syntax_error = "1064"
+    lock_table = "LOCK TABLES {} WRITE"
+    lock_wait = ("SET SESSION innodb_lock_wait_timeout = 1", "1205")
 
     def __init__(self, folder: Path | None, options: Sequence[str], faketime: bool) -> None:
         self._own_folder = folder is None

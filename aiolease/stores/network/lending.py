@@ -70,8 +70,13 @@ class EngineLender:
 
     def _refuse_if_ended(self, connection: Any, *_: Any) -> None:
         # After a lost connection SQLAlchemy makes another, which knows nothing of what was begun on the first.
-        if connection.info.get(_ENDED) or connection.connection.dbapi_connection is not self._lent[connection]:
+        another = connection.connection.dbapi_connection is not self._lent[connection]
+        if another or connection.info.get(_ENDED) or self.is_over(connection):
             raise TransactionEnded(self._store)
+
+    def is_over(self, connection: Any) -> bool:
+        """Whether the driver knows that the transaction of SQLAlchemy's blocking connection has ended."""
+        return False
 
     def ended(self, connection: Any) -> bool:
         """See `Lender.ended`."""

@@ -110,10 +110,10 @@ async def is_primary(raw: Any) -> bool:
     return not await raw.fetchval("SELECT pg_is_in_recovery()")
 
 
-async def begin(raw: Any, savepoint: str) -> None:
+async def begin(raw: Any, first: str) -> None:
     """See `Talk.begin`. By asyncpg's own transaction: within it, one that the user opens is a savepoint."""
     await raw.transaction().start()
-    await raw.execute(f"SAVEPOINT {savepoint}")
+    await raw.execute(first)
 
 
 def ended(raw: Any) -> None:

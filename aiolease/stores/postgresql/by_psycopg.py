@@ -77,7 +77,7 @@ class PsycopgLink(Link):
     async def tell(self, message: str) -> None:
         """See `Link.tell`."""
         self._look_away()
-        await send(self.raw, message)
+        await psycopg.AsyncCursor(self.raw).execute(message.encode())
         self._watch()
 
     async def hear(self, channel: str, ring: Callable[[str], None]) -> None:
@@ -126,8 +126,25 @@ class PsycopgLink(Link):
 
 
 async def send(raw: Any, message: str) -> None:
-    """See `Talk.send`. A cursor of psycopg's plain kind, whatever the connection makes."""
-    await psycopg.AsyncCursor(raw).execute(message.encode())
+    """See `Talk.send`. A cursor of psycopg's plain kind, whatever the connection makes.
+
+    Cancelled, psycopg would ask the server to cancel, and wait for it: a server that does not answer would hold up who
+    has no more time. So the connection is closed; nobody knows what became of its transaction.
+    """
+    sending = asyncio.ensure_future(psycopg.AsyncCursor(raw).execute(message.encode()))
+    try:
+        await asyncio.wait([sending])
+    except asyncio.CancelledError:
+        sending.cancel()
+        try:
+            await asyncio.sleep(0)  # it waits for the socket no longer, which another connection may have next
+        finally:
+            drop(raw)
+            sending.cancel()
+            sending.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        await asyncio.wait([sending], timeout=1.0)
+        raise
+    sending.result()
 
 
 def in_transaction(raw: Any) -> bool:
@@ -150,9 +167,9 @@ async def is_primary(raw: Any) -> bool:
     return row is not None and not row[0]
 
 
-async def begin(raw: Any, savepoint: str) -> None:
+async def begin(raw: Any, first: str) -> None:
     """See `Talk.begin`. psycopg begins by itself, unless the connection is one that commits each statement."""
-    await send(raw, f"BEGIN; SAVEPOINT {savepoint}" if raw.autocommit else f"SAVEPOINT {savepoint}")
+    await send(raw, f"BEGIN; {first}" if raw.autocommit else first)
 
 
 def ended(raw: Any) -> None:

@@ -18,7 +18,7 @@ from aiolease.stores.sql.statement import NO_VALUES, ONCE, Statement, Step, Valu
 Bound = tuple[str, tuple[object, ...]]
 """A statement with its parameters."""
 
-FENCE_CHECK, STEP_CHECK = "aiolease fence", "aiolease check"
+FENCE_CHECK, STEP_CHECK, BEGUN_CHECK = "aiolease fence", "aiolease check", "aiolease transaction"
 """What the error of a check quotes."""
 
 CHECK_FAILED = "22P02"

@@ -8,7 +8,7 @@ from aiolease._tracebacks import hide_values
 from aiolease.errors import AioleaseError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.events import describe
 from aiolease.stores.network.tls import TLSRefused, final_failure
-from aiolease.stores.postgresql.dialect import CHECK_FAILED, FENCE_CHECK, STEP_CHECK
+from aiolease.stores.postgresql.dialect import BEGUN_CHECK, CHECK_FAILED, FENCE_CHECK, STEP_CHECK
 
 UNDEFINED_TABLE, UNDEFINED_COLUMN = "42P01", "42703"
 DEADLOCK = "40P01"
@@ -20,8 +20,8 @@ CONFLICTS = frozenset({
 INTERRUPTED = frozenset({"57014", "57P01", "57P02", "57P03", "57P05", "25P03", "25P04"})
 """The statement, the session or the server was ended by somebody, or for being too slow or idle."""
 
-NO_TRANSACTION = frozenset({"25P01", "25P02", "3B001"})
-"""There is no transaction, it has failed, or the savepoint of its beginning is gone."""
+HAS_FAILED = "25P02"
+"""A statement of the transaction has failed, and with it the transaction."""
 
 DENIED = "42501"
 
@@ -61,9 +61,9 @@ def code_of(error: BaseException | None) -> str | None:
 
 
 def failed_check(error: BaseException | None) -> str | None:
-    """Which check of ours raised an error: `FENCE_CHECK`, `STEP_CHECK`, or none."""
+    """Which check of ours raised an error: `FENCE_CHECK`, `STEP_CHECK`, `BEGUN_CHECK`, or none."""
     if code_of(error) == CHECK_FAILED:
-        for name in (FENCE_CHECK, STEP_CHECK):
+        for name in (FENCE_CHECK, STEP_CHECK, BEGUN_CHECK):
             if f"{name}:" in str(error):
                 return name
     return None

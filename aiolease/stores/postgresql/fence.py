@@ -13,11 +13,25 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from aiolease.stores.postgresql.dialect import FENCE_CHECK, PostgreSQLDialect, check, checked, quoted
+from aiolease.stores.postgresql.dialect import BEGUN_CHECK, FENCE_CHECK, PostgreSQLDialect, check, checked, quoted
 from aiolease.stores.postgresql.settling import DURABLE
 from aiolease.stores.records import RunKey, TermKey
 from aiolease.stores.sql.lease import TERM, FenceStatements, of_run, of_term
 from aiolease.stores.sql.statement import Statement
+
+_MARK = "aiolease.transaction"
+
+MARK = f"SET LOCAL {_MARK} = 'begun'"
+"""Marks a transaction at its beginning, without a query: it may still choose its isolation level.
+
+No savepoint: that would have a transaction id of its own, and another for each transaction that writes.
+"""
+
+STILL_BEGUN = (
+    f"SELECT CASE WHEN current_setting('{_MARK}', true) = 'begun' THEN 1 "
+    f"ELSE CAST('{BEGUN_CHECK}: ended, ' || coalesce(current_setting('{_MARK}', true), '') AS integer) END"
+)
+"""Fails unless the transaction that was marked goes on: what is local to a transaction ends with it."""
 
 _IDLE = "idle_in_transaction_session_timeout"
 

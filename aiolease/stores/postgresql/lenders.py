@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -14,8 +15,8 @@ from aiolease.stores.postgresql.unofficial import forget_adapted
 class Beginning(Lender, Protocol):
     """A lender that begins transactions, in the way of what it lends."""
 
-    async def begin(self, connection: Any, savepoint: str) -> None:
-        """Begins a transaction on what `lend` gave, and makes a savepoint."""
+    async def begin(self, connection: Any, first: str) -> None:
+        """Begins a transaction on what `lend` gave, with a first statement."""
 
     def over(self, connection: Any) -> None:
         """The transaction was ended by a message, which the driver has not understood."""
@@ -42,9 +43,9 @@ class PoolLender:
         """See `Lender.ended`."""
         return False
 
-    async def begin(self, connection: Any, savepoint: str) -> None:
+    async def begin(self, connection: Any, first: str) -> None:
         """See `Beginning.begin`."""
-        await self._talk.begin(connection, savepoint)
+        await self._talk.begin(connection, first)
 
     def over(self, connection: Any) -> None:
         """See `Beginning.over`."""
@@ -67,13 +68,27 @@ class EnginesLender(EngineLender):
     def __init__(self, engine: Any, store: str, talk: Talk) -> None:
         super().__init__(engine, store)
         self._talk = talk
+        self._begun: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    async def begin(self, connection: Any, savepoint: str) -> None:
+    async def begin(self, connection: Any, first: str) -> None:
         """See `Beginning.begin`."""
         if _adapted(connection).autocommit:
-            await self._talk.send(await self.raw(connection), f"BEGIN; SAVEPOINT {savepoint}")
+            await self._talk.send(await self.raw(connection), f"BEGIN; {first}")
         else:
-            await connection.exec_driver_sql(f"SAVEPOINT {savepoint}")
+            await connection.exec_driver_sql(first)
+        self._begun.add(connection.sync_connection)
+
+    def is_over(self, connection: Any) -> bool:
+        """See `EngineLender.is_over`. Behind a ROLLBACK the server would commit each statement by itself."""
+        raw = connection.connection.dbapi_connection.driver_connection
+        return connection in self._begun and not self._talk.in_transaction(raw)
+
+    async def give_back(self, connection: Any, *, broken: bool) -> None:
+        """See `Lender.give_back`."""
+        if broken:
+            with suppress(Exception):  # SQLAlchemy would say good-bye to a server that may not answer
+                self._talk.drop(_adapted(connection).driver_connection)
+        await super().give_back(connection, broken=broken)
 
     def over(self, connection: Any) -> None:
         """See `Beginning.over`."""
@@ -95,9 +110,9 @@ class OwnLender(DriverLender):
         super().__init__(opening, talk.close, talk.drop)
         self._talk = talk
 
-    async def begin(self, connection: Any, savepoint: str) -> None:
+    async def begin(self, connection: Any, first: str) -> None:
         """See `Beginning.begin`."""
-        await self._talk.begin(connection, savepoint)
+        await self._talk.begin(connection, first)
 
     def over(self, connection: Any) -> None:
         """See `Beginning.over`."""

@@ -21,8 +21,8 @@ class Talk(Protocol):
     def will_begin(self, raw: Any) -> bool:
         """Whether the driver begins a transaction by itself, with the next statement."""
 
-    async def begin(self, raw: Any, savepoint: str) -> None:
-        """Begins a transaction, and makes a savepoint."""
+    async def begin(self, raw: Any, first: str) -> None:
+        """Begins a transaction with a first statement."""
 
     def ended(self, raw: Any) -> None:
         """Tells the driver that its transaction was ended by a message."""

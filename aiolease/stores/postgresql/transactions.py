@@ -14,22 +14,20 @@ from typing import Any
 from aiolease.errors import AioleaseError, CommitUnknown, ConfigurationError, StoreUnavailable, TransactionEnded
 from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.network.lending import ROLLBACK_LIMIT
-from aiolease.stores.postgresql.dialect import FENCE_CHECK
+from aiolease.stores.postgresql.dialect import BEGUN_CHECK, FENCE_CHECK
 from aiolease.stores.postgresql.errors import (
     CONFLICTS,
+    HAS_FAILED,
     INTERRUPTED,
-    NO_TRANSACTION,
     code_of,
     failed_check,
     refuses,
     translate,
 )
-from aiolease.stores.postgresql.fence import FenceSQL
+from aiolease.stores.postgresql.fence import MARK, STILL_BEGUN, FenceSQL
 from aiolease.stores.postgresql.lenders import Beginning
 from aiolease.stores.postgresql.talks import Talk, talk_over
 from aiolease.stores.records import RunKey, TermKey
-
-_SAVEPOINT = "aiolease_transaction"
 
 
 class PostgreSQLTransaction:
@@ -55,7 +53,7 @@ class PostgreSQLTransaction:
         connection = None
         try:
             connection = await lender.lend()
-            await lender.begin(connection, _SAVEPOINT)
+            await lender.begin(connection, MARK)
             raw = await lender.raw(connection)
         except BaseException as error:
             if connection is not None:
@@ -75,8 +73,7 @@ class PostgreSQLTransaction:
             raise TransactionEnded(self._store)
         broken = True
         try:
-            message = f"RELEASE SAVEPOINT {_SAVEPOINT}; {self._fence.statements(term, final)}; COMMIT"
-            await self._talk.send(self._raw, message)
+            await self._talk.send(self._raw, f"{STILL_BEGUN}; {self._fence.statements(term, final)}; COMMIT")
             self._lender.over(self.connection)
             broken = False
         except Exception as error:
@@ -92,7 +89,7 @@ class PostgreSQLTransaction:
             return StoreUnavailable(self._store, f"nothing was committed: {translate(self._store, error)}")
         if code is None or code[:2] == "08" or code in INTERRUPTED:
             return CommitUnknown(self._store, str(translate(self._store, error)))
-        if code in NO_TRANSACTION:
+        if code == HAS_FAILED or check == BEGUN_CHECK:
             return TransactionEnded(self._store)
         if check is not None:
             return FenceBroken() if check == FENCE_CHECK else Refused()
@@ -151,7 +148,7 @@ async def fence_connection(
         check = failed_check(error)
         if check is not None:
             raise (FenceBroken if check == FENCE_CHECK else Refused) from error
-        if code_of(error) in NO_TRANSACTION:
+        if code_of(error) == HAS_FAILED:
             raise TransactionEnded(store) from error
         raise translate(store, error) from error
 
