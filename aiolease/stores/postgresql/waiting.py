@@ -36,11 +36,12 @@ class Waiting:
 
         Args:
             polls: What reads the rows, and has the connection listen on `wanted`.
-            channel: Names the channel of a lease.
+            channel: Names the channel of a lease; by the schema of the tables, which the first connection finds out.
         """
         self._polls = polls
         self._channel = channel
-        self._bells: dict[str, _Bell] = {}
+        self._bells: dict[str, _Bell] = {}  # by the lease
+        self._names: dict[str, str] = {}  # of leases, by their channels
         self._watched: dict[str, float] = {}  # leases, and until when they count as watched
         self._seen: WeakKeyDictionary[asyncio.Task[Any], dict[str, int]] = WeakKeyDictionary()
         self._link: Link | None = None
@@ -52,35 +53,36 @@ class Waiting:
     @property
     def wanted(self) -> list[str]:
         """The channels on which the connection should listen."""
-        return [self._channel(name) for name in self._watched]
+        self._names = {self._channel(name): name for name in self._watched}
+        return list(self._names)
 
     def ring(self, channel: str) -> None:
         """Somebody has told of a release, or the connection has ended and hears of none."""
-        if (bell := self._bells.get(channel)) is not None:
+        if (bell := self._bells.get(self._names.get(channel, ""))) is not None:
             bell.ring()
 
     async def watch(self, name: str, seconds: float, *, lease: Lease | None, poll: float, hint: bool) -> Lease | None:
         """See `LeaseStore.watch`."""
         if not (hint and self._may_listen(name, seconds)):
             return await self._polls.read(name, seconds, poll, look_limit(lease))
-        channel, limit, clock = self._channel(name), look_limit(lease), asyncio.get_running_loop().time
+        limit, clock = look_limit(lease), asyncio.get_running_loop().time
         until = clock() + min(seconds, max(lease.duration / 3 if lease else poll, poll))
-        bell, seen = self._bells.setdefault(channel, _Bell()), self._seen.setdefault(caller(), {})
-        if seen.get(channel) != bell.count or not self._hears(channel):
+        bell, seen = self._bells.setdefault(name, _Bell()), self._seen.setdefault(caller(), {})
+        if seen.get(name) != bell.count or not self._hears(name):
             # Rings have gone past, or nobody listened: the row may be free. The connection listens from here on.
-            seen[channel] = bell.count
+            seen[name] = bell.count
             found = await self._polls.read(name, 0.0, poll, limit)
             if _state(found) != _state(lease):
                 return found
-            if not self._hears(channel):
+            if not self._hears(name):
                 return await self._polls.read(name, max(until - clock(), 0.0), poll, limit)
-        await bell.wait(until - clock(), seen[channel])
+        await bell.wait(until - clock(), seen[name])
         # Before the reading: a ring that comes during it may be of a later release.
-        seen[channel] = bell.count
+        seen[name] = bell.count
         return await self._polls.read(name, 0.0, poll, limit)
 
-    def _hears(self, channel: str) -> bool:
-        return self._link is not None and channel in self._link.heard
+    def _hears(self, name: str) -> bool:
+        return self._link is not None and self._channel(name) in self._link.heard
 
     def won(self, name: str) -> None:
         """This process leads a lease, and waits for it no longer."""
