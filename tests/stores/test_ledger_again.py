@@ -13,7 +13,7 @@ from aiolease.stores.batch import Again, Backfilled, Batch, Trimmed
 from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.records import MAX_EARLIER, JobRecord, Request, RunRecord, RunStatus, TermKey
 from aiolease.stores.seen import TERMS
-from tests.stores.databases import MakeStore
+from tests.stores.databases import Database, MakeStore
 from tests.stores.ledgers import (
     MICROSECOND,
     SECOND,
@@ -141,7 +141,7 @@ async def test_what_comes_later_comes_by_its_moment(make_store: MakeStore) -> No
     term = await enrolled(store, "a", "b")
     other = await enrolled(store, "a", name="other")
     now = await now_of(store)
-    moments = {("a", 1): 5, ("b", 2): 3, ("a", 3): 3, ("b", 4): 1, ("a", 5): None}
+    moments = {("a", 1): 1, ("b", 2): 3, ("a", 3): 3, ("b", 4): 5, ("a", 5): None}
     rows = [
         run(term, job, now - n * SECOND, "queued", not_before=None if at is None else now + at * SECOND)
         for (job, n), at in moments.items()
@@ -150,10 +150,10 @@ async def test_what_comes_later_comes_by_its_moment(make_store: MakeStore) -> No
     await store.record(other, Batch(claims=[run(other, "a", now, "queued", not_before=now)]))
     found, unreadable = await store.later("cron", 9)
     assert [(row.job, now - row.tick) for row in found] == [
-        ("b", 4 * SECOND),
+        ("a", 1 * SECOND),
         ("a", 3 * SECOND),
         ("b", 2 * SECOND),
-        ("a", 1 * SECOND),
+        ("b", 4 * SECOND),
     ]
     assert unreadable == {}
     assert (await store.later("cron", 2))[0] == found[:2]
@@ -390,13 +390,15 @@ async def test_terms_are_told_and_are_no_runs(make_store: MakeStore) -> None:
     assert await store.terms("cron") == [newest]
 
 
-async def test_a_token_is_above_that_of_every_term(make_store: MakeStore) -> None:
+async def test_a_token_is_above_that_of_every_term(make_store: MakeStore, database: Database) -> None:
     """Lease and fence are deleted by hand: what is told of terms still keeps a token from being used twice."""
     store = await make_store()
     term = await lead(store)
     moment = await now_of(store)
     await store.record(term, Batch(claims=[term_row(term, moment)]))
     await store.record(term, Batch(changes=[change(term_row(term, moment), "succeeded", required=True)]))
+    database.delete_lease("cron")
+    database.delete_fence("cron")
     assert (await lead(store)).token == term.token + 1
 
 

@@ -43,7 +43,9 @@ async def pause_of(store: Store) -> JobRecord:
     assert WHOLE_LEASE not in reading.jobs
     assert reading.pause is not None
     assert (await store.take_stock("cron")).pause == reading.pause
-    assert (await store.overview("cron")).pause == reading.pause
+    seen = await store.overview("cron")
+    assert seen.pause == reading.pause
+    assert WHOLE_LEASE not in seen.jobs
     return reading.pause
 
 

@@ -122,7 +122,8 @@ async def test_a_higher_revision_is_fine(database: Database, make_store: MakeSto
     term = await enrolled(store, "a")
     raised = "UPDATE aiolease_lease SET token = 9 WHERE name = 'schema revision'"
     sql(database, raised, "ALTER TABLE aiolease_run ADD COLUMN colour VARCHAR(10) NULL")
-    later = await make_store()
+    assert await migrate(target_of(database), check=True) == []
+    later = await make_store(create_tables=False)
     await later.record(term, claiming(run(term, "a", await now_of(later))))
     assert sql(database, REVISION) == [("schema revision", 9), ("schema version", 2)]
 
@@ -153,6 +154,23 @@ async def test_migrate_checks_and_does(database: Database, make_store: MakeStore
     assert tables(database) != before
     assert await migrate(target_of(database), check=True) == await migrate(target_of(database)) == []
     assert (await claim(await make_store(create_tables=False), "cron")).token == 1
+
+
+async def test_an_index_of_an_older_form_is_made_anew(tmp_path: Path) -> None:
+    """As it was on SQLite before the column that it now has as well."""
+    database = InSQLite(tmp_path / "leases.db")
+    await migrate(target_of(database))
+    made = tables(database)
+    old = "ON aiolease_run (lease, job, tick, status) WHERE status = 'queued'"
+    sql(
+        database,
+        "DROP INDEX aiolease_run_queued",
+        f"CREATE INDEX aiolease_run_queued {old}",
+        "DELETE FROM aiolease_lease WHERE name = 'schema revision'",
+    )
+    assert tables(database) != made
+    assert any("DROP INDEX" in statement for statement in await migrate(target_of(database)))
+    assert tables(database) == made
 
 
 async def test_migrate_makes_no_file_to_look_at(tmp_path: Path) -> None:
