@@ -34,6 +34,8 @@ class LeaseSQL:
         lease, fence = dialect.table("lease"), dialect.table("fence")
         # The clock is read once for all of a statement, before any wait for a row: what expires by it expires early.
         clock = f"(SELECT {dialect.now} AS now) AS clock"
+        # It is joined before the row is locked, so that the claim has its own patience by then.
+        impatient = f"(SELECT {dialect.now} AS now, set_config('lock_timeout', :patience, true)) AS clock"
         expires = "clock.now + :duration * INTERVAL '1 microsecond'"
         columns = rows.lease_columns.removesuffix(dialect.now)
         self._claim = Statement(
@@ -41,7 +43,7 @@ class LeaseSQL:
             f"WITH claimed AS (UPDATE {lease} AS l SET holder = :holder, token = GREATEST(l.token, "
             f"COALESCE((SELECT f.token FROM {fence} AS f WHERE f.name = :name), 0)) + 1, beat = l.beat + 1, "
             f"elected_at = clock.now, renewed_at = clock.now, expires_at = {expires}, resign_token = NULL "
-            f"FROM {clock} WHERE l.name = :name AND l.token = :token AND l.beat = :beat "
+            f"FROM {impatient} WHERE l.name = :name AND l.token = :token AND l.beat = :beat "
             "AND (l.holder IS NULL OR l.expires_at <= clock.now OR :force) RETURNING l.*, clock.now), "
             f"fenced AS (INSERT INTO {fence} AS f (name, holder, token) SELECT name, holder, token FROM claimed "
             "ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, token = excluded.token "
@@ -79,8 +81,11 @@ class LeaseSQL:
         """Makes the row of a lease where it is missing."""
         return self._dialect.bind(self._shared.make, {"name": name})
 
-    def claim(self, name: str, holder: str, duration: float, *, seen: Lease, force: bool) -> Bound:
-        """Claims a row that is in the state that was seen, and fences its term; gives the row, or none."""
+    def claim(self, name: str, holder: str, duration: float, *, seen: Lease, force: bool, patience: float) -> Bound:
+        """Claims a row that is in the state that was seen, and fences its term; gives the row, or none.
+
+        It waits for `patience` seconds where somebody has locked one of the rows.
+        """
         values = {
             "name": name,
             "holder": holder,
@@ -88,6 +93,7 @@ class LeaseSQL:
             "beat": seen.beat,
             "duration": microseconds(duration),
             "force": force,
+            "patience": str(round(patience * 1000)),
         }
         return self._dialect.bind(self._claim, values)
 

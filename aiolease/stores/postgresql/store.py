@@ -24,12 +24,15 @@ from aiolease.stores.postgresql.lenders import Beginning, OwnLender
 from aiolease.stores.postgresql.links import Link, Row
 from aiolease.stores.postgresql.schema import PostgreSQLSchema
 from aiolease.stores.postgresql.session import PostgreSQLSession
-from aiolease.stores.postgresql.settling import settle
+from aiolease.stores.postgresql.settling import LOCK_WAIT, settle
 from aiolease.stores.postgresql.transactions import PostgreSQLTransaction, fence_connection
 from aiolease.stores.postgresql.waiting import Waiting
 from aiolease.stores.records import Lease, RunKey, TermKey
 from aiolease.stores.sql.ledger_store import SQLLedger
 from aiolease.stores.sql.rows import Rows
+
+_IMPATIENT = 0.1
+"""Seconds that a claim may wait for a row that somebody has locked, if this process leads other leases."""
 
 
 class PostgreSQLStore(SQLLedger):
@@ -53,6 +56,7 @@ class PostgreSQLStore(SQLLedger):
         self._schema = PostgreSQLSchema(self.description, dialect, create=create_tables)
         self._fence = FenceSQL(dialect)
         self._ready = False
+        self._leading: set[str] = set()  # the leases that this process holds
         self._lease_session = PostgreSQLSession(connector, self._prepare, stuck=0.2)
         self._polls = Polls(self._read_many, self.description)
         self._waiting = Waiting(self._polls, self._sql.channel)
@@ -115,15 +119,20 @@ class PostgreSQLStore(SQLLedger):
             seen = await self.read(name)
             if seen is None or seen.holder is not None:
                 return seen
-        rows = await self._fetch(self._sql.claim(name, holder, duration, seen=seen, force=force))
+        # The heartbeats of this process's other leases wait behind it.
+        patience = LOCK_WAIT if self._leading <= {name} else _IMPATIENT
+        claim = self._sql.claim(name, holder, duration, seen=seen, force=force, patience=patience)
+        rows = await self._fetch(claim)
         if not rows:
             return await self.read(name)
+        self._leading.add(name)
         self._keep(duration)
         self._waiting.won(name)
         return self._sql.lease(rows[0])
 
     async def renew(self, name: str, holder: str, token: int, beat: int, duration: float) -> Lease | None:
         """See `LeaseStore.renew`."""
+        self._leading.add(name)
         self._keep(duration)
         rows = await self._fetch(self._sql.renew(name, holder, token, beat, duration))
         return self._sql.lease(rows[0]) if rows else await self.read(name)
@@ -134,12 +143,14 @@ class PostgreSQLStore(SQLLedger):
 
     async def release(self, name: str, holder: str, token: int) -> bool:
         """See `LeaseStore.release`."""
+        self._leading.discard(name)
         released = bool(await self._fetch(self._sql.release(name, holder, token), repeat=False))
         self._polls.wake()
         return released
 
     def abandon(self, name: str) -> None:
         """See `LeaseStore.abandon`."""
+        self._leading.discard(name)
         self._polls.wake()
 
     async def begin(self) -> PostgreSQLTransaction:

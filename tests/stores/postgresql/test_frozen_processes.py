@@ -1,4 +1,4 @@
-"""A process that is frozen at any moment of a fenced transaction holds up no takeover, and commits nothing behind it."""
+"""A process frozen at any moment of a fenced transaction holds up no takeover, and commits nothing behind it."""
 
 from __future__ import annotations
 

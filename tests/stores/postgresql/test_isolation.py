@@ -235,3 +235,23 @@ async def test_a_final_of_a_run_that_is_over_is_refused(postgresql: PostgreSQLSe
         assert type(refused.value).__name__ == "Refused"
     database = postgresql_url.rpartition("/")[2]
     assert postgresql.sql("SELECT to_regclass('never')", database) == [(None,)]
+
+
+async def test_a_locked_row_does_not_hold_up_the_other_leases_of_a_process(postgresql_url: str, work: Work) -> None:
+    """A process that leads others waits only a moment for a row that a stranger has locked."""
+    async with lent("asyncpg", postgresql_url, size=1) as lend, open_store(postgresql_url) as store:
+        mine = await term_of(store, "mine")
+        await term_of(store, "locked")
+        seen = await store.read("locked")
+        stranger = await lend.acquire()
+        async with stranger.transaction():
+            await lend.run(stranger, "SELECT * FROM aiolease_fence WHERE name = 'locked' FOR UPDATE")
+            began = asyncio.get_running_loop().time()
+            claiming_it = asyncio.create_task(store.claim("locked", "next", 30.0, seen=seen, force=True))
+            await asyncio.sleep(0)
+            assert await store.renew("mine", mine.holder, mine.token, 9, 30.0) is not None
+            assert asyncio.get_running_loop().time() - began < 1.0
+            with pytest.raises(StoreUnavailable, match="55P03"):
+                await claiming_it
+        await lend.release(stranger)
+        assert (await store.claim("locked", "next", 30.0, seen=seen, force=True)).holder == "next"  # type: ignore[union-attr]
