@@ -4,10 +4,11 @@
 * `records`, `batch`, `seen`: its rows, what a leader writes at once, what is seen of jobs, as values;
 * `asking`: how what people ask is judged;
 * `sql`: every statement once, rendered by a dialect; row and record;
-* `mysql`, `sqlite`: a dialect each, the connection, the tables, fenced transactions, and how a candidate waits;
+* `mysql`, `postgresql`, `sqlite`: a dialect each, the connection, the tables, fenced transactions, and how a candidate
+  waits; `network`: what the first two share of connections;
 * `memory`: the same rules in Python, for tests, without a statement.
 
-A new database is a package beside those two, and a case in `_make` or `_from_url` here. It needs a `Dialect`, its
+A new database is a package beside those, and a case in `_make` or `_from_url` here. It needs a `Dialect`, its
 tables (`sql.schema`), something that sends statements (`sql.sending.Sending`, and the seven methods of a lease),
 and a `Transaction`. Then the tests of `tests/stores` run against it.
 

@@ -91,6 +91,30 @@ class PostgreSQLServer(Server):
         super().prepare()
         self.data.chmod(0o700)
 
+    @classmethod
+    def standby_of(cls, primary: PostgreSQLServer) -> PostgreSQLServer:
+        """Start a server that follows another, until ``promote``."""
+        folder = programs()
+        assert folder is not None, "not installed"
+        standby = cls(None, (), False)
+        try:
+            standby.account = primary.account
+            if os.geteuid() == 0:
+                shutil.chown(standby.folder, ACCOUNT)
+            run(
+                *as_account(), folder / "pg_basebackup", f"--host={primary.host}", f"--port={primary.port}",
+                "--username=postgres", f"--pgdata={standby.data}", "--write-recovery-conf", "--checkpoint=fast",
+            )  # fmt: skip
+            standby.launch()
+        except BaseException:
+            standby.close()
+            raise
+        return standby
+
+    def promote(self) -> None:
+        """Make a standby a primary."""
+        assert self.sql("SELECT pg_promote()") == [(True,)]
+
     def _command(self) -> list[str]:
         folder = programs()
         assert folder is not None, "not installed"

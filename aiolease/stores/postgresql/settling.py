@@ -61,15 +61,19 @@ DURABLE = _DURABLE.format(local="true")
 
 def for_transaction(version: int, schema: str | None) -> str:
     """What a transaction begins with where nothing is settled for the session."""
-    settings = _IN_TRANSACTION | _zeros(version, {"transaction_timeout"})
     return "; ".join(
         [
             "SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE, NOT DEFERRABLE",
-            *(f"SET LOCAL {name} = {quote(str(value))}" for name, value in settings.items()),
+            _local(version),
             *([f"SET LOCAL search_path = {quoted(schema)}, pg_temp"] if schema else []),
             DURABLE,
         ]
     )
+
+
+def _local(version: int) -> str:
+    settings = _IN_TRANSACTION | _zeros(version, {"transaction_timeout"})
+    return "; ".join(f"SET LOCAL {name} = {quote(str(value))}" for name, value in settings.items())
 
 
 def for_session(version: int, schema: str | None) -> str:
@@ -109,11 +113,13 @@ async def settle(link: Link, table: str, schema: str | None) -> tuple[str | None
     """
     if link.in_transaction():
         await link.tell("ROLLBACK")
-    # Not for the session, until it is known that it is ours alone.
-    await link.tell(f"BEGIN; {for_transaction(link.version, None)}")
+    # Not for the session, until it is known that it is ours alone; nor for writing, which a standby refuses.
+    await link.tell(f"BEGIN; {_local(link.version)}")
     [(backend, standby, current, found)] = await link.query(FACTS, (table,))
     home = schema or found or current
+    if standby:
+        return home, True  # nothing is done there
     link.pooled = backend != link.backend
     link.settle = for_transaction(link.version, home)
     await link.tell("COMMIT" if link.pooled else f"COMMIT; {for_session(link.version, home)}")
-    return home, bool(standby)
+    return home, False
