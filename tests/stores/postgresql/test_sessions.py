@@ -307,3 +307,28 @@ def leadership_of(url: str) -> None:
     from aiolease.stores import check_target
 
     check_target(url, "cron")
+
+
+@drivers
+async def test_a_role_with_the_least_grants(postgresql: PostgreSQLServer, postgresql_url: str, driver: str) -> None:
+    """What the page names is all that it takes; without the tables, the error says how they are made."""
+    database, role = database_of(postgresql_url), f"least_{driver}"
+    postgresql.create_user(role, "x", "")
+    url = postgresql.url(database, user=role, password="x")
+    try:
+        async with open_store(by(driver, url)) as store:
+            with pytest.raises(SchemaMissing, match="may not create them") as missing:
+                await store.read("cron")
+            assert len(missing.value.statements) > 4
+        await migrate(postgresql_url)
+        postgresql.sql(
+            f"GRANT SELECT, INSERT, UPDATE ON aiolease_lease, aiolease_fence, aiolease_job TO {role}; "
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON aiolease_run TO {role}",
+            database,
+        )
+        await uses_all(by(driver, url))
+        async with leadership(by(driver, url)) as lead, lead.transaction() as connection:
+            await connection.execute("SELECT 1")
+    finally:
+        postgresql.sql(f"DROP OWNED BY {role}", database)
+        postgresql.sql(f"DROP ROLE {role}")
