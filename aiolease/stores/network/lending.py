@@ -103,6 +103,26 @@ class EngineLender:
             await connection.close()
 
 
+async def behind(connection: Any, has_begun: Callable[[Any], bool] = lambda raw: True) -> Any:
+    """The driver's connection behind what a user has, in a transaction for SQLAlchemy if it is one of its own.
+
+    Args:
+        connection: A driver's, or SQLAlchemy's connection or session.
+        has_begun: Says of a driver's connection whether SQLAlchemy has begun there, where it does so with the first
+            statement only.
+    """
+    if hasattr(connection, "flush"):
+        connection = await connection.connection()
+    if not hasattr(connection, "get_raw_connection"):
+        return connection
+    if not connection.in_transaction():
+        await connection.begin()
+    raw = (await connection.get_raw_connection()).driver_connection
+    if not has_begun(raw):
+        await connection.exec_driver_sql("SELECT 1")
+    return raw
+
+
 def _listen(connection: Any, events: Mapping[str, Callable[..., None]]) -> None:
     """Has SQLAlchemy call functions at events of an `AsyncConnection`, until it is closed."""
     from sqlalchemy import event

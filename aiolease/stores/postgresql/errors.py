@@ -41,7 +41,8 @@ _REFUSALS = re.compile(
     r"password authentication failed|no password supplied|no pg_hba\.conf entry|role \".*\" does not exist|"
     r"database \".*\" does not exist|permission denied for database|is not permitted to log in|"
     r"does not support SSL|rejected SSL upgrade|certificate verify failed|SSL error: (?!unexpected eof)|"
-    r"server certificate for .* does not match|root certificate file .* does not exist|could not (load|read) .*certificate|invalid sslmode",
+    r"server certificate for .* does not match|root certificate file .* does not exist|"
+    r"could not (load|read) .*certificate|invalid sslmode",
     re.IGNORECASE,
 )
 

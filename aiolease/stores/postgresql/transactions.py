@@ -13,7 +13,7 @@ from typing import Any
 
 from aiolease.errors import AioleaseError, CommitUnknown, ConfigurationError, StoreUnavailable, TransactionEnded
 from aiolease.stores.contract import FenceBroken, Refused
-from aiolease.stores.network.lending import ROLLBACK_LIMIT
+from aiolease.stores.network.lending import ROLLBACK_LIMIT, behind
 from aiolease.stores.postgresql.dialect import BEGUN_CHECK, FENCE_CHECK
 from aiolease.stores.postgresql.errors import (
     CONFLICTS,
@@ -133,7 +133,7 @@ async def fence_connection(
     if hasattr(connection, "flush"):  # a session: what it still holds back must not come after the fence
         await connection.flush()  # the user's own SQL: what it raises comes out as it is
     try:
-        raw = await _raw(connection)
+        raw = await behind(connection, _has_begun)
         talk = talk_over(raw)
         if talk is None:
             problem = "use a connection to the lease's database, or a session"
@@ -153,16 +153,6 @@ async def fence_connection(
         raise translate(store, error) from error
 
 
-async def _raw(connection: Any) -> Any:
-    """The driver's connection behind what the user has, in a transaction for SQLAlchemy if it is one of its own."""
-    if hasattr(connection, "flush"):
-        connection = await connection.connection()
-    if hasattr(connection, "get_raw_connection"):
-        if not connection.in_transaction():
-            await connection.begin()
-        raw = (await connection.get_raw_connection()).driver_connection
-        talk = talk_over(raw)
-        if talk is not None and not talk.in_transaction(raw):
-            await connection.exec_driver_sql("SELECT 1")  # SQLAlchemy sends its BEGIN with the first statement only
-        return raw
-    return connection
+def _has_begun(raw: Any) -> bool:
+    talk = talk_over(raw)
+    return talk is None or talk.in_transaction(raw)
