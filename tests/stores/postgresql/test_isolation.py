@@ -14,7 +14,7 @@ from aiolease import StoreUnavailable, open_store
 from aiolease.stores import Store
 from aiolease.stores.contract import FenceBroken, Transaction
 from aiolease.stores.records import RunKey, TermKey
-from tests.campaigns import LIMIT, apart
+from tests.campaigns import LIMIT, apart, until
 from tests.servers import PostgreSQLServer
 from tests.stores.databases import claim
 from tests.stores.ledgers import claiming, enrolled, key_of, now_of, run
@@ -135,7 +135,8 @@ async def test_a_process_frozen_behind_its_own_fence_is_ended_by_the_server(
                 with contextlib.suppress(StoreUnavailable):
                     newer = await claim(other, "default", force=True)
         assert newer.token == term.token + 1
-        assert work.server.sql(f"SELECT 1 FROM pg_stat_activity WHERE pid = {own}") == []
+        left = f"SELECT 1 FROM pg_stat_activity WHERE pid = {own}"
+        await until(lambda: work.server.sql(left) == [], "the session has ended")
         with pytest.raises(Exception, match=r"terminat|closed|lost|released"):
             await lend.run(connection, "COMMIT")
         await lend.release(connection)
