@@ -265,7 +265,8 @@ class RunAlreadyEnded(AioleaseError):
 class TransactionEnded(AioleaseError):
     """The block of a fenced transaction ended it: what it had written by then is committed or undone, unfenced.
 
-    ``commit()``, ``rollback()``, ``BEGIN``, ``LOCK TABLES`` and every DDL statement do that: leave them out.
+    ``commit()``, ``rollback()``, ``BEGIN``, ``LOCK TABLES`` and every DDL statement do that: leave them out. On
+    PostgreSQL a statement that failed does, whose error was swallowed; DDL does not.
 
     Attributes:
         store: Which database, without its password.

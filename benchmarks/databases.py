@@ -20,7 +20,7 @@ import asyncmy
 
 from tests.servers import MariaDBServer, MySQLServer, Server, ServerFailed
 
-Kind = Literal["mariadb", "mysql", "sqlite"]
+Kind = Literal["mariadb", "mysql", "postgresql", "sqlite"]
 KINDS: Final[tuple[Kind, ...]] = ("mariadb", "mysql", "sqlite")
 
 

@@ -34,7 +34,8 @@ _handles: Counter[str] = Counter()
 def apart(url: str) -> str:
     """Another spelling of a URL, which gets a store of its own: one process has one store per URL."""
     _handles[url] += 1
-    return f"{url}?{'&'.join(['charset=utf8mb4'] * _handles[url])}"
+    harmless = "sslmode=disable" if url.startswith("postgresql") else "charset=utf8mb4"
+    return f"{url}?{'&'.join([harmless] * _handles[url])}"
 
 
 def through(url: str, port: int) -> str:
@@ -223,10 +224,15 @@ async def elected(heard: Recorder) -> Elected:
     return await heard.first(Elected)
 
 
+def proxy_of(server: Server) -> TCPProxy:
+    """A proxy before a server."""
+    return TCPProxy(server.host, server.port, server.kind)
+
+
 @asynccontextmanager
 async def proxied(server: Server, url: str) -> AsyncIterator[tuple[TCPProxy, str]]:
     """A proxy before the server, and the URL of the database behind it."""
-    async with TCPProxy(server.host, server.port) as proxy:
+    async with TCPProxy(server.host, server.port, server.kind) as proxy:
         yield proxy, through(url, proxy.port)
 
 

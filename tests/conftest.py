@@ -21,7 +21,7 @@ import pytest
 from loguru import logger
 
 from tests.quick import is_quick
-from tests.servers import GaleraCluster, MariaDBServer, MySQLServer, Server
+from tests.servers import GaleraCluster, MariaDBServer, MySQLServer, PgBouncer, PostgreSQLServer, Server
 from tests.servers.awkward import make_awkward
 
 if TYPE_CHECKING:
@@ -91,6 +91,24 @@ def mysql9() -> Iterator[MySQLServer]:
         pytest.skip(reason)
     with MySQLServer.start() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQLServer]:
+    """A PostgreSQL server."""
+    if reason := PostgreSQLServer.available():
+        pytest.skip(reason)
+    with PostgreSQLServer.start() as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=["transaction", "session"])
+def pgbouncer(request: pytest.FixtureRequest, postgresql: PostgreSQLServer) -> Iterator[PgBouncer]:
+    """PgBouncer before that server, in each mode."""
+    if reason := PgBouncer.available():
+        pytest.skip(reason)
+    with PgBouncer.start(postgresql, request.param) as bouncer:
+        yield bouncer
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,14 @@ from types import CodeType, FunctionType
 import pytest
 
 SERVERS = frozenset(
-    "mariadb mariadb_snapshot mariadb_awkward mariadb_faketime mysql9 mysql9_awkward galera secured unsecured".split()
+    "mariadb mariadb_snapshot mariadb_awkward mariadb_faketime mysql9 mysql9_awkward galera secured unsecured "
+    "postgresql postgresql+asyncpg postgresql+psycopg pgbouncer".split()
 )
 """The fixtures that start a server. One is used by its name, by a fixture that uses it, or by a parameter."""
 
-PROCESSES = frozenset("MariaDBServer MySQLServer GaleraCluster subprocess create_subprocess_exec fork".split())
+PROCESSES = frozenset(
+    "MariaDBServer MySQLServer PostgreSQLServer GaleraCluster subprocess create_subprocess_exec fork".split()
+)
 """What a function says that starts a server or a process of its own."""
 
 FOLDERS = frozenset({"docs", "faults", "simulation"})

@@ -4,10 +4,11 @@
 * `records`, `batch`, `seen`: its rows, what a leader writes at once, what is seen of jobs, as values;
 * `asking`: how what people ask is judged;
 * `sql`: every statement once, rendered by a dialect; row and record;
-* `mysql`, `sqlite`: a dialect each, the connection, the tables, fenced transactions, and how a candidate waits;
+* `mysql`, `postgresql`, `sqlite`: a dialect each, the connection, the tables, fenced transactions, and how a candidate
+  waits; `network`: what the first two share of connections;
 * `memory`: the same rules in Python, for tests, without a statement.
 
-A new database is a package beside those two, and a case in `_make` or `_from_url` here. It needs a `Dialect`, its
+A new database is a package beside those, and a case in `_make` or `_from_url` here. It needs a `Dialect`, its
 tables (`sql.schema`), something that sends statements (`sql.sending.Sending`, and the seven methods of a lease),
 and a `Transaction`. Then the tests of `tests/stores` run against it.
 
@@ -32,10 +33,11 @@ from aiolease.stores.contract import Store, is_store, missing_from
 __all__ = ["Store", "migrate", "open_store", "schema"]
 
 Target = Any
-"""An asyncmy or aiomysql pool, a SQLAlchemy `AsyncEngine` on either, a store, or a URL."""
+"""A pool of asyncmy, aiomysql, asyncpg or psycopg, a SQLAlchemy `AsyncEngine` on one of them, a store, or a URL."""
 
 _HELP = (
-    "use a pool of asyncmy or aiomysql, a SQLAlchemy AsyncEngine, mysql://user:password@host:3306/database, "
+    "use a pool of asyncmy, aiomysql, asyncpg or psycopg, a SQLAlchemy AsyncEngine, "
+    "mysql://user:password@host:3306/database, postgresql://user:password@host:5432/database, "
     "sqlite:///relative.db or sqlite:////absolute.db"
 )
 
@@ -76,7 +78,8 @@ async def open_store(
         await store.overview(name)        # how all jobs stand
 
     Args:
-        target: An asyncmy or aiomysql pool, a SQLAlchemy `AsyncEngine` on either, a URL, or a store.
+        target: A pool of asyncmy, aiomysql, asyncpg or psycopg, a SQLAlchemy `AsyncEngine` on one of them, a URL, or a
+            store.
         table_prefix: What the names of the tables start with.
         create_tables: Whether to create the tables if they are missing.
 
@@ -125,8 +128,15 @@ def _make(target: Target, table_prefix: str, create_tables: bool) -> Store:
         return _from_url(target, table_prefix, create_tables)
     kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(target).__mro__}
     if ("sqlalchemy", "AsyncEngine") in kinds:
+        if target.dialect.name == "postgresql":
+            from aiolease.stores.postgresql import connectors
+            from aiolease.stores.postgresql.lenders import EnginesLender
+
+            connector = connectors.of_engine(target)
+            engines = EnginesLender(target, connector.description, connector.talk)
+            return _postgresql(connector, engines, table_prefix, create_tables)
         from aiolease.stores.mysql import drivers
-        from aiolease.stores.mysql.lenders import EngineLender
+        from aiolease.stores.network.lending import EngineLender
 
         driver = drivers.engine_driver(target)
         return _mysql(driver, EngineLender(target, driver.description), table_prefix, create_tables)
@@ -138,6 +148,14 @@ def _make(target: Target, table_prefix: str, create_tables: bool) -> Store:
 
             make = drivers.asyncmy_driver if package == "asyncmy" else drivers.aiomysql_driver
             return _mysql(make(lambda: pool_parameters(target)), PoolLender(target), table_prefix, create_tables)
+    for package, name in (("asyncpg", "Pool"), ("psycopg_pool", "AsyncConnectionPool")):
+        if (package, name) in kinds:
+            from aiolease.stores.postgresql import connectors
+            from aiolease.stores.postgresql.lenders import PoolLender as PoolsLender
+
+            of_pool = connectors.of_asyncpg_pool if package == "asyncpg" else connectors.of_psycopg_pool
+            connector = of_pool(target)
+            return _postgresql(connector, PoolsLender(target, connector.talk), table_prefix, create_tables)
     problem = _HELP
     if inspect.isawaitable(target) or any("PoolContextManager" in name for _, name in kinds):
         problem = "await it first: `pool = await create_pool(…)`, or `async with create_pool(…) as pool:`"
@@ -152,6 +170,12 @@ def _mysql(driver: Any, lender: Any, table_prefix: str, create_tables: bool) -> 
     return MySQLStore(driver, lender, table_prefix=table_prefix, create_tables=create_tables)
 
 
+def _postgresql(connector: Any, lender: Any, table_prefix: str, create_tables: bool) -> Store:
+    from aiolease.stores.postgresql import PostgreSQLStore
+
+    return PostgreSQLStore(connector, lender, table_prefix=table_prefix, create_tables=create_tables)
+
+
 def _from_url(url: str, table_prefix: str, create_tables: bool) -> Store:
     scheme, separator, rest = url.partition("://")
     if separator and scheme in {"mysql", "mysql+asyncmy", "mariadb", "mariadb+asyncmy"}:
@@ -159,6 +183,10 @@ def _from_url(url: str, table_prefix: str, create_tables: bool) -> Store:
         from aiolease.stores.mysql.url import parse_url
 
         return _mysql(drivers.asyncmy_driver(parse_url(url)), None, table_prefix, create_tables)
+    if separator and scheme in {"postgresql", "postgres", "postgresql+asyncpg", "postgresql+psycopg"}:
+        from aiolease.stores.postgresql.url import connector
+
+        return _postgresql(connector(url), None, table_prefix, create_tables)
     if separator and scheme in {"sqlite", "sqlite+aiosqlite"}:
         path = unquote(rest.removeprefix("/"))
         if not rest.startswith("/") or not path or path == ":memory:" or "?" in rest:
@@ -207,7 +235,7 @@ def schema(dialect: str) -> str:
     """The statements that make the tables.
 
     Args:
-        dialect: ``"mysql"``, for MariaDB, too; or ``"sqlite"``.
+        dialect: ``"mysql"``, for MariaDB, too; ``"postgresql"``, or ``"sqlite"``.
 
     Raises:
         ConfigurationError: There is no such dialect.
@@ -220,7 +248,11 @@ def schema(dialect: str) -> str:
         from aiolease.stores.sqlite.schema import schema as of_sqlite
 
         return of_sqlite()
-    raise ConfigurationError("dialect", dialect, "use mysql or sqlite")
+    if dialect == "postgresql":
+        from aiolease.stores.postgresql.schema import schema as of_postgresql
+
+        return of_postgresql()
+    raise ConfigurationError("dialect", dialect, "use mysql, postgresql or sqlite")
 
 
 def check_target(target: Target, name: str) -> None:

@@ -40,20 +40,21 @@ class Action:
 
 @final
 class TCPProxy:
-    """A proxy before a MySQL server that makes the network's faults, on demand and at once.
+    """A proxy before a server of MySQL, or of PostgreSQL, that makes the network's faults, on demand and at once.
 
     Attributes:
         port: Where it listens, on 127.0.0.1.
-        on_query: Called with the text of every query (COM_QUERY); what it returns happens to that one.
-            Queries within TLS or the compressed protocol are not seen.
+        on_query: Called with the text of every query (COM_QUERY; of PostgreSQL Query and Parse); what it returns
+            happens to that one. Queries within TLS or the compressed protocol are not seen.
         connections: How many were accepted since the start.
         live: How many are open now.
         bytes_to_server: How many bytes were passed on.
         swallowed: How many bytes have vanished on their way to either side.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, kind: str = "mysql") -> None:
         self.port = free_port()
+        self._is_postgresql = kind == "postgresql"
         self.on_query: Callable[[bytes], Action | None] | None = None
         self.connections = 0
         self.bytes_to_server = 0
@@ -146,20 +147,40 @@ class TCPProxy:
             await asyncio.gather(*pumps, return_exceptions=True)
             link.close()
 
+    async def _pump_messages(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Of PostgreSQL: first a message without a type, or several, one of which asks for TLS, in vain."""
+        started = False
+        while True:
+            kind = await reader.readexactly(1) if started else b""
+            length = await reader.readexactly(4)
+            body = await reader.readexactly(int.from_bytes(length) - 4)
+            started = started or int.from_bytes(body[:4]) >> 16 == 3
+            if kind in {b"Q", b"P"} and not await self._may_pass(link, body):
+                return
+            await self._pass(link, "to_server", kind + length + body, writer)
+
+    async def _may_pass(self, link: _Link, query: bytes) -> bool:
+        """Has a query wait, vanish or be the last of its connection, if somebody wants that."""
+        action = (self.on_query(query) if self.on_query is not None else None) or Action()
+        if action.hold is not None:
+            await action.hold.wait()
+        if action.query == "cut":
+            link.reset()
+            return False
+        if action.query == "swallow":
+            link.lost.add("to_server")
+        link.action = action
+        return True
+
     async def _pump_queries(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_postgresql:
+            await self._pump_messages(link, reader, writer)
+            return
         while True:
             header = await reader.readexactly(4)
             packet = await reader.readexactly(int.from_bytes(header[:3], "little"))
-            if header[3] == 0 and packet[:1] == b"\x03" and self.on_query is not None:
-                action = self.on_query(packet[1:]) or Action()
-                if action.hold is not None:
-                    await action.hold.wait()
-                if action.query == "cut":
-                    link.reset()
-                    return
-                if action.query == "swallow":
-                    link.lost.add("to_server")
-                link.action = action
+            if header[3] == 0 and packet[:1] == b"\x03" and not await self._may_pass(link, packet[1:]):
+                return
             await self._pass(link, "to_server", header + packet, writer)
             if header == b"\x20\x00\x00\x01":  # the client asks for TLS: no packets from here on
                 while data := await reader.read(65536):

@@ -29,10 +29,19 @@ class Server:
     Use as a context manager: ``with MariaDBServer.start() as server: ...``.
     """
 
-    kind: ClassVar[Literal["mariadb", "mysql"]]
+    kind: ClassVar[Literal["mariadb", "mysql", "postgresql"]]
+    driver_errors: ClassVar[type[Exception]] = pymysql.Error
     host = "127.0.0.1"
     user = "root"
     password = ""
+    # How it says what the tests of several databases say.
+    serial = "BIGINT AUTO_INCREMENT PRIMARY KEY"
+    uuid = "UUID()"
+    own_id = "CONNECTION_ID()"
+    in_transaction = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = CONNECTION_ID()"
+    syntax_error = "1064"
+    lock_table = "LOCK TABLES {} WRITE"
+    lock_wait = ("SET SESSION innodb_lock_wait_timeout = 1", "1205")
 
     def __init__(self, folder: Path | None, options: Sequence[str], faketime: bool) -> None:
         self._own_folder = folder is None
@@ -86,6 +95,14 @@ class Server:
         """The program and the options that only this kind has."""
         raise NotImplementedError
 
+    def _arguments(self) -> list[str]:
+        """The options that say where it listens, and where it keeps its files."""
+        # A tmpdir of its own: a server that starts deletes what others have in a common one.
+        command = [f"--user={self.account}"]
+        command += [f"--datadir={self.data}", f"--tmpdir={self.folder}", f"--socket={self.socket}"]
+        command += [f"--port={self.port}", f"--bind-address={self.host}", "--skip-name-resolve"]
+        return [*command, f"--pid-file={self.folder / 'pid'}", *SMALL]
+
     # Its life.
 
     def __enter__(self) -> Self:
@@ -124,12 +141,7 @@ class Server:
             command = ["setpriv", "--reuid", self.account, "--clear-groups", *command]
         if self._clock is not None:
             command += ["env", *faketime_environment(self._clock)]
-        program, *arguments = self._command()
-        command += [program, *arguments, f"--user={self.account}"]
-        # A tmpdir of its own: a server that starts deletes what others have in a common one.
-        command += [f"--datadir={self.data}", f"--tmpdir={self.folder}", f"--socket={self.socket}"]
-        command += [f"--port={self.port}", f"--bind-address={self.host}", "--skip-name-resolve"]
-        command += [f"--pid-file={self.folder / 'pid'}", *SMALL, *self.options, *options]
+        command += [*self._command(), *self._arguments(), *self.options, *options]
         with open(self.error_log, "ab") as log:
             launch = starter.submit(
                 subprocess.Popen,
@@ -153,8 +165,8 @@ class Server:
         deadline = time.monotonic() + limit
         while True:
             try:
-                self.sql("DO 0")
-            except pymysql.Error as error:
+                self.sql("SELECT 1")
+            except self.driver_errors as error:
                 if self.running and time.monotonic() < deadline:
                     time.sleep(0.02)
                     continue
@@ -270,6 +282,14 @@ class Server:
                 with contextlib.suppress(pymysql.Error):  # it may have gone by itself
                     self.sql(f"KILL {row[0]}")
         self.sql(f"DROP DATABASE IF EXISTS `{name}`")
+
+    def sleeping(self, seconds: float) -> str:
+        """A statement that takes so long."""
+        return f"DO SLEEP({seconds})"
+
+    def end_session(self, number: int) -> None:
+        """Ends a session, as an administrator does."""
+        self.sql(f"KILL {number}")
 
     def create_user(self, name: str, password: str, grants: str) -> None:
         """Make a user who may log in over TCP and by the socket.

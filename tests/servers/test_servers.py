@@ -142,7 +142,7 @@ async def test_a_lost_answer(mysql_server: Server, mysql_url: str) -> None:
     """The server carries the statement out, the client never learns of it."""
     database = mysql_url.rpartition("/")[2]
     mysql_server.sql("CREATE TABLE t (id INT PRIMARY KEY)", database)
-    async with TCPProxy(mysql_server.host, mysql_server.port) as proxy:
+    async with TCPProxy(mysql_server.host, mysql_server.port, mysql_server.kind) as proxy:
         answered = asyncio.Event()
         fates = {
             b"INSERT INTO t VALUES (1)": Action(answer="cut"),
@@ -168,7 +168,7 @@ async def test_a_held_query_arrives_late(mysql_server: Server, mysql_url: str) -
     database = mysql_url.rpartition("/")[2]
     mysql_server.sql("CREATE TABLE t (id INT PRIMARY KEY)", database)
     release = asyncio.Event()
-    async with TCPProxy(mysql_server.host, mysql_server.port) as proxy:
+    async with TCPProxy(mysql_server.host, mysql_server.port, mysql_server.kind) as proxy:
         proxy.on_query = lambda query: Action(hold=release) if b"VALUES (1)" in query else None
         async with session(proxy.port, db=database) as late, session(proxy.port, db=database) as other:
             waiting = asyncio.create_task(ask(late, "INSERT INTO t VALUES (1)"))

@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 
 from aiolease.stores import Store
-from tests.stores.databases import Awkward, Database, InMemory, InSQLite, MakeStore, OnServer
+from tests.stores.databases import Awkward, Database, InMemory, InPostgreSQL, InSQLite, MakeStore, OnServer
+
+KINDS = [
+    *("memory", "sqlite", "mariadb", "mysql9", "mariadb_awkward", "mysql9_awkward"),
+    *("postgresql+asyncpg", "postgresql+psycopg"),
+]
 
 
-@pytest.fixture(params=["memory", "sqlite", "mariadb", "mysql9", "mariadb_awkward", "mysql9_awkward"])
+@pytest.fixture(params=KINDS)
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """A fresh, empty database of every kind."""
     if request.param == "memory":
@@ -20,9 +25,13 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     elif request.param == "sqlite":
         yield InSQLite(tmp_path / "leases.db")
     else:
-        server = request.getfixturevalue(request.param)
+        kind, _, driver = request.param.partition("+")
+        server = request.getfixturevalue(kind)
         server.recover()
-        made = Awkward(server) if request.param.endswith("awkward") else OnServer(server)
+        if driver:
+            made: OnServer = InPostgreSQL(server, driver)
+        else:
+            made = Awkward(server) if request.param.endswith("awkward") else OnServer(server)
         yield made
         server.drop_database(made.schema)
 

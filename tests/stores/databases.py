@@ -15,6 +15,9 @@ from typing import Any, Protocol, cast
 from uuid import uuid4
 
 import asyncmy
+import asyncpg
+import psycopg
+import pymysql
 import pytest
 
 from aiolease._election.claim import new_holder
@@ -104,12 +107,40 @@ class InSQLite(Database):
 
 
 class OnServer(Database):
+    utc = ""
+    """How a moment in UTC ends, as it stands in a statement."""
+
     def __init__(self, server: Server) -> None:
         self.kind = server.kind
         self.server = server
         self.schema = f"test_{uuid4().hex[:12]}"
         self._handles = 0
         server.create_database(self.schema)
+
+    def literal(self, name: str) -> str:
+        """A name as it stands in a statement."""
+        return f"X'{name.encode().hex()}'"
+
+    def damage(self, column: str) -> None:
+        """Writes a moment into the row of a lease for which Python has none."""
+        server = self.server
+        with (
+            pymysql.connect(
+                host=server.host, port=server.port, user="root", database=self.schema, autocommit=True,
+                init_command="SET sql_mode = ''",
+            ) as lenient,
+            lenient.cursor() as cursor,
+        ):  # fmt: skip
+            cursor.execute(f"UPDATE aiolease_lease SET {column} = '0000-00-00 00:00:00'")
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        """A connection of a user's own, in a transaction."""
+        own = await asyncmy.connect(host="127.0.0.1", port=self.server.port, user="root", db=self.schema)
+        try:
+            yield own
+        finally:
+            await own.ensure_closed()
 
     def open(self, prefix: str, create_tables: bool) -> AbstractAsyncContextManager[Store]:
         # Within a process, a URL that is the same to the letter gets the same store.
@@ -118,19 +149,55 @@ class OnServer(Database):
         return open_store(url, table_prefix=prefix, create_tables=create_tables)
 
     def fence(self, name: str) -> tuple[str | None, int] | None:
-        where = f"name = X'{name.encode().hex()}'"
+        where = f"name = {self.literal(name)}"
         rows = self.server.sql(f"SELECT holder, token FROM aiolease_fence WHERE {where}", self.schema)
         return (rows[0][0], rows[0][1]) if rows else None
 
     def delete_lease(self, name: str) -> None:
-        self.server.sql(f"DELETE FROM aiolease_lease WHERE name = X'{name.encode().hex()}'", self.schema)
+        self.server.sql(f"DELETE FROM aiolease_lease WHERE name = {self.literal(name)}", self.schema)
 
     def delete_fence(self, name: str) -> None:
-        self.server.sql(f"DELETE FROM aiolease_fence WHERE name = X'{name.encode().hex()}'", self.schema)
+        self.server.sql(f"DELETE FROM aiolease_fence WHERE name = {self.literal(name)}", self.schema)
 
     def set_token(self, name: str, token: int) -> None:
-        where = f"name = X'{name.encode().hex()}'"
+        where = f"name = {self.literal(name)}"
         self.server.sql(f"UPDATE aiolease_lease SET token = {token} WHERE {where}", self.schema)
+
+
+class InPostgreSQL(OnServer):
+    """A database of PostgreSQL, by one of its drivers."""
+
+    utc = "+00"
+
+    def __init__(self, server: Server, driver: str) -> None:
+        super().__init__(server)
+        self._driver = driver
+
+    def open(self, prefix: str, create_tables: bool) -> AbstractAsyncContextManager[Store]:
+        # Within a process, a URL that is the same to the letter gets the same store.
+        self._handles += 1
+        url = self.server.url(self.schema).replace("postgresql:", f"postgresql+{self._driver}:")
+        parameters = "&".join(["sslmode=disable"] * self._handles)
+        return open_store(f"{url}?{parameters}", table_prefix=prefix, create_tables=create_tables)
+
+    def literal(self, name: str) -> str:
+        return "'" + name.replace("'", "''") + "'"
+
+    def damage(self, column: str) -> None:
+        self.server.sql(f"UPDATE aiolease_lease SET {column} = '0044-03-15 BC'", self.schema)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        login: dict[str, Any] = {"host": self.server.host, "port": self.server.port, "user": self.server.user}
+        if self._driver == "asyncpg":
+            own = await asyncpg.connect(**login, database=self.schema, ssl=False)
+            await own.execute("BEGIN")
+        else:
+            own = await psycopg.AsyncConnection.connect(**login, dbname=self.schema)
+        try:
+            yield own
+        finally:
+            await own.close()
 
 
 class Awkward(OnServer):
@@ -158,8 +225,11 @@ class MakeStore(Protocol):
     async def __call__(self, *, table_prefix: str = "aiolease_", create_tables: bool = True) -> Store: ...
 
 
-with_tables = pytest.mark.parametrize("database", ["sqlite", "mariadb", "mysql9"], indirect=True)
+with_tables = pytest.mark.parametrize("database", ["sqlite", "mariadb", "mysql9", "postgresql+asyncpg"], indirect=True)
 """For the rules about tables, which memory has none of."""
+
+with_old_tables = pytest.mark.parametrize("database", ["sqlite", "mariadb", "mysql9"], indirect=True)
+"""For tables of the first release, which did not know PostgreSQL."""
 
 
 async def claim(store: Store, name: str, duration: float = 30.0, *, force: bool = False) -> Lease:

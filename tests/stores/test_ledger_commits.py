@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Any, cast
 
 import aiosqlite
-import asyncmy
 import pytest
 
 from aiolease.stores import Store
@@ -19,7 +18,7 @@ from aiolease.stores.batch import Batch
 from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.records import RunKey, RunStatus, TermKey
 from tests.campaigns import LIMIT
-from tests.stores.databases import Awkward, Database, InMemory, InSQLite, MakeStore, OnServer
+from tests.stores.databases import Awkward, Database, InMemory, InPostgreSQL, InSQLite, MakeStore, OnServer
 from tests.stores.ledgers import (
     MICROSECOND,
     SECOND,
@@ -104,7 +103,7 @@ class Work:
         statement = f"INSERT INTO work (who) VALUES ('{who}')"
         if isinstance(self._database, InMemory):
             connection.append(lambda: self._in_memory.append(who))
-        elif isinstance(self._database, InSQLite):
+        elif isinstance(self._database, InSQLite | InPostgreSQL):
             await connection.execute(statement)
         else:
             async with connection.cursor() as cursor:
@@ -117,12 +116,8 @@ class Work:
             async with aiosqlite.connect(self._database.path) as connection:
                 yield connection
         elif isinstance(self._database, OnServer):
-            port = int(self._database.server.url().rpartition(":")[2].rstrip("/"))
-            own = await asyncmy.connect(host="127.0.0.1", port=port, user="root", db=self._database.schema)
-            try:
+            async with self._database.connection() as own:
                 yield own
-            finally:
-                await own.ensure_closed()
         else:
             yield []
 
@@ -130,8 +125,13 @@ class Work:
         if isinstance(self._database, InMemory):
             for call in connection:
                 call()
-        else:
+        elif hasattr(connection, "commit"):
             await connection.commit()
+        else:
+            await connection.execute("COMMIT")
+
+    async def roll_back(self, connection: Any) -> None:
+        await (connection.rollback() if hasattr(connection, "rollback") else connection.execute("ROLLBACK"))
 
 
 @pytest.fixture
@@ -280,6 +280,6 @@ async def test_a_final_commit_that_is_rolled_back_is_no_success(
         async with work.connection() as connection:
             await work.insert(connection, "never")
             await store.fence(connection, term, key_of(row), within=30.0)
-            await connection.rollback()
+            await work.roll_back(connection)
     assert work.rows() == []
     assert (await only_run(store, "a")).status == "running"

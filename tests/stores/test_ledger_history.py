@@ -11,7 +11,7 @@ from aiolease.errors import InvalidJob
 from aiolease.stores.batch import Batch
 from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.records import MAX_ERROR, RunRecord, RunStatus
-from tests.stores.databases import NAMES, MakeStore
+from tests.stores.databases import NAMES, Database, MakeStore
 from tests.stores.ledgers import SECOND, change, claiming, enrolled, enrolment, everything, now_of, run
 
 # -- texts
@@ -34,7 +34,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=range(len(ERRORS)))
-async def test_an_error_is_kept_as_it_is(make_store: MakeStore, error: str) -> None:
+async def test_an_error_is_kept_as_it_is(database: Database, make_store: MakeStore, error: str) -> None:
     """Whatever an exception says is kept to the letter, up to its first 1,000 characters, in a change and a claim."""
     store = await make_store()
     term = await enrolled(store, "a")
@@ -42,7 +42,10 @@ async def test_an_error_is_kept_as_it_is(make_store: MakeStore, error: str) -> N
     rows = [run(term, "a", now - SECOND, "skipped", error=error), run(term, "a", now)]
     await store.record(term, claiming(*rows))
     await store.record(term, Batch(changes=[change(rows[1], "failed", error=error, required=True)]))
-    assert [row.error for row in await store.history("cron", "a")] == [error[:1000]] * 2
+    kept = error[:1000]
+    if database.kind == "postgresql":  # whose texts can have all characters but this one
+        kept = kept.replace("\0", "\ufffd")
+    assert [row.error for row in await store.history("cron", "a")] == [kept] * 2
 
 
 async def test_an_error_that_cannot_be_encoded_is_recorded(make_store: MakeStore) -> None:

@@ -14,7 +14,7 @@ from aiolease.stores.sqlite import schema as sqlite_schema
 from tests import first_release
 from tests.project import ROOT
 from tests.servers import Server
-from tests.stores.databases import Database, InSQLite, MakeStore, OnServer, claim, with_tables
+from tests.stores.databases import Database, InSQLite, MakeStore, OnServer, claim, with_old_tables, with_tables
 from tests.stores.ledgers import claiming, enrolled, everything, now_of, run
 
 
@@ -78,7 +78,7 @@ async def fresh_tables(database: Database, make_store: MakeStore) -> object:
     return made
 
 
-@with_tables
+@with_old_tables
 async def test_tables_of_the_first_release_are_upgraded_once(database: Database, make_store: MakeStore) -> None:
     """Processes that upgrade at once all get on; the tables are those of a fresh database, the rows as they were."""
     fresh = await fresh_tables(database, make_store)
@@ -99,7 +99,7 @@ async def test_tables_of_the_first_release_are_upgraded_once(database: Database,
     await (await make_store(create_tables=False)).read("cron")  # nothing is left to do
 
 
-@with_tables
+@with_old_tables
 async def test_an_upgrade_that_broke_off_is_gone_on_with(database: Database, make_store: MakeStore) -> None:
     """Whichever statement was the last of a process that died, the next one makes the rest."""
     fresh = await fresh_tables(database, make_store)
@@ -128,7 +128,7 @@ async def test_a_higher_revision_is_fine(database: Database, make_store: MakeSto
     assert sql(database, REVISION) == [("schema revision", 9), ("schema version", 2)]
 
 
-@with_tables
+@with_old_tables
 async def test_who_may_not_upgrade_is_told_the_statements(database: Database, make_store: MakeStore) -> None:
     """With `create_tables=False` it is `SchemaMissing`; its statements, executed by hand, are all that it takes."""
     await old_tables(database)
@@ -140,7 +140,7 @@ async def test_who_may_not_upgrade_is_told_the_statements(database: Database, ma
     assert sql(database, REVISION) == CURRENT
 
 
-@with_tables
+@with_old_tables
 async def test_migrate_checks_and_does(database: Database, make_store: MakeStore) -> None:
     """`migrate` tells what is missing; with `check` it changes nothing; after it nothing is left."""
     made = await migrate(target_of(database), check=True)

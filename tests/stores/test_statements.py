@@ -91,7 +91,7 @@ async def recorded(server: Server) -> AsyncIterator[tuple[OnServer, TCPProxy, St
     recorder = OnServer(server)
     try:
         async with (
-            TCPProxy(server.host, server.port) as proxy,
+            TCPProxy(server.host, server.port, server.kind) as proxy,
             open_store(f"mysql://root@127.0.0.1:{proxy.port}/{recorder.schema}") as store,
         ):
             await store.read("big")

@@ -14,8 +14,8 @@ from aiolease._tracebacks import hide_values
 from aiolease.errors import AioleaseError, ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.events import describe
 from aiolease.stores.mysql.opening import Misconfigured, open_aiomysql, open_asyncmy
-from aiolease.stores.mysql.tls import Contexts, TLSRefused, final_failure
 from aiolease.stores.mysql.unofficial import send_utf8, tls_context, wait_for_ever
+from aiolease.stores.network.tls import Contexts, TLSRefused, final_failure
 
 Rows = list[tuple[Any, ...]]
 Execute = Callable[..., Awaitable[list[Rows]]]
@@ -39,6 +39,17 @@ _REJECTED = frozenset({
 })  # fmt: skip
 NO_SUCH_TABLE, UNKNOWN_COLUMN, TABLE_EXISTS = 1146, 1054, 1050
 _DENIED = frozenset({1044, 1142, 1227})
+_DEADLOCK = 1213
+_ENDED = frozenset({
+    0,  # the driver has closed it
+    1053,  # the server shuts down
+    1927,  # killed (MariaDB)
+    2006,  # gone away
+    2013,  # lost during the query
+    2055,  # lost while reading
+    3169,  # killed
+    4031,  # it was idle for too long
+})  # fmt: skip
 
 
 class Driver:
@@ -54,6 +65,26 @@ class Driver:
         """Makes one connection. If it is cancelled, it closes the unfinished connection."""
         self.cursor = cursor
         """The driver's plain cursor class: the pool may be set to another one."""
+
+    def drop(self, connection: Any) -> None:
+        """See `Connector.drop`."""
+        connection.close()
+
+    async def close(self, connection: Any) -> None:
+        """See `Connector.close`."""
+        await connection.ensure_closed()
+
+    def translate(self, error: BaseException) -> AioleaseError:
+        """See `Connector.translate`."""
+        return translate(self.description, error)
+
+    def is_deadlock(self, error: BaseException) -> bool:
+        """See `Connector.is_deadlock`."""
+        return error_number(error) == _DEADLOCK
+
+    def has_ended(self, error: BaseException) -> bool:
+        """See `Connector.has_ended`."""
+        return error_number(error) in _ENDED or isinstance(error, OSError | EOFError)
 
 
 Parameters = Callable[[], Mapping[str, Any]]
@@ -164,14 +195,6 @@ def engine_driver(engine: Any) -> Driver:
 def _description(parameters: Mapping[str, Any]) -> str:
     where = parameters.get("unix_socket") or f"{parameters.get('host') or 'localhost'}:{parameters.get('port') or 3306}"
     return f"mysql://{parameters.get('user') or ''}@{where}/{parameters.get('database') or parameters.get('db') or ''}"
-
-
-def listen(connection: Any, events: Mapping[str, Callable[..., None]]) -> None:
-    """Registers functions for events of an `AsyncConnection`; they hold until it is closed."""
-    from sqlalchemy import event
-
-    for name, function in events.items():
-        event.listen(connection.sync_connection, name, function)
 
 
 def error_number(error: BaseException) -> int | None:

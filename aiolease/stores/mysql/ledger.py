@@ -20,7 +20,7 @@ from aiolease.stores.mysql.drivers import Rows, error_number
 from aiolease.stores.mysql.enrolling import Enrolling
 from aiolease.stores.mysql.fence import FENCE_RESULTS, FenceSQL
 from aiolease.stores.mysql.pruning import Pruning
-from aiolease.stores.mysql.session import Session
+from aiolease.stores.mysql.session import MySQLSession
 from aiolease.stores.records import TermKey
 from aiolease.stores.sql.recording import AT_ONCE
 from aiolease.stores.sql.statement import Asked, Step
@@ -48,7 +48,9 @@ _COMMIT = f"COMMIT; SET @@SESSION.wait_timeout = {IDLE}"
 class MySQLLedger:
     """See `aiolease.stores.sql.sending.Sending`."""
 
-    def __init__(self, store: str, dialect: MySQLDialect, fence: FenceSQL, *, leader: Session, people: Session) -> None:
+    def __init__(
+        self, store: str, dialect: MySQLDialect, fence: FenceSQL, *, leader: MySQLSession, people: MySQLSession
+    ) -> None:
         """Makes it.
 
         Args:

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiolease.events import describe
-from aiolease.stores.mysql.connecting import CONNECT_LIMIT
-from aiolease.stores.mysql.resolve import resolve
+from aiolease.stores.network.connecting import CONNECT_LIMIT
+from aiolease.stores.network.resolve import resolve
 
 _TLS = 1 << 11
 """The capability flag of a server that offers TLS."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aiolease.stores.mysql.dialect import MySQLDialect, packet
-from aiolease.stores.mysql.session import Session
+from aiolease.stores.mysql.session import MySQLSession
 from aiolease.stores.sql.ledger import THIS_JOB, step_of
 from aiolease.stores.sql.recording import AT_ONCE, cut
 from aiolease.stores.sql.statement import Statement
@@ -21,7 +21,7 @@ _JOBS_AT_ONCE = 50
 class Pruning:
     """Deletes the oldest finished runs of jobs."""
 
-    def __init__(self, dialect: MySQLDialect, session: Session) -> None:
+    def __init__(self, dialect: MySQLDialect, session: MySQLSession) -> None:
         self._dialect = dialect
         self._session = session
         # Rows of skipped ticks first: an index finds them, and those of the runs are looked for among them.

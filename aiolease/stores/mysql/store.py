@@ -24,14 +24,14 @@ from aiolease.stores.mysql.drivers import Driver, Execute, Rows, execute, transl
 from aiolease.stores.mysql.fence import FenceSQL
 from aiolease.stores.mysql.lease import LeaseSQL
 from aiolease.stores.mysql.ledger import ASK_LIMIT, IDLE, MySQLLedger
-from aiolease.stores.mysql.lenders import DriverLender, Lender
-from aiolease.stores.mysql.polls import Polls
 from aiolease.stores.mysql.schema import MySQLSchema
-from aiolease.stores.mysql.session import Session
+from aiolease.stores.mysql.session import MySQLSession
 from aiolease.stores.mysql.settling import SETTLE, SETTLED
 from aiolease.stores.mysql.transactions import MySQLTransaction, fence_connection
 from aiolease.stores.mysql.waiting import Waiting
 from aiolease.stores.mysql.writes import Kind, Write, Writes
+from aiolease.stores.network.lending import DriverLender, Lender
+from aiolease.stores.network.polls import Polls
 from aiolease.stores.records import Lease, RunKey, TermKey
 from aiolease.stores.sql.ledger_store import SQLLedger
 from aiolease.stores.sql.rows import Rows as Records
@@ -55,14 +55,14 @@ class MySQLStore(SQLLedger):
             raise ConfigurationError("table_prefix", table_prefix, "use 1 to 40 letters, digits and underscores")
         self.description = driver.description
         self._driver = driver
-        self._lender = lender or DriverLender(driver.connect)
+        self._lender = lender or DriverLender(driver.connect, driver.close, driver.drop)
         dialect = MySQLDialect(table_prefix)
         records = Records(dialect)
         self._sql = LeaseSQL(self.description, table_prefix, dialect, records)
         self._schema = MySQLSchema(self.description, table_prefix, create=create_tables)
         self._ready = False
         self._leading: dict[str, float] = {}  # the leases that this process holds, and how long each lasts
-        self._lease_session = Session(driver, self._prepare_for_leases, stuck=0.2)
+        self._lease_session = MySQLSession(driver, self._prepare_for_leases, stuck=0.2)
         self._polls = Polls(self._read_many, self.description)
         self._waiting = Waiting(
             self._sql, self._lease_session, self._polls, run=self._run, leads=lambda: bool(self._leading)
@@ -76,9 +76,9 @@ class MySQLStore(SQLLedger):
             fence_table=dialect.table("fence"),
         )
         self._fence = FenceSQL(dialect)
-        self._other_session = Session(driver, self._prepare, stuck=ASK_LIMIT)
+        self._other_session = MySQLSession(driver, self._prepare, stuck=ASK_LIMIT)
         # What people ask must neither wait for the leader's writes nor delay them. The server ends it when it is idle.
-        self._asking_session = Session(driver, self._prepare, stuck=ASK_LIMIT)
+        self._asking_session = MySQLSession(driver, self._prepare, stuck=ASK_LIMIT)
         sessions = {"leader": self._other_session, "people": self._asking_session}
         ledger = MySQLLedger(self.description, dialect, self._fence, **sessions)
         super().__init__(dialect, records, ledger)

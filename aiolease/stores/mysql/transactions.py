@@ -16,8 +16,8 @@ from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.mysql.dialect import CHECK_FAILED
 from aiolease.stores.mysql.drivers import Rows, error_number, execute, plain_cursor, translate
 from aiolease.stores.mysql.fence import FENCE_RESULTS, FenceSQL
-from aiolease.stores.mysql.lenders import ROLLBACK_LIMIT, Lender
 from aiolease.stores.mysql.unofficial import has_pending
+from aiolease.stores.network.lending import ROLLBACK_LIMIT, Lender, behind
 from aiolease.stores.records import RunKey, TermKey
 
 _SAVEPOINT = "aiolease_transaction"
@@ -150,12 +150,7 @@ async def fence_connection(  # noqa: PLR0917
     if hasattr(connection, "flush"):  # a session: its unsent changes must come before the fence
         await connection.flush()  # the user's own SQL: what it raises comes out as it is
     try:
-        if hasattr(connection, "flush"):
-            connection = await connection.connection()
-        if hasattr(connection, "get_raw_connection"):
-            if not connection.in_transaction():
-                await connection.begin()
-            connection = (await connection.get_raw_connection()).driver_connection
+        connection = await behind(connection)
         if not hasattr(connection, "get_autocommit"):
             problem = "use a connection to the lease's database, or a session"
             raise ConfigurationError("connection", f"<{type(connection).__name__}>", problem)

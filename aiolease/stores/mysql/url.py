@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from aiolease.errors import ConfigurationError
-from aiolease.stores.mysql.tls import PARAMETERS, Contexts, TLSRefused, contexts
+from aiolease.stores.network.tls import PARAMETERS, Contexts, TLSRefused, contexts
 
 _KNOWN = frozenset({"charset", "unix_socket", *PARAMETERS})
 

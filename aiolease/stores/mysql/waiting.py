@@ -23,8 +23,8 @@ from aiolease._waiting import caller
 from aiolease.stores.contract import look_limit
 from aiolease.stores.mysql.drivers import Rows
 from aiolease.stores.mysql.lease import LeaseSQL
-from aiolease.stores.mysql.polls import Polls
-from aiolease.stores.mysql.session import Session
+from aiolease.stores.mysql.session import MySQLSession
+from aiolease.stores.network.polls import Polls
 from aiolease.stores.records import Lease
 
 _LATE = 0.5
@@ -49,7 +49,7 @@ class Waiting:
     def __init__(
         self,
         sql: LeaseSQL,
-        session: Session,
+        session: MySQLSession,
         polls: Polls,
         *,
         run: Callable[..., Awaitable[list[Rows]]],

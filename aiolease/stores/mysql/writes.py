@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from aiolease.errors import StoreUnavailable
 from aiolease.stores.mysql.drivers import Rows, error_number
+from aiolease.stores.network.polls import while_wanted
 
 _MOST = 100
 """How many writes one packet has at most: they take the server some 10 ms."""
@@ -242,20 +243,6 @@ class Writes:
         """Waits until nothing is under way. Call it once the connection is closed: then everything fails at once."""
         if self._task is not None:
             await asyncio.wait([self._task])
-
-
-async def while_wanted(query: asyncio.Future[Any], answers: dict[asyncio.Future[Any], Any]) -> None:
-    """Waits for the end of a query; cancels it when no caller waits for an answer any more."""
-    gone = asyncio.gather(*answers, return_exceptions=True)
-    ends: list[asyncio.Future[Any]] = [query, gone]
-    try:
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        if not query.done():
-            query.cancel()
-            await asyncio.wait([query])
-        if not query.cancelled():
-            query.exception()  # read, because there may be no caller left who reads it
 
 
 def _is_locked(error: BaseException) -> bool:

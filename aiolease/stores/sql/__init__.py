@@ -16,6 +16,8 @@ what the tables keep of a moment. Everything else stands here:
 How statements are sent is each database's own. MySQL's go out in packets, with a check between two statements, and many
 leases share one. SQLite's are one function in the thread of the file.
 
+PostgreSQL's are one statement each, or one message of several whose checks are in the statements.
+
 MySQL has a shape of its own for four statements. SQLite sends all of them as they stand here, and PostgreSQL can.
 
 * A claim writes lease and fence in one UPDATE of both tables (`mysql.lease`). Two statements would need a transaction,

@@ -75,6 +75,10 @@ class Dialect(ABC):
         NULL, or a moment before all others, if there is none.
         """
 
+    def as_read(self, moment: str) -> str:
+        """A column of a moment, as a statement selects it."""
+        return moment
+
     @abstractmethod
     def kept(self, moment: datetime) -> object:
         """What the tables keep of a moment."""

@@ -38,7 +38,8 @@ class OverviewStatements:
             for status in _FAILED
         )
         unfinished = (
-            f"SELECT job, SUM(status = 'running') AS running, SUM(status = 'queued') AS queued FROM {run} "
+            "SELECT job, SUM(CASE WHEN status = 'running' THEN 1 ELSE 0 END) AS running, "
+            f"SUM(CASE WHEN status = 'queued' THEN 1 ELSE 0 END) AS queued FROM {run} "
             f"{dialect.index('unfinished')} WHERE lease = :lease AND {UNFINISHED} GROUP BY job"
         )
         every = (

@@ -83,11 +83,7 @@ class Rows:
             "request": None,
             "earlier": None,
         }
-        own_words = {"now": dialect.now, "count": dialect.count}
-
-        def named(makes: _Makes, alias: str = "") -> str:
-            return ", ".join(f"{alias}{own_words.get(column, column)}" for column in makes)
-
+        named = _Named(dialect, frozenset({moment, moment_or_none}))
         self.lease_columns, self.job_columns, self.run_columns = map(named, (self._lease, self._job, self._run))
         self.seen_columns = f"{named(self._job, 'j.')}, {named(self._run, 'r.')}"
 
@@ -130,6 +126,23 @@ class Rows:
         Raises what `UNREADABLE` lists if its tick cannot be read.
         """
         return there((row[0], self.moment(row[1])), row, self.run)
+
+
+class _Named:
+    """Names columns as a statement selects them."""
+
+    def __init__(self, dialect: Dialect, moments: frozenset[Callable[[Any], Any]]) -> None:
+        self._dialect = dialect
+        self._moments = moments
+        self._own_words = {"now": dialect.now, "count": dialect.count}
+
+    def __call__(self, makes: _Makes, alias: str = "") -> str:
+        return ", ".join(
+            self._dialect.as_read(f"{alias}{column}")
+            if make in self._moments and column != "now"
+            else f"{alias}{self._own_words.get(column, column)}"
+            for column, make in makes.items()
+        )
 
 
 def _record(makes: _Makes, row: Row) -> dict[str, Any]:

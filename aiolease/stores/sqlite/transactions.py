@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from aiolease.errors import AioleaseError, CommitUnknown, ConfigurationError, StoreUnavailable, TransactionEnded
 from aiolease.events import describe
 from aiolease.stores.contract import FenceBroken, Refused
+from aiolease.stores.network.lending import behind
 from aiolease.stores.records import RunKey, TermKey
 from aiolease.stores.sql.lease import FenceStatements, of_run, of_term
 from aiolease.stores.sqlite.dialect import SQLiteDialect
@@ -156,16 +157,11 @@ class Fence:
 
 async def _raw(connection: Any) -> Any:
     """The connection of aiosqlite behind what the user gave. SQLAlchemy begins a transaction on its own connection."""
-    if hasattr(connection, "flush"):
-        connection = await connection.connection()
-    if hasattr(connection, "get_raw_connection"):
-        if not connection.in_transaction():
-            await connection.begin()
-        connection = (await connection.get_raw_connection()).driver_connection
-    if type(connection).__module__.partition(".")[0] != "aiosqlite":
+    raw = await behind(connection)
+    if type(raw).__module__.partition(".")[0] != "aiosqlite":
         problem = "use a connection to the lease's database, or a session"
-        raise ConfigurationError("connection", f"<{type(connection).__name__}>", problem)
-    return connection
+        raise ConfigurationError("connection", f"<{type(raw).__name__}>", problem)
+    return raw
 
 
 async def _is_to(connection: aiosqlite.Connection, path: Path) -> bool:

@@ -166,7 +166,7 @@ def assert_safe(told: list[str]) -> None:
 @pytest.mark.parametrize("kind", ["asyncmy", "aiomysql", "engine-asyncmy", "engine-aiomysql", "url"])
 async def test_an_outage_shows_no_password(mysql_server: Server, mysql_url: str, kind: str, told: list[str]) -> None:
     """The traceback of a job that meets an outage shows no variable, the driver's password least of all."""
-    async with TCPProxy(mysql_server.host, mysql_server.port) as proxy:
+    async with TCPProxy(mysql_server.host, mysql_server.port, mysql_server.kind) as proxy:
         async with target_of(kind, mysql_server, mysql_url, proxy) as target:
             heard = Recorder()
 

@@ -20,8 +20,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from aiolease import Leadership, leadership, run_as_leader
 from aiolease.events import Renewed
-from aiolease.stores.mysql.connecting import Connecting
-from aiolease.stores.mysql.resolve import resolve
+from aiolease.stores.network.connecting import Connecting
+from aiolease.stores.network.resolve import resolve
 from aiolease.testing import virtual_time
 from tests.campaigns import LIMIT, Recorder, database_of, sessions
 from tests.servers import MariaDBServer, Server, TCPProxy

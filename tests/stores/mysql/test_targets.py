@@ -200,34 +200,34 @@ async def test_an_unreachable_host_is_unavailable(log: list[str]) -> None:
     assert PLAIN not in "\n".join(log)
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "mysql://app:{}@host:port/db",
-        "mysql://app:{}@host:99999/db",
-        "mysql://app:{}@host",
-        "mysql://app:{}@host/",
-        "mysql://app:{}@host/a/b",
-        "mysql://app:{}@/db",
-        "mysql://app:{}@host/db?no_such=1",
-        "mysql://app:{}@host/db?ssl=perhaps",
-        "mysql://app:{}@[::1/db",
-        "postgresql://app:{}@host/db",
-        "mysql:app:{}@host/db",
-        # What people write who do not know that a URL has its own signs.
-        "mysql://app:{}/1@host/db",
-        "mysql://app:12/{}@host/db",
-        "mysql://app:{}#1@host/db",
-        "mysql://app:12#{}@host/db",
-        "mysql://app:{}?1@host/db",
-        "mysql://app:12?{}@host/db",
-        "mysql://app:12?{}=1@host/db",
-        "mysql://app:12/a?{}@host/db",
-        "mysql://app:a:{}@host:x/db",
-        "mysql://app:a@{}@host:x/db",
-        "mysql://app:a@{}/@host/db",
-    ],
-)
+MALFORMED = [
+    "mysql://app:{}@host:port/db",
+    "mysql://app:{}@host:99999/db",
+    "mysql://app:{}@host",
+    "mysql://app:{}@host/",
+    "mysql://app:{}@host/a/b",
+    "mysql://app:{}@/db",
+    "mysql://app:{}@host/db?no_such=1",
+    "mysql://app:{}@host/db?ssl=perhaps",
+    "mysql://app:{}@[::1/db",
+    "oracle://app:{}@host/db",
+    "mysql:app:{}@host/db",
+    # What people write who do not know that a URL has its own signs.
+    "mysql://app:{}/1@host/db",
+    "mysql://app:12/{}@host/db",
+    "mysql://app:{}#1@host/db",
+    "mysql://app:12#{}@host/db",
+    "mysql://app:{}?1@host/db",
+    "mysql://app:12?{}@host/db",
+    "mysql://app:12?{}=1@host/db",
+    "mysql://app:12/a?{}@host/db",
+    "mysql://app:a:{}@host:x/db",
+    "mysql://app:a@{}@host:x/db",
+    "mysql://app:a@{}/@host/db",
+]
+
+
+@pytest.mark.parametrize("url", [*MALFORMED, *(url.replace("mysql", "postgresql") for url in MALFORMED)])
 async def test_a_malformed_url_is_refused_without_its_password(url: str) -> None:
     """A URL that cannot work is a `ConfigurationError` of the call itself, which shows no part of the password."""
     with pytest.raises(ConfigurationError) as refused:

@@ -20,9 +20,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from aiolease import leadership
 from aiolease.errors import ConfigurationError, StoreRejected, StoreUnavailable
 from aiolease.events import Renewed
-from aiolease.stores.mysql import tls as tls_module
 from aiolease.stores.mysql.drivers import translate
 from aiolease.stores.mysql.url import parse_url
+from aiolease.stores.network import tls as tls_module
 from tests.campaigns import LIMIT, Recorder
 from tests.servers import MariaDBServer, MySQLServer, Server
 from tests.stores.mysql.certificates import Authority

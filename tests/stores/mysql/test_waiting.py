@@ -16,7 +16,7 @@ from aiolease import StoreUnavailable, leadership, open_store
 from aiolease._clock import boot_clock
 from aiolease.events import Elected, Following, Renewed
 from aiolease.stores.mysql import MySQLStore
-from aiolease.stores.mysql.polls import Polls
+from aiolease.stores.network.polls import Polls
 from aiolease.stores.records import Lease
 from tests.campaigns import (
     LIMIT,
@@ -187,7 +187,7 @@ async def test_a_lock_in_a_strangers_hands_is_not_needed(mysql_server: Server, m
     def listen(query: bytes) -> None:
         names.update(found.decode() for found in re.findall(rb"GET_LOCK\('(aiolease-[^']*)'", query))
 
-    async with TCPProxy(mysql_server.host, mysql_server.port) as proxy:
+    async with TCPProxy(mysql_server.host, mysql_server.port, mysql_server.kind) as proxy:
         proxy.on_query = listen
         async with leadership(through(mysql_url, proxy.port), timeout=LIMIT):
             pass
@@ -288,7 +288,7 @@ async def test_what_a_session_is_set_to(mysql_server: Server, mysql_url: str) ->
 async def test_the_server_ends_the_session_of_a_leader_that_vanished(mysql_server: Server, mysql_url: str) -> None:
     """A leader that falls silent, its connection open, blocks neither row nor lock for longer than its lease."""
     journal = Journal()
-    async with TCPProxy(mysql_server.host, mysql_server.port) as proxy:
+    async with TCPProxy(mysql_server.host, mysql_server.port, mysql_server.kind) as proxy:
         url = through(mysql_url, proxy.port)
         async with campaign(url, journal=journal, who="silent", lease_duration=3.0):
             first = await journal.leader()

@@ -12,5 +12,5 @@ from tests.stores.transactions.lending import Work
 @pytest.fixture
 def work(mysql_server: Server, mysql_url: str) -> Work:
     database = database_of(mysql_url)
-    mysql_server.sql("CREATE TABLE work (id BIGINT AUTO_INCREMENT PRIMARY KEY, who VARCHAR(40) UNIQUE)", database)
+    mysql_server.sql(f"CREATE TABLE work (id {mysql_server.serial}, who VARCHAR(40) UNIQUE)", database)
     return Work(mysql_server, database)

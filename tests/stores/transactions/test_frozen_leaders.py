@@ -18,10 +18,10 @@ import pytest
 
 from aiolease import leadership
 from aiolease._clock import boot_clock
-from aiolease.stores.mysql.lenders import EngineLender
-from tests.campaigns import LIMIT, until
+from aiolease.stores.network.lending import EngineLender
+from tests.campaigns import LIMIT, proxy_of, until
 from tests.project import ROOT
-from tests.servers import Action, Server, TCPProxy
+from tests.servers import Action, Server
 from tests.stores.mysql.connecting import SLACK
 from tests.stores.transactions.lending import COMMIT, Work, insert, lent, one_server
 
@@ -175,7 +175,10 @@ async def test_a_leader_frozen_behind_its_commit_has_committed(
     mysql_server: Server, mysql_url: str, work: Work
 ) -> None:
     """A leader that is frozen after it has sent its COMMIT holds up nobody: it is committed before the newer term."""
-    async with TCPProxy(mysql_server.host, mysql_server.port) as proxy, worker(mysql_url, "", port=proxy.port) as old:
+    async with (
+        proxy_of(mysql_server) as proxy,
+        worker(mysql_url, "", port=proxy.port) as old,
+    ):
         answered = asyncio.Event()
 
         def freeze(query: bytes) -> Action | None:

@@ -37,6 +37,16 @@ FENCED = [
 async def own_transaction(how: str, url: str, who: str) -> AsyncIterator[Any]:
     """A transaction of the user's own that has written a row, and is committed as its kind is; gives what to fence."""
     driver, kind = how.split()
+    if kind == "connection" and driver in {"asyncpg", "psycopg"}:
+        async with lent(driver, url) as lend:
+            connection = await lend.acquire()
+            try:
+                async with connection.transaction():
+                    await lend.run(connection, insert(who))
+                    yield connection
+            finally:
+                await lend.release(connection)
+        return
     if kind == "connection":
         async with lent(driver, url) as lend, lend.target.acquire() as connection:
             await connection.begin()
@@ -67,6 +77,12 @@ async def own_transaction(how: str, url: str, who: str) -> AsyncIterator[Any]:
         ("mariadb", "url", "aiomysql AsyncSession"),
         ("mariadb_snapshot", "asyncmy", "aiomysql AsyncConnection"),
         ("mysql9", "engine-aiomysql", "asyncmy connection"),
+        ("postgresql", "asyncpg", "psycopg connection"),
+        ("postgresql", "engine-psycopg", "asyncpg connection"),
+        ("postgresql", "url-psycopg", "asyncpg AsyncConnection"),
+        ("postgresql", "asyncpg", "psycopg AsyncConnection"),
+        ("postgresql", "psycopg", "asyncpg AsyncSession"),
+        ("postgresql", "url-asyncpg", "psycopg AsyncSession"),
     ],
     indirect=["mysql_server"],
 )
@@ -97,17 +113,22 @@ async def test_fence_lets_this_term_commit_and_no_older_one(mysql_url: str, work
         ("mariadb_snapshot", "asyncmy AsyncConnection"),
         ("mariadb_snapshot", "aiomysql AsyncSession"),
         ("mysql9", "asyncmy AsyncSession"),
+        ("postgresql", "asyncpg connection"),
+        ("postgresql", "psycopg AsyncSession"),
     ],
     indirect=["mysql_server"],
 )
 async def test_fence_outlasts_other_fences(mysql_url: str, work: Work, how: str) -> None:
     """A transaction of the user's own that read before others were fenced is fenced and commits."""
-    async with lent("asyncmy", mysql_url) as lend, leadership(lend.target) as lead:
+    kind = "asyncpg" if work.server.kind == "postgresql" else "asyncmy"
+    async with lent(kind, mysql_url) as lend, leadership(lend.target) as lead:
         async with own_transaction(how, mysql_url, "early") as own:
             if "AsyncSession" in how:
                 await own.execute(text("SELECT * FROM aiolease_fence"))
             else:
-                await Lent("engine" if "Async" in how else "pool", None, 1).run(own, "SELECT * FROM aiolease_fence")
+                await Lent("engine" if "Async" in how else how.split(maxsplit=1)[0], None, 1).run(
+                    own, "SELECT * FROM aiolease_fence"
+                )
             async with lead.transaction() as connection:
                 await lend.run(connection, insert("other"))
             await lead.fence(own)

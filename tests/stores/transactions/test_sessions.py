@@ -17,8 +17,11 @@ from tests.stores.transactions.lending import Boom, Row, Work, insert, lent, pai
 
 MODES = ["conditional_savepoint", "rollback_only", "create_savepoint"]
 
-engines = pairs(("mariadb", "engine-asyncmy"), ("mariadb", "engine-aiomysql"), ("mysql9", "engine-asyncmy"))
-an_engine = pairs(("mariadb", "engine-asyncmy"))
+engines = pairs(
+    ("mariadb", "engine-asyncmy"), ("mariadb", "engine-aiomysql"), ("mysql9", "engine-asyncmy"),
+    ("postgresql", "engine-asyncpg"), ("postgresql", "engine-psycopg"),
+)  # fmt: skip
+an_engine = pairs(("mariadb", "engine-asyncmy"), ("postgresql", "engine-asyncpg"))
 
 
 async def _flushes(session: AsyncSession) -> None:
@@ -196,8 +199,8 @@ async def test_what_follows_a_lost_connection_commits_nothing(
 
     async def go_on(connection: AsyncConnection) -> None:
         user = AsyncSession(bind=connection) if by == "session" else connection
-        number = (await user.execute(text("SELECT CONNECTION_ID()"))).scalar()
-        work.server.sql(f"KILL {number}")
+        number = (await user.execute(text(f"SELECT {work.server.own_id}"))).scalar_one()
+        work.server.end_session(number)
         for _ in range(3):
             with contextlib.suppress(SQLAlchemyError, TransactionEnded):
                 await user.execute(text(insert("row")))

@@ -16,8 +16,8 @@ from aiolease._clock import boot_clock
 from aiolease.events import Event, Lost
 from aiolease.stores.memory import MemoryTransaction
 from aiolease.testing import MemoryStore, virtual_time
-from tests.campaigns import LIMIT, Recorder
-from tests.servers import Server, TCPProxy
+from tests.campaigns import LIMIT, Recorder, proxy_of
+from tests.servers import Server
 from tests.stores.transactions.lending import Work, insert, lent, some_kinds
 
 T = TypeVar("T")
@@ -94,7 +94,10 @@ async def test_a_lost_connection_does_not_hold_up_the_end_of_a_term(
 ) -> None:
     """A leader whose answers are swallowed leaves its transaction before another may lead, and keeps no connection."""
     heard, ended = Recorder(), 0.0
-    async with TCPProxy(mysql_server.host, mysql_server.port) as proxy, lent(kind, mysql_url, port=proxy.port) as lend:
+    async with (
+        proxy_of(mysql_server) as proxy,
+        lent(kind, mysql_url, port=proxy.port) as lend,
+    ):
         with pytest.raises(LeadershipLost):
             async with leadership(lend.target, lease_duration=LEASE, on_event=heard) as lead:
                 try:

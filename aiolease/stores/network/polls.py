@@ -6,9 +6,9 @@ import asyncio
 import math
 import random
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from aiolease.errors import StoreUnavailable
-from aiolease.stores.mysql.writes import while_wanted
 from aiolease.stores.records import Lease
 
 _LIMIT = 10.0
@@ -99,3 +99,17 @@ class Polls:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+
+
+async def while_wanted(query: asyncio.Future[Any], answers: dict[asyncio.Future[Any], Any]) -> None:
+    """Waits for the end of a query; cancels it when no caller waits for an answer any more."""
+    gone = asyncio.gather(*answers, return_exceptions=True)
+    ends: list[asyncio.Future[Any]] = [query, gone]
+    try:
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not query.done():
+            query.cancel()
+            await asyncio.wait([query])
+        if not query.cancelled():
+            query.exception()  # read, because there may be no caller left who reads it

@@ -1,0 +1,200 @@
+"""The store on PostgreSQL: the lease.
+
+Three connections at most, however many leases this process has: one for the leases, one for the ledger, and one for
+what people ask.
+
+Each writing of a lease is one statement, a transaction of its own. A claim compares and swaps (token, beat), and writes
+the lease and the fence. How candidates wait for a release is told in `aiolease.stores.postgresql.waiting`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiolease._names import check_name
+from aiolease._waiting import time_limited
+from aiolease.errors import SchemaMissing, StoreRejected, StoreUnavailable
+from aiolease.stores.network.polls import Polls
+from aiolease.stores.postgresql.connectors import Connector
+from aiolease.stores.postgresql.dialect import Bound, LeaseDialect, PostgreSQLDialect
+from aiolease.stores.postgresql.fence import FenceSQL
+from aiolease.stores.postgresql.lease import LeaseSQL
+from aiolease.stores.postgresql.ledger import ASK_LIMIT, PostgreSQLLedger
+from aiolease.stores.postgresql.lenders import Beginning, OwnLender
+from aiolease.stores.postgresql.links import Link, Row
+from aiolease.stores.postgresql.schema import PostgreSQLSchema
+from aiolease.stores.postgresql.session import PostgreSQLSession
+from aiolease.stores.postgresql.settling import LOCK_WAIT, settle
+from aiolease.stores.postgresql.transactions import PostgreSQLTransaction, fence_connection
+from aiolease.stores.postgresql.waiting import Waiting
+from aiolease.stores.records import Lease, RunKey, TermKey
+from aiolease.stores.sql.ledger_store import SQLLedger
+from aiolease.stores.sql.rows import Rows
+
+_IMPATIENT = 0.1
+"""Seconds that a claim may wait for a row that somebody has locked, if this process leads other leases."""
+
+
+class PostgreSQLStore(SQLLedger):
+    """A `Store` on PostgreSQL 13 or newer."""
+
+    def __init__(
+        self,
+        connector: Connector,
+        lender: Beginning | None = None,
+        *,
+        table_prefix: str = "aiolease_",
+        create_tables: bool = True,
+    ) -> None:
+        dialect = PostgreSQLDialect(table_prefix)
+        leases = LeaseDialect(table_prefix)
+        self.description = connector.description
+        self._connector = connector
+        self._lender = lender or OwnLender(connector.open, connector.talk)
+        self._dialect = dialect
+        self._sql = LeaseSQL(self.description, leases, Rows(leases))
+        self._schema = PostgreSQLSchema(self.description, dialect, create=create_tables)
+        self._fence = FenceSQL(dialect)
+        self._ready = False
+        self._leading: set[str] = set()  # the leases that this process holds
+        self._lease_session = PostgreSQLSession(connector, self._prepare, stuck=0.2)
+        self._polls = Polls(self._read_many, self.description)
+        self._waiting = Waiting(self._polls, self._sql.channel)
+        self._ledger_session = PostgreSQLSession(connector, self._prepare, stuck=ASK_LIMIT)
+        # What people ask must not wait for what the leader writes, nor hold it up.
+        self._asking_session = PostgreSQLSession(connector, self._prepare, stuck=ASK_LIMIT)
+        sessions = {"leader": self._ledger_session, "people": self._asking_session}
+        super().__init__(dialect, Rows(dialect), PostgreSQLLedger(self.description, dialect, self._fence, **sessions))
+
+    # -- the sessions
+
+    async def _prepare(self, link: Link) -> None:
+        """Settles all that a server, a pool or a role may have set otherwise, and looks for the tables once."""
+        home, standby = await settle(link, self._dialect.table("lease"), self._dialect.schema)
+        if standby:
+            raise StoreUnavailable(self.description, "this server is a standby; the primary is looked for")
+        if home is not None and not {*"[]:%"}.isdisjoint(home):
+            raise StoreRejected(self.description, f"the name of the schema {home!r} has one of the characters [ ] : %")
+        if not self._ready:
+            await self._schema.find(link, home)
+            self._ready = True
+        self._sql.home = self._fence.home = home
+
+    async def _fetch(self, asked: Bound, *, repeat: bool = True) -> list[Row]:
+        """An exchange over the connection of the leases."""
+        try:
+            return await self._lease_session.fetch(asked, repeat=repeat)
+        except SchemaMissing:
+            self._ready = False  # somebody dropped the tables: the next connection looks for them, and makes them
+            raise
+
+    async def _read_many(self, names: list[str]) -> dict[str, Lease]:
+        async def work(link: Link) -> list[Row]:
+            # Before the reading: what is released between the two is heard.
+            await link.listen(self._waiting.wanted, self._waiting.ring)
+            self._waiting.listening(link)
+            return await link.fetch(*self._sql.read(names))
+
+        try:
+            rows = await self._lease_session.exchange(work)
+        except SchemaMissing:
+            self._ready = False
+            raise
+        return {lease.name: lease for lease in map(self._sql.lease, rows)}
+
+    # -- the lease
+
+    async def read(self, name: str) -> Lease | None:
+        """See `LeaseStore.read`."""
+        return (await self._read_many([name])).get(name)
+
+    async def watch(self, name: str, seconds: float, *, lease: Lease | None, poll: float, hint: bool) -> Lease | None:
+        """See `LeaseStore.watch`."""
+        return await self._waiting.watch(name, seconds, lease=lease, poll=poll, hint=hint)
+
+    async def claim(self, name: str, holder: str, duration: float, *, seen: Lease | None, force: bool) -> Lease | None:
+        """See `LeaseStore.claim`."""
+        if seen is None:
+            await self._fetch(self._sql.make(name))
+            seen = await self.read(name)
+            if seen is None or seen.holder is not None:
+                return seen
+        # The heartbeats of this process's other leases wait behind it.
+        patience = LOCK_WAIT if self._leading <= {name} else _IMPATIENT
+        claim = self._sql.claim(name, holder, duration, seen=seen, force=force, patience=patience)
+        rows = await self._fetch(claim)
+        if not rows:
+            return await self.read(name)
+        self._leading.add(name)
+        self._keep(duration)
+        self._waiting.won(name)
+        return self._sql.lease(rows[0])
+
+    async def renew(self, name: str, holder: str, token: int, beat: int, duration: float) -> Lease | None:
+        """See `LeaseStore.renew`."""
+        self._leading.add(name)
+        self._keep(duration)
+        rows = await self._fetch(self._sql.renew(name, holder, token, beat, duration))
+        return self._sql.lease(rows[0]) if rows else await self.read(name)
+
+    def _keep(self, duration: float) -> None:
+        """The connection is idle between heartbeats, at most for half of a lease."""
+        self._lease_session.fresh_for = max(self._lease_session.fresh_for, duration)
+
+    async def release(self, name: str, holder: str, token: int) -> bool:
+        """See `LeaseStore.release`."""
+        self._leading.discard(name)
+        released = bool(await self._fetch(self._sql.release(name, holder, token), repeat=False))
+        self._polls.wake()
+        return released
+
+    def abandon(self, name: str) -> None:
+        """See `LeaseStore.abandon`."""
+        self._leading.discard(name)
+        self._polls.wake()
+
+    async def begin(self) -> PostgreSQLTransaction:
+        """See `LeaseStore.begin`."""
+        return await PostgreSQLTransaction.begin(self.description, self._lender, self._connector.talk, self._fence)
+
+    async def fence(self, connection: Any, term: TermKey, final: RunKey | None = None, *, within: float) -> None:
+        """See `LeaseStore.fence`."""
+        await fence_connection(self.description, connection, self._fence, term, final, within=within)
+
+    # -- what people ask
+
+    async def status(self, name: str) -> Lease | None:
+        """See `Store.status`; over a connection of its own."""
+        check_name(name)
+        rows = await time_limited(ASK_LIMIT, self.description, self._asking_session.fetch(self._sql.read([name])))
+        return self._sql.lease(rows[0]) if rows else None
+
+    async def resign(self, name: str) -> int | None:
+        """See `Store.resign`."""
+        check_name(name)
+        call = self._asking_session.fetch_together(self._sql.resign(name))
+        rows = (await time_limited(ASK_LIMIT, self.description, call))[-1]
+        lease = self._sql.lease(rows[0]) if rows else None
+        return lease.resign_token if lease is not None and lease.holder is not None else None
+
+    async def migrate(self, *, check: bool) -> list[str]:
+        """See `aiolease.stores.migrate`. Over a connection of its own."""
+        link = None
+        try:
+            link = await self._connector.connect()
+            home, _ = await settle(link, self._dialect.table("lease"), self._dialect.schema)
+            statements = await self._schema.missing(link, home)
+            if statements and not check:
+                await self._schema.upgrade(link, home)
+            return statements
+        except Exception as error:
+            raise self._connector.translate(error) from error
+        finally:
+            if link is not None:
+                link.drop()
+
+    async def aclose(self) -> None:
+        """See `Store.aclose`."""
+        await self._polls.aclose()
+        for session in (self._lease_session, self._ledger_session, self._asking_session):
+            await session.aclose()

@@ -1,0 +1,41 @@
+"""What aiolease needs of a driver or a pool that has no public name there. Nothing else touches their private parts.
+
+By `getattr`, so that each such place is here and nowhere else: a new version of a driver is checked against this page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from typing import Any
+
+
+def pool_connects(pool: Any) -> tuple[Any, tuple[Any, ...], Mapping[str, Any]]:
+    """What a pool of asyncpg connects by, and with: a function, its arguments, and those with names."""
+    return _get(pool, "_connect"), _get(pool, "_connect_args"), _get(pool, "_connect_kwargs")
+
+
+async def pool_parameters(pool: Any) -> tuple[str, Mapping[str, Any]]:
+    """What a pool of psycopg connects with, as it is now: either may be a function that says so."""
+    if hasattr(pool, "_resolve_kwargs"):
+        conninfo: Awaitable[str] = _get(pool, "_resolve_conninfo")()
+        kwargs: Awaitable[Mapping[str, Any]] = _get(pool, "_resolve_kwargs")()
+        return await conninfo, await kwargs
+    return pool.conninfo or "", pool.kwargs or {}
+
+
+def forget_transaction(connection: Any) -> None:
+    """Tells asyncpg that its transaction is over: the COMMIT went out by another way than its own."""
+    connection = getattr(connection, "_con", connection)  # behind what a pool lends
+    if getattr(connection, "_top_xact", None) is not None:
+        setattr(connection, "_top_xact", None)  # noqa: B010 - see above
+
+
+def forget_adapted(adapted: Any) -> None:
+    """Tells SQLAlchemy's adapter of asyncpg the same: it would send a ROLLBACK, and the server would log a warning."""
+    for name, value in (("_transaction", None), ("_started", False)):
+        if hasattr(adapted, name):
+            setattr(adapted, name, value)
+
+
+def _get(thing: Any, name: str) -> Any:
+    return getattr(thing, name)

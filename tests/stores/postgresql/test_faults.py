@@ -1,0 +1,168 @@
+"""Calls that are cancelled, answers that are lost, servers that freeze, restart, or are standbys."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from typing import Any
+
+import pytest
+
+from aiolease import StoreUnavailable, leadership, open_store
+from aiolease._waiting import time_limited
+from aiolease.stores.contract import FenceBroken, Refused
+from tests.campaigns import LIMIT, apart, database_of, once, through
+from tests.servers import Action, PostgreSQLServer, TCPProxy
+from tests.stores.databases import claim, free, renew, row
+from tests.stores.ledgers import claiming, enrolled, now_of, run
+from tests.stores.transactions.lending import lent
+
+drivers = pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+
+
+def by(driver: str, url: str) -> str:
+    return apart(url.replace("postgresql:", f"postgresql+{driver}:"))
+
+
+@drivers
+async def test_whatever_is_cancelled_the_store_goes_on(postgresql_url: str, driver: str) -> None:
+    """Each call, cancelled at any moment, ends at once, takes effect as a whole or not, and leaves nothing behind."""
+    dice = random.Random(5)
+    async with open_store(by(driver, postgresql_url)) as store, open_store(apart(postgresql_url)) as other:
+        term = await enrolled(store, "a", "b")
+        beat = 100
+
+        async def record() -> None:
+            now = await now_of(store)
+            await store.record(term, claiming(run(term, "a", now), run(term, "b", now)))
+
+        async def transaction() -> None:
+            begun = await store.begin()
+            try:
+                await begun.connection.execute("SELECT 1")
+            finally:
+                await begun.roll_back()
+
+        for number in range(120):
+            beat += 1
+            calls: list[Any] = [
+                lambda: store.read("cron"),
+                lambda beat=beat: store.renew("cron", term.holder, term.token, beat, 30.0),
+                lambda: store.watch("cron", 5.0, lease=None, poll=5.0, hint=True),
+                lambda: store.take_stock("cron"),
+                record,
+                lambda: store.trigger("cron", "a"),
+                lambda: store.prune("cron", ["a", "b"], 2),
+                transaction,
+            ]
+            task = asyncio.create_task(calls[number % len(calls)]())
+            for _ in range(dice.randrange(10)):
+                await asyncio.sleep(0)
+            await asyncio.sleep(dice.choice([0, 0.0005, 0.001, 0.003, 0.01]))
+            task.cancel()
+            began = time.monotonic()
+            with contextlib.suppress(asyncio.CancelledError, Refused, StoreUnavailable):
+                await task
+            assert time.monotonic() - began < 2.0
+            async with asyncio.timeout(LIMIT):
+                lease = await row(store, "cron")
+            assert (lease.holder, lease.token) == (term.holder, term.token)
+            stock = await other.take_stock("cron")
+            ticks = [run.tick for run in stock.unfinished]
+            assert all(ticks.count(tick) == 2 for tick in ticks), "half of a batch"
+
+
+@drivers
+@pytest.mark.parametrize("fate", ["swallow", "cut"])
+async def test_a_lost_answer_costs_one_attempt(
+    postgresql: PostgreSQLServer, postgresql_url: str, driver: str, fate: Any
+) -> None:
+    """A claim and a batch whose answers are lost took effect, and may be asked again over a new connection."""
+    async with (
+        TCPProxy(postgresql.host, postgresql.port, "postgresql") as proxy,
+        open_store(by(driver, through(postgresql_url, proxy.port))) as store,
+    ):
+        term = await enrolled(store, "a")
+        lease = await row(store, "cron")
+        for beat in (20, 30, 40):  # by then psycopg has prepared it, too
+            await renew(store, lease, beat)
+
+        async def lost(statement: bytes, call: Any) -> None:
+            proxy.on_query = once(statement, Action(answer=fate))
+            with contextlib.suppress(StoreUnavailable):
+                await time_limited(1.0, "store", call)
+            proxy.on_query = None
+
+        now = await now_of(store)
+        await lost(b"aiolease fence", store.record(term, claiming(run(term, "a", now))))
+        with pytest.raises(Refused):  # it had taken effect
+            await store.record(term, claiming(run(term, "a", now)))
+        await lost(b"GREATEST", store.claim("cron", "next", 30.0, seen=await row(store, "cron"), force=True))
+        assert (await row(store, "cron")).holder == "next"
+        with pytest.raises(FenceBroken):
+            await store.record(term, claiming(run(term, "a", now)))
+
+
+@drivers
+async def test_a_frozen_server_is_given_up_by_each_attempt_and_found_again(
+    postgresql: PostgreSQLServer, postgresql_url: str, driver: str
+) -> None:
+    """Attempts end by their own limits; thawed, the server answers; what it was sent before undoes nothing."""
+    async with open_store(by(driver, postgresql_url)) as store:
+        lease = await claim(store, "cron")
+        postgresql.freeze()
+        for beat in (20, 30):
+            began = time.monotonic()
+            with pytest.raises(StoreUnavailable):
+                await time_limited(0.3, "store", renew(store, lease, beat))
+            assert time.monotonic() - began < 1.5
+        postgresql.thaw()
+        renewed = await renew(store, lease, 40)
+        assert renewed is not None
+        assert renewed.beat == 40
+        await asyncio.sleep(0.3)
+        assert (await row(store, "cron")).beat == 40
+
+
+@drivers
+async def test_a_server_that_restarts_is_found_again(
+    postgresql: PostgreSQLServer, postgresql_url: str, driver: str
+) -> None:
+    """After a crash: what was committed is there, and the next attempt connects anew."""
+    async with open_store(by(driver, postgresql_url)) as store:
+        lease = await claim(store, "cron")
+        await renew(store, lease, 20)
+        await asyncio.to_thread(postgresql.kill)
+        with pytest.raises(StoreUnavailable):
+            await store.read("cron")
+        await asyncio.to_thread(postgresql.recover)
+        found = await row(store, "cron")
+        assert (found.holder, found.token, found.beat) == (lease.holder, 1, 20)
+        await free(store, found)
+
+
+@drivers
+async def test_a_database_that_is_read_only_by_default(
+    postgresql: PostgreSQLServer, postgresql_url: str, driver: str
+) -> None:
+    """Our own sessions are settled to write all the same; the user's transactions obey it, and the term goes on."""
+    database = database_of(postgresql_url)
+    postgresql.sql(f'ALTER DATABASE "{database}" SET default_transaction_read_only = on')
+    async with leadership(by(driver, postgresql_url)) as lead:
+        with pytest.raises(Exception, match=r"read-only|25006"):
+            async with lead.transaction() as connection:
+                await connection.execute("CREATE TABLE never (id INT)")
+        lead.check()
+
+
+@drivers
+async def test_a_pool_that_is_exhausted_costs_no_lease(postgresql_url: str, driver: str) -> None:
+    """Our own connections are not the pool's."""
+    async with lent(driver, postgresql_url, size=1) as lend:
+        held = await lend.acquire()
+        async with leadership(lend.target, lease_duration=1.0) as lead:
+            await asyncio.sleep(1.5)
+            lead.check()
+        await lend.release(held)

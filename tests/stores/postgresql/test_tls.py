@@ -1,0 +1,98 @@
+"""TLS as a URL asks for it, on a server that has it, and on one that has none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aiolease import StoreRejected, open_store
+from tests.servers import PostgreSQLServer
+from tests.stores.mysql.certificates import Authority
+
+drivers = pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="aiolease-") as made:
+        os.chmod(made, 0o755)  # the server reads there as its own user
+        yield Path(made)
+
+
+@pytest.fixture(scope="module")
+def secured(folder: Path) -> Iterator[PostgreSQLServer]:
+    """A server with TLS; its certificate is for 127.0.0.1."""
+    if reason := PostgreSQLServer.available():
+        pytest.skip(reason)
+    certificate, key = Authority.make(folder).sign("127.0.0.1")
+    Authority.make(folder, "stranger")
+    if os.geteuid() == 0:
+        shutil.chown(key, "postgres")
+    key.chmod(0o600)
+    options = ["--ssl=on", f"--ssl_cert_file={certificate}", f"--ssl_key_file={key}"]
+    with PostgreSQLServer.start(options=options) as server:
+        server.create_database("shop")
+        yield server
+
+
+async def encrypted(url: str) -> bool:
+    """Whether our own connection, and one of a user's, are."""
+    async with open_store(url) as store:
+        await store.read("cron")
+        transaction = await store.begin()
+        try:
+            question = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE datname = 'shop'"
+            if hasattr(transaction.connection, "fetchval"):
+                return bool(await transaction.connection.fetchval(question))
+            row = await (await transaction.connection.execute(question)).fetchone()
+            return bool(row[0])
+        finally:
+            await transaction.roll_back()
+
+
+@drivers
+@pytest.mark.parametrize(
+    ("query", "host", "fate"),
+    [
+        ("", "127.0.0.1", True),
+        ("sslmode=disable", "127.0.0.1", False),
+        ("sslmode=require", "127.0.0.1", True),
+        ("ssl_mode=required", "localhost", True),
+        ("sslmode=verify-ca&sslrootcert={ca}", "localhost", True),
+        ("sslmode=verify-full&sslrootcert={ca}", "127.0.0.1", True),
+        ("sslrootcert={ca}", "127.0.0.1", True),
+        ("ssl_ca={ca}", "127.0.0.1", True),
+        ("sslmode=verify-full&sslrootcert={ca}", "localhost", None),
+        ("sslrootcert={ca}", "localhost", None),
+        ("sslmode=verify-ca&sslrootcert={stranger}", "127.0.0.1", None),
+        ("ssl_ca={stranger}", "127.0.0.1", None),
+    ],
+)
+async def test_tls_is_what_the_url_says(  # noqa: PLR0917 - its parameters
+    secured: PostgreSQLServer, folder: Path, driver: str, query: str, host: str, fate: bool | None
+) -> None:
+    """Encrypted, in the clear, or refused for good."""
+    files = {name: folder / f"{name}.pem" for name in ("ca", "stranger")}
+    url = f"postgresql+{driver}://postgres@{host}:{secured.port}/shop?{query.format(**files)}"
+    if fate is None:
+        with pytest.raises(StoreRejected, match="certificate"):
+            await encrypted(url)
+    else:
+        assert await encrypted(url) is fate
+
+
+@drivers
+async def test_a_server_without_tls_is_refused_if_tls_is_asked_for(postgresql: PostgreSQLServer, driver: str) -> None:
+    """And taken if nothing is said."""
+    url = f"postgresql+{driver}://postgres@127.0.0.1:{postgresql.port}/postgres"
+    async with open_store(f"{url}?sslmode=require") as store:
+        with pytest.raises(StoreRejected, match="SSL"):
+            await store.read("cron")
+    async with open_store(url, create_tables=False) as store:
+        with pytest.raises(Exception, match="missing"):
+            await store.read("cron")
