@@ -1,4 +1,4 @@
-"""Leader election and scheduled jobs for async Python, on the MySQL, MariaDB or SQLite that people already run.
+"""Leader election and scheduled jobs for async Python, on the MySQL, MariaDB, PostgreSQL or SQLite that people run.
 
 A fleet of identical processes agrees, through one row of the database, on one leader; jobs run only there::
 

@@ -18,7 +18,8 @@ from aiolease.events import Notice
 _PREFIX = "AIOLEASE_"
 _UNSET = (
     "not set: name the database that all copies share, as mysql://user:password@host:3306/database, "
-    "or as sqlite:////absolute.db if all run on one machine; the command line takes --url, too"
+    "as postgresql://user:password@host:5432/database, or as sqlite:////absolute.db if all run on one machine; "
+    "the command line takes --url, too"
 )
 
 _told: set[str] = set()

@@ -2,8 +2,8 @@
 
 Customers walk through live sessions with carts, owe invoices, want to hear of falling prices, and are written to
 through a queue. `Shop` holds the jobs on it as plain coroutines; it knows nothing of leases. `shop_database` runs its
-SQL on SQLite, MySQL and MariaDB, `shop_seed` fills it on its first day, `shop_visitors` are its customers. Amounts are
-in cents, moments in UTC.
+SQL on SQLite, MySQL, MariaDB and PostgreSQL, `shop_seed` fills it on its first day, `shop_visitors` are its customers.
+Amounts are in cents, moments in UTC.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ async def open_shop(
     """Opens the shop in the database that `url` names; whoever uses it first creates and fills it.
 
     Args:
-        url: ``sqlite:///file`` or ``mysql://user:password@host:port/database``.
+        url: ``sqlite:///file``, ``mysql://user:password@host:port/database`` or ``postgresql://…``.
         seed: What a new shop is filled with.
         session_timeout: For how long a session may idle before it ends.
 

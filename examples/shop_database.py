@@ -1,7 +1,7 @@
-"""A shop's database: one way to run the same SQL in a transaction on SQLite, MySQL or MariaDB.
+"""A shop's database: one way to run the same SQL in a transaction on SQLite, MySQL, MariaDB or PostgreSQL.
 
-Parameters are named, ``:like_this``, and always bound. Moments are bound as text in UTC, which both kinds of database
-compare in order, and the current moment is the database's, so that copies on several hosts agree on it.
+Parameters are named, ``:like_this``, and always bound. Moments are bound as text in UTC, which every kind of database
+compares in order, and the current moment is the database's, so that copies on several hosts agree on it.
 """
 
 from __future__ import annotations
@@ -76,6 +76,8 @@ class Database(Protocol):
 
     auto_id: str
     """How a table's definition says that the database numbers its rows."""
+    moment: str
+    """How a table's definition says that a column holds moments."""
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Begins one. Commits at the end of the block, rolls back if the block raises or is cancelled.
@@ -88,12 +90,12 @@ class Database(Protocol):
         """The transaction that somebody else has begun on `connection`, and will commit.
 
         Args:
-            connection: One of aiosqlite for SQLite, one of asyncmy for MySQL and MariaDB.
+            connection: One of aiosqlite for SQLite, of asyncmy for MySQL and MariaDB, of asyncpg for PostgreSQL.
         """
 
 
 def as_text(moment: datetime) -> str:
-    """A moment as both kinds of database store and compare it: UTC, always six digits of a second."""
+    """A moment as every kind of database takes and compares it: UTC, always six digits of a second."""
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
@@ -105,9 +107,12 @@ def insert(table: str, row: Parameters) -> tuple[str, Parameters]:
 
 @asynccontextmanager
 async def open_database(url: str) -> AsyncIterator[Database]:
-    """Opens the database that `url` names, ``sqlite:///file`` or ``mysql://user:password@host:port/database``.
+    """Opens the database that `url` names.
 
     Connects when the first transaction begins, not here.
+
+    Args:
+        url: ``sqlite:///file``, ``mysql://user:password@host:port/database`` or ``postgresql://…``.
 
     Raises:
         ShopError: The URL cannot be understood.
@@ -129,14 +134,29 @@ async def open_database(url: str) -> AsyncIterator[Database]:
 
         async with open_mysql(parts, port) as database:
             yield database
+    elif parts.scheme in {"postgresql", "postgres", "postgresql+asyncpg"} and parts.path.strip("/"):
+        async with _open_postgresql(parts.geturl()) as database:
+            yield database
     else:
-        raise ShopError("the shop's URL must look like sqlite:///shop.db or mysql://user:password@host:3306/database")
+        raise ShopError(
+            "the shop's URL must look like sqlite:///shop.db, mysql://user:password@host:3306/database "
+            "or postgresql://user:password@host:5432/database"
+        )
+
+
+def _open_postgresql(url: str) -> AbstractAsyncContextManager[Database]:
+    try:
+        from shop_postgresql import open_postgresql
+    except ModuleNotFoundError:
+        raise ShopError("the shop needs asyncpg for PostgreSQL: pip install 'aiolease[asyncpg]'") from None
+    return open_postgresql(url.replace("+asyncpg", "", 1))
 
 
 class _SQLite:
     """SQLite, in a thread of its own: a rollback waits for the cancelled statement before it."""
 
     auto_id = "INTEGER PRIMARY KEY"
+    moment = "DATETIME(6)"
 
     def __init__(self, path: str, thread: ThreadPoolExecutor) -> None:
         self._path = path

@@ -48,6 +48,7 @@ async def open_mysql(url: SplitResult, port: int | None) -> AsyncIterator[Databa
 
 class _MySQL:
     auto_id = "INTEGER AUTO_INCREMENT PRIMARY KEY"
+    moment = "DATETIME(6)"
 
     def __init__(self, pool: asyncmy.Pool) -> None:
         self._pool = pool

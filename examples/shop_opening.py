@@ -13,7 +13,7 @@ from loguru import logger
 from shop_database import Database, StatementFailed, as_text, insert
 from shop_seed import first_day
 
-# UNIQUE with the id at its end is the one spelling of an index that both kinds of database take inside a table.
+# UNIQUE with the id at its end is the one spelling of an index that every kind of database takes inside a table.
 TABLES: Final = (
     """CREATE TABLE IF NOT EXISTS shop_customer (
         id {auto_id},
@@ -34,7 +34,7 @@ TABLES: Final = (
         customer_id INTEGER NOT NULL,
         product_id INTEGER NOT NULL,
         wanted INTEGER NOT NULL,
-        notified_at DATETIME(6),
+        notified_at {moment},
         UNIQUE (notified_at, id),
         FOREIGN KEY (customer_id) REFERENCES shop_customer (id),
         FOREIGN KEY (product_id) REFERENCES shop_product (id)
@@ -42,9 +42,9 @@ TABLES: Final = (
     """CREATE TABLE IF NOT EXISTS shop_session (
         id {auto_id},
         customer_id INTEGER NOT NULL,
-        started_at DATETIME(6) NOT NULL,
-        seen_at DATETIME(6) NOT NULL,
-        ended_at DATETIME(6),
+        started_at {moment} NOT NULL,
+        seen_at {moment} NOT NULL,
+        ended_at {moment},
         UNIQUE (ended_at, seen_at, id),
         FOREIGN KEY (customer_id) REFERENCES shop_customer (id)
     )""",
@@ -63,7 +63,7 @@ TABLES: Final = (
         due_on DATE NOT NULL,
         paid_on DATE,
         bucket VARCHAR(8) NOT NULL,
-        reminded_at DATETIME(6),
+        reminded_at {moment},
         UNIQUE (customer_id, paid_on, id),
         UNIQUE (paid_on, due_on, id),
         UNIQUE (reminded_at, id),
@@ -76,8 +76,8 @@ TABLES: Final = (
         about INTEGER NOT NULL,
         state VARCHAR(8) NOT NULL,
         attempts INTEGER NOT NULL,
-        due_at DATETIME(6) NOT NULL,
-        sent_at DATETIME(6),
+        due_at {moment} NOT NULL,
+        sent_at {moment},
         UNIQUE (state, due_at, id),
         FOREIGN KEY (customer_id) REFERENCES shop_customer (id)
     )""",
@@ -87,14 +87,14 @@ TABLES: Final = (
         notification_id INTEGER NOT NULL,
         email VARCHAR(120) NOT NULL,
         subject VARCHAR(120) NOT NULL,
-        posted_at DATETIME(6) NOT NULL,
+        posted_at {moment} NOT NULL,
         UNIQUE (notification_id, id),
         UNIQUE (posted_at, id)
     )""",
     """CREATE TABLE IF NOT EXISTS shop_opening (
         id INTEGER PRIMARY KEY,
         seed BIGINT NOT NULL,
-        opened_at DATETIME(6) NOT NULL
+        opened_at {moment} NOT NULL
     )""",
 )
 
@@ -132,7 +132,7 @@ async def _create_and_fill(database: Database, seed: int) -> None:
     # A transaction of its own, because MySQL commits at every CREATE TABLE.
     async with database.transaction() as do:
         for table in TABLES:
-            await do.execute(table.format(auto_id=database.auto_id))
+            await do.execute(table.format(auto_id=database.auto_id, moment=database.moment))
     async with database.transaction() as do:
         now = await do.now()
         # First, so that the other processes wait here until this one has filled the shop, or has died of it.

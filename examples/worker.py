@@ -2,8 +2,9 @@
 
     python examples/worker.py                                                # on a SQLite file, shop.db
     AIOLEASE_URL=mysql://user:password@host/shop python examples/worker.py   # on MySQL or MariaDB
+    AIOLEASE_URL=postgresql://user:password@host/shop python examples/worker.py
 
-On SQLite it needs aiosqlite: ``pip install 'aiolease[aiosqlite]'``.
+On SQLite it needs aiosqlite, ``pip install 'aiolease[aiosqlite]'``; on PostgreSQL asyncpg.
 Ctrl-C lets the running jobs finish and hands over at once; after a ``kill -9`` another copy leads when the lease has
 expired. ``--fast`` runs every job every few seconds.
 """

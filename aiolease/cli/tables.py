@@ -13,7 +13,7 @@ from aiolease.errors import SchemaMissing
 from aiolease.stores import migrate as bring_up_to_date
 from aiolease.stores import schema as statements_of
 
-DIALECTS = ("mysql", "mariadb", "sqlite")
+DIALECTS = ("mysql", "mariadb", "postgresql", "sqlite")
 
 
 def schema(arguments: argparse.Namespace) -> int:

@@ -38,7 +38,7 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return url
 
 
-@pytest.fixture(params=["sqlite", "mariadb", "mysql9"])
+@pytest.fixture(params=["sqlite", "mariadb", "mysql9", "postgresql"])
 def any_url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each kind of database in turn, fresh, in AIOLEASE_URL."""
     if request.param == "sqlite":

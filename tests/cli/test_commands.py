@@ -143,8 +143,9 @@ def test_a_variable_that_nothing_reads_is_named(url: str) -> None:
     assert "AIOLEASE_NAM " in result.stderr
 
 
+@pytest.mark.parametrize("mysql_server", ["mariadb", "mysql9", "postgresql"], indirect=True)
 async def test_status_of_a_server(aiolease: Aiolease, mysql_url: str, mysql_server: Server) -> None:
-    """On MySQL and MariaDB `status` and `resign` work as on a file, and `status` makes no tables there either."""
+    """On a server `status` and `resign` work as on a file, and `status` makes no tables there either."""
     run = await in_thread(aiolease, "status", "--url", mysql_url)
     assert (run.status, run.out) == (1, "")
     assert "python -m aiolease schema" in run.err

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sqlite3
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from aiolease import open_store
+from aiolease.stores import schema as statements_of
 from tests.cli.commands import Aiolease, in_thread
 from tests.project import ROOT
-from tests.servers import Server
+from tests.servers import PostgreSQLServer, Server
 
 
 def test_schema_of_each_dialect(aiolease: Aiolease, tmp_path: Path) -> None:
@@ -19,6 +21,7 @@ def test_schema_of_each_dialect(aiolease: Aiolease, tmp_path: Path) -> None:
     text = (ROOT / "schema.sql").read_text(encoding="utf-8")
     assert aiolease("schema").out == text
     assert aiolease("schema", "--dialect", "mariadb").out == text
+    assert aiolease("schema", "--dialect", "postgresql").out == statements_of("postgresql")
     statements = aiolease("schema", "--dialect", "sqlite").out
     connection = sqlite3.connect(tmp_path / "made.db")
     connection.executescript(statements)
@@ -62,6 +65,20 @@ def test_migrate_of_an_older_version(aiolease: Aiolease, url: str, tmp_path: Pat
     assert aiolease("migrate", "--check").out == "the tables are of this version\n"
 
 
+def test_the_printed_tables_of_postgresql_are_whole(aiolease: Aiolease, postgresql: PostgreSQLServer) -> None:
+    """What `schema --dialect postgresql` prints makes the tables by hand, also twice; nothing is missing then."""
+    postgresql.recover()
+    name = f"test_{uuid4().hex[:12]}"
+    postgresql.create_database(name)
+    statements = aiolease("schema", "--dialect", "postgresql").out
+    for _ in range(2):
+        postgresql.sql(statements, name)
+    run = aiolease("migrate", "--check", "--url", postgresql.url(name))
+    assert (run.status, run.out, run.err) == (0, "the tables are of this version\n", "")
+    postgresql.drop_database(name)
+
+
+@pytest.mark.parametrize("mysql_server", ["mariadb", "mysql9", "postgresql"], indirect=True)
 def test_migrate_makes_the_tables_of_a_server(aiolease: Aiolease, mysql_url: str, mysql_server: Server) -> None:
     """Where there are no tables `migrate` makes them; `--check` names their statements."""
     run = aiolease("migrate", "--check", "--url", mysql_url)
@@ -70,6 +87,7 @@ def test_migrate_makes_the_tables_of_a_server(aiolease: Aiolease, mysql_url: str
     assert aiolease("status", "--url", mysql_url).status == 1
     run = aiolease("migrate", "--url", mysql_url)
     assert (run.status, run.err) == (0, "")
+    assert aiolease("migrate", "--check", "--url", mysql_url).out == "the tables are of this version\n"
     assert aiolease("status", "--url", mysql_url).out == "'default' never had a leader\n"
 
 

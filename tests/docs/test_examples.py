@@ -16,12 +16,13 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from shop import Shop, ShopError
 from shop_database import open_database
-from tests.servers import MariaDBServer, free_port
+from tests.servers import MariaDBServer, Server, free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LIMIT = 30.0
@@ -32,14 +33,18 @@ def environment(**variables: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(EXAMPLES.parent)} | variables
 
 
-@pytest.fixture(params=["sqlite", "mariadb"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture(params=["sqlite", "mariadb", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of an empty database, of each kind in turn."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/shop.db"
-    server = request.getfixturevalue("mariadb")
-    assert isinstance(server, MariaDBServer)
-    return server.url(request.getfixturevalue("own_database"))
+        yield f"sqlite:///{tmp_path}/shop.db"
+        return
+    server, name = request.getfixturevalue(request.param), f"shop_{uuid4().hex[:12]}"
+    assert isinstance(server, Server)
+    server.recover()
+    server.create_database(name)
+    yield server.url(name)
+    server.drop_database(name)
 
 
 def worker(folder: Path, *arguments: str, **variables: str) -> AbstractContextManager[subprocess.Popen[str]]:
@@ -97,6 +102,19 @@ def test_one_worker_leads_and_the_other_follows_it(url: str, tmp_path: Path) -> 
             other.kill()
             says(third, r"acquired leadership of 'default' \(term 3\)")
             says(third, r"ran '\w+' in")
+
+
+def test_jobs_run_where_nobody_leads(url: str, tmp_path: Path) -> None:
+    """`alone.py`, which `fleet.py` compares with, runs the same jobs on every kind of database, until Ctrl-C."""
+    log = tmp_path / "journal"
+    with python(tmp_path, str(EXAMPLES / "alone.py"), "--journal", str(log), AIOLEASE_URL=url) as process:
+        for line in ("closed", "aged the debts", "posting", r"queued [\d,]+ price", "purged"):
+            says(process, line)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(LIMIT) == 0
+    ends = [event for event in map(json.loads, log.read_text().splitlines()) if event["event"] == "RunFinished"]
+    assert len(ends) >= 3
+    assert {event["status"] for event in ends} == {"succeeded"}
 
 
 async def test_visitors_leave_though_a_driver_swallows_their_cancellation(tmp_path: Path) -> None:
@@ -225,7 +243,7 @@ def test_a_notification_is_sent_once_whenever_its_workers_die(url: str, tmp_path
     "variables",
     [
         {"AIOLEASE_URL": "mysql://nobody:s3cr3t@127.0.0.1:notaport/shop"},
-        {"AIOLEASE_URL": "postgres://nobody:s3cr3t@127.0.0.1/shop"},
+        {"AIOLEASE_URL": "oracle://nobody:s3cr3t@127.0.0.1/shop"},
         {"AIOLEASE_URL": "mysql://nobody:s3cr3t@127.0.0.1/"},
         {"AIOLEASE_NAME": "two words"},
         {"AIOLEASE_NAME": "x" * 101},

@@ -19,8 +19,8 @@ from aiolease.stores.sql.schema import (
 )
 
 WAY_OUT = (
-    "Run the statements of `aiolease schema --dialect postgresql` as a role that may create tables, grant CREATE on "
-    "the schema to the application's role, or name a schema in the prefix of the tables: 'ops.aiolease_'"
+    "Run what `python -m aiolease schema --dialect postgresql` prints as a role that may create tables, grant CREATE "
+    "on the schema to the application's role, or name a schema in the prefix of the tables: 'ops.aiolease_'"
 )
 
 # Names are compared byte for byte, whatever the database's collation. The rows of lease and fence are updated all the
