@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from tests.faults.harness import carry_out, servers
 from tests.faults.plan import SERVERS, Plan, ServerKind
 from tests.faults.verdict import Verdict
-from tests.servers import GaleraCluster, MariaDBServer, MySQLServer
+from tests.servers import GaleraCluster, MariaDBServer, MySQLServer, PostgreSQLServer
 
 ROUND = 60.0
 """Seconds of a round at the most."""
@@ -91,8 +91,9 @@ def rounds(server: ServerKind, seed: int, seconds: float) -> Tally:
 
 def missing(server: ServerKind) -> str | None:
     """Why a server cannot be had here."""
-    kinds: dict[str, type[MySQLServer | MariaDBServer | GaleraCluster]] = {
+    kinds: dict[str, type[MySQLServer | MariaDBServer | PostgreSQLServer | GaleraCluster]] = {
         "mysql": MySQLServer,
+        "postgresql": PostgreSQLServer,
         "galera": GaleraCluster,
         "mariadb": MariaDBServer,
         "faketime": MariaDBServer,

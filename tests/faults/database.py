@@ -6,9 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
-Driver = Literal["url", "asyncmy", "aiomysql", "sqlalchemy"]
+from tests.faults import postgresql
+
+Driver = Literal["url", "asyncmy", "aiomysql", "asyncpg", "psycopg", "sqlalchemy"]
 
 DRIVERS: tuple[Driver, ...] = ("asyncmy", "url", "aiomysql", "sqlalchemy")
+ON_POSTGRESQL: tuple[Driver, ...] = ("asyncpg", "url", "psycopg", "sqlalchemy")
 
 TABLES = (
     """CREATE TABLE effects (
@@ -27,6 +30,10 @@ TABLES = (
 @asynccontextmanager
 async def target(url: str, driver: Driver) -> AsyncIterator[Any]:
     """What the worker hands to aiolease."""
+    if url.startswith("postgresql:"):
+        async with postgresql.target(url, driver) as there:
+            yield there
+        return
     login, _, database = url.removeprefix("mysql://").rpartition("/")
     user, _, address = login.partition("@")
     host, _, port = address.partition(":")
@@ -64,6 +71,8 @@ async def execute(connection: Any, sql: str) -> Any:
     if hasattr(connection, "execute_fetchall"):  # aiosqlite's
         async with connection.execute(sql) as cursor:
             return await cursor.fetchone()
+    if hasattr(connection, "fetchrow"):  # asyncpg's
+        return await connection.fetchrow(sql)
     async with connection.cursor() as cursor:
         await cursor.execute(sql)
-        return await cursor.fetchone()
+        return await cursor.fetchone() if cursor.description else None

@@ -23,14 +23,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psycopg
 import pymysql
 
 from aiolease import StoreUnavailable, open_store
 from aiolease.stores import Store
 from aiolease.stores.records import RunRecord
 from tests.campaigns import through
+from tests.faults import postgresql
 from tests.faults.breakage import Breakage
-from tests.faults.database import DRIVERS, TABLES
+from tests.faults.database import DRIVERS, ON_POSTGRESQL, TABLES
 from tests.faults.havoc import HOG, Havoc, Worker
 from tests.faults.jobs import rules
 from tests.faults.journal import HARNESS, Journal, Line
@@ -39,7 +41,7 @@ from tests.faults.plan import WORKERS, Fault, Plan, Program, ServerKind
 from tests.faults.verdict import Verdict, judge
 from tests.faults.worker import Settings
 from tests.project import ROOT
-from tests.servers import GaleraCluster, MariaDBServer, MySQLServer, Server, TCPProxy
+from tests.servers import GaleraCluster, MariaDBServer, MySQLServer, PostgreSQLServer, Server, TCPProxy
 
 T = TypeVar("T")
 
@@ -70,6 +72,9 @@ def servers(kind: ServerKind) -> Iterator[Sequence[Server]]:
         case "mysql":
             with MySQLServer.start() as mysql:
                 yield [mysql]
+        case "postgresql":
+            with PostgreSQLServer.start() as server:
+                yield [server]
         case _:
             with MariaDBServer.start(faketime=kind == "faketime") as mariadb:
                 yield [mariadb]
@@ -101,6 +106,10 @@ class Run:
             journal=self._journal,
             lines=self._catch_up,
         )
+
+    @property
+    def _on_postgresql(self) -> bool:
+        return self.plan.server == "postgresql"
 
     @property
     def _steps(self) -> bool:
@@ -150,18 +159,25 @@ class Run:
         first = self._nodes[0]
         first.step_clock(0.0)
         await asyncio.to_thread(first.create_database, self._database)
-        for user in ("worker", HOG):
-            with contextlib.suppress(pymysql.Error):  # it is there from an earlier run
-                await asyncio.to_thread(first.create_user, user, "", f"ALL ON `{self._database}`.*")
-            first.sql(f"GRANT ALL ON `{self._database}`.* TO '{user}'@'%'")
-        for table in TABLES:
-            first.sql(table.format(increment="AUTO_INCREMENT"), self._database)
+        if self._on_postgresql:
+            tables = [table.format(increment="GENERATED ALWAYS AS IDENTITY") for table in TABLES]
+            await asyncio.to_thread(postgresql.prepare, first, self._database, ("worker", HOG), tables)
+        else:
+            await asyncio.to_thread(self._prepare, first)
         async with AsyncExitStack() as stack:
             for number in range(WORKERS):
                 node = self._node(number)
-                self._proxies.append(await stack.enter_async_context(TCPProxy(node.host, node.port)))
+                self._proxies.append(await stack.enter_async_context(TCPProxy(node.host, node.port, node.kind)))
             yield
         await asyncio.to_thread(first.drop_database, self._database)
+
+    def _prepare(self, first: Server) -> None:
+        for user in ("worker", HOG):
+            with contextlib.suppress(pymysql.Error):  # it is there from an earlier run
+                first.create_user(user, "", f"ALL ON `{self._database}`.*")
+            first.sql(f"GRANT ALL ON `{self._database}`.* TO '{user}'@'%'")
+        for table in TABLES:
+            first.sql(table.format(increment="AUTO_INCREMENT"), self._database)
 
     def _node(self, number: int) -> Server:
         return self._nodes[number % len(self._nodes)]
@@ -177,7 +193,8 @@ class Run:
 
     async def _start(self, number: int, program: Program | None = None) -> Worker:
         process = f"w{number}.{len(self._all) + 1}"
-        url, driver = self._url(number), DRIVERS[number % len(DRIVERS)] if self._nodes else "url"
+        drivers = ON_POSTGRESQL if self._on_postgresql else DRIVERS if self._nodes else ("url",)
+        url, driver = self._url(number), drivers[number % len(drivers)]
         settings = Settings(
             process=process,
             journal=str(self._file),
@@ -354,7 +371,7 @@ async def _patiently(ask: Callable[..., Awaitable[T]], *of: Any) -> T:
     while True:
         try:
             return await ask(*of)
-        except (StoreUnavailable, pymysql.Error):
+        except (StoreUnavailable, pymysql.Error, psycopg.Error):
             if time.monotonic() > deadline:
                 raise
         await asyncio.sleep(0.1)

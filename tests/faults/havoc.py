@@ -18,9 +18,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import psycopg
 import pymysql
 
 from aiolease.stores.sqlite.dialect import microseconds, moment
+from tests.faults import postgresql
 from tests.faults.jobs import rules
 from tests.faults.journal import Journal, Line
 from tests.faults.plan import NETWORK, Fault
@@ -224,6 +226,8 @@ class Havoc:
         return f"{killed} connections were killed" if killed else ""
 
     def _end_sessions(self, node: Server) -> int:
+        if node.kind == "postgresql":
+            return postgresql.end_sessions(node, self._database)
         with self._connect(node, "root") as session, session.cursor() as cursor:
             return self._kill_sessions(cursor)
 
@@ -258,6 +262,8 @@ class Havoc:
     async def _no_connections(self, fault: Fault) -> str:
         """Every connection that the server gives out is taken, and no worker has one."""
         node, taken = self._node(fault), list[Any]()
+        if node.kind == "postgresql":
+            return await self._no_more_for_workers(node, fault.seconds)
         until, refused, left = time.monotonic() + fault.seconds, "", 1
         with await asyncio.to_thread(self._connect, node, "root") as session, session.cursor() as cursor:
             cursor.execute("SELECT @@GLOBAL.max_connections")
@@ -276,6 +282,15 @@ class Havoc:
                 cursor.execute(f"SET GLOBAL max_connections = {usual}")
         return "" if left else f"{len(taken)} connections were taken: {refused}"
 
+    async def _no_more_for_workers(self, node: Server, seconds: float) -> str:
+        refused = await asyncio.to_thread(postgresql.let_in, node, self._database, nobody=True)
+        try:
+            ended = await asyncio.to_thread(postgresql.end_sessions, node, self._database)
+            await asyncio.sleep(seconds)
+        finally:
+            await asyncio.to_thread(postgresql.let_in, node, self._database, nobody=False)
+        return f"{ended} connections were ended: {refused}" if refused and ended else ""
+
     def _take(self, node: Server, taken: list[Any]) -> str:
         try:
             taken.append(self._connect(node, HOG))
@@ -286,6 +301,8 @@ class Havoc:
         return ""
 
     def _connect(self, node: Server, user: str) -> Any:
+        if node.kind == "postgresql":
+            return postgresql.connect(node, node.user if user == "root" else user, self._database)
         return pymysql.connect(
             host=node.host, port=node.port, user=user, database=self._database, read_timeout=10, ssl_disabled=True
         )
@@ -304,13 +321,13 @@ class Havoc:
         node, until = self._node(fault), time.monotonic() + fault.seconds
         waited = set[str]()
         with await asyncio.to_thread(self._connect, node, "root") as session, session.cursor() as cursor:
-            with contextlib.suppress(pymysql.Error):  # the cluster refuses it, or it lost a deadlock
+            with contextlib.suppress(pymysql.Error, psycopg.Error):  # the cluster refuses it, or it lost a deadlock
                 for table in tables:
                     await asyncio.to_thread(cursor.execute, f"SELECT * FROM {table} FOR UPDATE")
             while (left := until - time.monotonic()) > 0:
                 waited |= await asyncio.to_thread(_waited_for, node)
                 await asyncio.sleep(min(left, 0.2))
-            with contextlib.suppress(pymysql.Error):
+            with contextlib.suppress(pymysql.Error, psycopg.Error):
                 session.rollback()
         bit = sorted(table for table in tables if any(table in lock for lock in waited))
         return f"others waited for {', '.join(bit)}" if bit else ""
@@ -319,7 +336,7 @@ class Havoc:
         """A person sets a job's high tick back by some seconds: its ticks seem due again, and have rows."""
         names = sorted(rules(steps=False))
         job = names[int(fault.amount * len(names))]
-        with contextlib.suppress(pymysql.Error, sqlite3.Error):
+        with contextlib.suppress(pymysql.Error, psycopg.Error, sqlite3.Error):
             before = await asyncio.to_thread(self._set_back, job, fault)
             if before is None:
                 return ""
@@ -346,10 +363,12 @@ class Havoc:
     def _ask(self, sql: str, fault: Fault, *values: str | datetime) -> tuple[list[Any], int]:
         """Has a server, or the file, execute a statement: its rows, and how many it changed. Moments are aware."""
         if self._nodes:
-            naive = [value.replace(tzinfo=None) if isinstance(value, datetime) else value for value in values]
+            aware = self._node(fault).kind == "postgresql"
+            naive = [v.replace(tzinfo=None) if isinstance(v, datetime) and not aware else v for v in values]
             with self._connect(self._node(fault), "root") as session, session.cursor() as cursor:
                 cursor.execute(sql.replace("?", "%s"), naive)
-                found = [[value and value.replace(tzinfo=UTC) for value in row] for row in cursor.fetchall()]
+                rows = cursor.fetchall() if cursor.description else []
+                found = [[v and (v.astimezone(UTC) if aware else v.replace(tzinfo=UTC)) for v in row] for row in rows]
                 session.commit()
                 return found, cursor.rowcount
         numbers = [microseconds(value) if isinstance(value, datetime) else value for value in values]
@@ -470,6 +489,8 @@ class Havoc:
 
 def _waited_for(node: Server) -> set[str]:
     """The tables some row of which is waited for."""
+    if node.kind == "postgresql":
+        return postgresql.waited_for(node)
     if node.kind == "mysql":
         sql = "SELECT DISTINCT object_name FROM performance_schema.data_locks WHERE lock_status = 'WAITING'"
     else:

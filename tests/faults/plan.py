@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-ServerKind = Literal["mariadb", "mysql", "sqlite", "galera", "faketime"]
+ServerKind = Literal["mariadb", "mysql", "postgresql", "sqlite", "galera", "faketime"]
 
-SERVERS: tuple[ServerKind, ...] = ("mariadb", "mysql", "sqlite", "galera", "faketime")
+SERVERS: tuple[ServerKind, ...] = ("mariadb", "mysql", "postgresql", "sqlite", "galera", "faketime")
 
 Program = Literal["commits", "both", "serve", "background"]
 
@@ -81,6 +81,8 @@ _NODE = ("kill node", "restart node", "freeze node")
 DECKS: dict[ServerKind, tuple[str, ...]] = {
     "mariadb": (*_WORKER, *NETWORK, *_SHARED, *_SERVER),
     "mysql": (*_WORKER, *NETWORK, *_SHARED, *_SERVER),
+    # A server that is read-only is a standby, whose tests are those of the store.
+    "postgresql": (*_WORKER, *NETWORK, *(kind for kind in _SHARED if kind != "read-only"), *_SERVER),
     "sqlite": (*_WORKER, "lock file", "long reader", "meddle"),
     "galera": (*_WORKER, *NETWORK, *_SHARED, *_NODE),
     "faketime": (*_WORKER, *NETWORK, *_SHARED, *_SERVER, *["step clock"] * 12),

@@ -220,9 +220,10 @@ class Worker:
             Runner.run = term  # type: ignore[assignment, method-assign]
         Execution._call = called  # type: ignore[assignment, method-assign]
         from aiolease.stores.mysql import MySQLStore
+        from aiolease.stores.postgresql import PostgreSQLStore
         from aiolease.stores.sqlite import SQLiteStore
 
-        for store in (MySQLStore, SQLiteStore):
+        for store in (MySQLStore, PostgreSQLStore, SQLiteStore):
             cast(Any, store).record = self._recording(cast(Any, store).record)
 
     def _recording(self, record: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:

@@ -27,7 +27,7 @@ AWKWARD = {
     "default_transaction_read_only": "on",
     "default_transaction_deferrable": "on",
     "synchronous_commit": "off",
-    "statement_timeout": "1",
+    "statement_timeout": "100",  # time for the message that settles it, on a busy machine
     "lock_timeout": "1",
     "idle_in_transaction_session_timeout": "1",
     "idle_session_timeout": "300",  # of a session that is not settled yet
