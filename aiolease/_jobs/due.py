@@ -197,11 +197,13 @@ def too_late(key: RunKey, why: str, *, failed: bool = False) -> Change:
     return Change(key=key, was="queued", status="skipped", attempt=1, error=why, required=True)
 
 
-def withdrawn(key: RunKey, why: str, *, required: bool = True) -> Change:
+def withdrawn(key: RunKey, why: str, *, required: bool = True, had_succeeded: bool = False) -> Change:
     """The end of a run that waits for a further attempt, or was asked for by hand: that attempt has not begun.
 
-    It has failed as the attempt before it; if there was none, it is skipped.
+    It has failed as the attempt before it, or succeeded as that had; if there was none, it is skipped.
     """
+    if had_succeeded:
+        return Change(key=key, was="queued", status="succeeded", attempt=key.attempt - 1, required=required)
     if key.attempt > 1:
         return Change(key=key, was="queued", status="failed", attempt=key.attempt - 1, error=why, required=required)
     return Change(key=key, was="queued", status="skipped", attempt=1, error=why, required=required)

@@ -76,6 +76,27 @@ def test_backfill(aiolease: Aiolease, world: World) -> None:
     assert aiolease("backfill", "report", "--since", "2026-11-02", "--until", "2026-11-01").status == 2
 
 
+def test_a_backfill_says_of_which_ticks_no_row_is_left(aiolease: Aiolease, world: World) -> None:
+    """They may have run, and their rows are pruned; ticks from before the job was known have never run."""
+    known = TICK - 9 * DAY
+    for rows, since, told in (
+        ([1, 0], "2026-11-29", None),
+        ([1, 0], "2026-11-28", "2026-11-28 14:00:00"),
+        ([6, 7, 8, 0], "2026-11-22", None),
+        ([8, 0], "2026-11-01", None),
+        ([7, 0], "2026-11-01", "2026-11-22 14:00:00"),
+        ([], "2026-11-29", "2026-11-29 14:00:00"),
+    ):
+        world.job(known_since=known, schedule_since=known)
+        world.server.ledgers["default"].runs.clear()
+        for days in rows:
+            world.run(tick=TICK - days * DAY)
+        run = aiolease("backfill", "report", "--since", since)
+        assert run.status == 0
+        note = f"NOTE: no row is left of its tick {told} UTC: if that has run, it runs again"
+        assert (note in run.out) if told else ("NOTE" not in run.out), run.out
+
+
 def test_cancel(aiolease: Aiolease, world: World) -> None:
     """`cancel` writes the request, and says when the leader sees it."""
     world.job()

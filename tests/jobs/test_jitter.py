@@ -142,7 +142,7 @@ async def test_a_delayed_start_that_nobody_was_there_for_is_too_late_after_max_a
 
 @virtual
 async def test_a_delayed_start_does_not_use_up_the_time_of_retries() -> None:
-    """`max_age` counts from the moment to which `jitter` has delayed the start, for retries as for the first attempt."""
+    """`max_age` counts from the start that `jitter` has delayed, for retries as for the first attempt."""
     async with world() as here:
         tries: list[float] = []
 
