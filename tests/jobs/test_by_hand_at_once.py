@@ -131,3 +131,33 @@ async def test_much_of_what_another_leader_is_to_run_costs_no_endless_reading() 
         here.start(jobs)
         await here.until(60)
         assert len(work.ticks) == 1500
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+@virtual
+async def test_a_backfill_over_many_rows_of_a_former_schedule(skipped: bool) -> None:
+    """None of the 3,000 rows is of a tick of the schedule; behind them may lie a range of skipped ticks of it."""
+    async with world() as here:
+        work = Work()
+        process = here.start(registry(work, 100, history=None))
+        await here.until(10)
+        await process.end()
+        runs = here.server.ledgers["default"].runs
+        for number in range(3000):
+            tick = at(-3050.5 + number)
+            runs["job", tick] = RunRecord(job="job", tick=tick, token=1, holder="h", status="succeeded")
+        if skipped:
+            runs["job", at(0)] = RunRecord(
+                job="job", tick=at(0), token=1, holder="h", status="skipped", tick_from=at(-3500), count=36, error="why"
+            )  # fmt: skip
+        here.start(registry(work, 100, history=None))
+        await here.until(30)
+        await here.someone().backfill("default", "job", at(-3300), at(-100))
+        await here.until(90)
+        assert work.ticks == [float(tick) for tick in range(-3300, 0, 100)]
+        if skipped:
+            left = [row for row in here.records() if row.status == "skipped"]
+            assert [(row.tick, row.tick_from, row.count) for row in left] == [
+                (at(-3400), at(-3500), 2),
+                (at(0), None, 1),
+            ]
