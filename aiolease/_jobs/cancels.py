@@ -61,6 +61,7 @@ class Cancels:
         """
         requests = self._requests(stock)
         self._open = requests
+        self._more &= requests.keys()  # another may be gone: somebody has set the rows right
         for name, cancel_at in requests.items():
             is_new = self._seen.get(name) != cancel_at
             if is_new:
