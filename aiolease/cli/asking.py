@@ -68,6 +68,8 @@ async def _waited(lease: OpenLease, arguments: argparse.Namespace, tick: datetim
             run = await _end_of(lease, arguments.job, tick)
     except TimeoutError:
         return trouble(f"{_of(lease, arguments.job)} has not ended within {arguments.timeout:g} s; it goes on", 1)
+    if run is None:
+        return trouble(f"the row of {_of(lease, arguments.job)} is gone: it has ended, and the log says how", 1)
     if arguments.json:
         print_json(asdict(run))
     else:
@@ -76,11 +78,16 @@ async def _waited(lease: OpenLease, arguments: argparse.Namespace, tick: datetim
     return 0 if run.status == "succeeded" else 1
 
 
-async def _end_of(lease: OpenLease, job: str, tick: datetime) -> RunRecord:
+async def _end_of(lease: OpenLease, job: str, tick: datetime) -> RunRecord | None:
+    """The run once it has ended; ``None`` if its row was there and is not: a run of an old tick is pruned at once."""
+    was_there = False
     while True:
         rows = await lease.ask(lambda store: store.look_up(lease.name, [(job, tick)]))
         if rows and rows[0].status not in {"queued", "running"}:
             return rows[0]
+        if was_there and not rows:
+            return None
+        was_there = bool(rows)
         await asyncio.sleep(_LOOK)
 
 

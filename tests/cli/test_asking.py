@@ -212,6 +212,22 @@ async def test_rerun_and_wait_for_programs(aiolease: Aiolease, world: World) -> 
     assert (told["status"], told["attempt"]) == ("succeeded", 2)
 
 
+async def test_a_row_that_was_pruned_is_not_waited_for(aiolease: Aiolease, world: World) -> None:
+    """The run of an old tick has ended, and its row was the oldest of those that are kept: the command ends, too."""
+    world.job()
+    world.run("failed", error="E")
+    waiting = asyncio.create_task(
+        in_thread(aiolease, "rerun", "report", "2026-11-30 14:00", "--wait", "--timeout", "9")
+    )
+    while row_of(world).status != "queued":
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.6)
+    del world.server.ledgers["default"].runs["report", TICK]
+    run = await waiting
+    assert run.status == 1
+    assert run.err == "aiolease: the row of 'report' of 'default' is gone: it has ended, and the log says how\n"
+
+
 def test_a_wait_may_have_an_end(aiolease: Aiolease, world: World) -> None:
     """With `--timeout` the command stops waiting; the run goes on."""
     world.job()
