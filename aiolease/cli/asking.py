@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from aiolease._jobs.in_words import moment_text, tick_text
+from aiolease._jobs.schedule import read_schedule
 from aiolease.cli.lease import OpenLease, on_lease
 from aiolease.cli.printing import one_line, print_json, print_line, trouble
 from aiolease.stores.records import RunRecord
+
+_MOMENT = timedelta(microseconds=1)
 
 _LOOK = 0.5
 """Seconds between two looks at a run that is waited for."""
@@ -65,6 +68,8 @@ async def _waited(lease: OpenLease, arguments: argparse.Namespace, tick: datetim
             run = await _end_of(lease, arguments.job, tick)
     except TimeoutError:
         return trouble(f"{_of(lease, arguments.job)} has not ended within {arguments.timeout:g} s; it goes on", 1)
+    if run is None:
+        return trouble(f"the row of {_of(lease, arguments.job)} is gone: it has ended, and the log says how", 1)
     if arguments.json:
         print_json(asdict(run))
     else:
@@ -73,11 +78,16 @@ async def _waited(lease: OpenLease, arguments: argparse.Namespace, tick: datetim
     return 0 if run.status == "succeeded" else 1
 
 
-async def _end_of(lease: OpenLease, job: str, tick: datetime) -> RunRecord:
+async def _end_of(lease: OpenLease, job: str, tick: datetime) -> RunRecord | None:
+    """The run once it has ended; ``None`` if its row was there and is not: a run of an old tick is pruned at once."""
+    was_there = False
     while True:
         rows = await lease.ask(lambda store: store.look_up(lease.name, [(job, tick)]))
         if rows and rows[0].status not in {"queued", "running"}:
             return rows[0]
+        if was_there and not rows:
+            return None
+        was_there = bool(rows)
         await asyncio.sleep(_LOOK)
 
 
@@ -86,11 +96,25 @@ async def backfill(lease: OpenLease, arguments: argparse.Namespace) -> int:
     """Has the ticks of a range run that have no run, or were skipped."""
     job, since, until = arguments.job, arguments.since, arguments.until or datetime.now(UTC)
     await lease.ask(lambda store: store.backfill(lease.name, job, since, until))
+    without = await _without_row(lease, job, since, until)
     text = (
         f"asked for a backfill of {_of(lease, job)} from {_shown(since)} to {_shown(until)}: its ticks run "
         f"{await _when(lease)}, behind what is due; `aiolease runs {job}` shows them, `aiolease cancel {job}` ends it"
     )
-    return _said(arguments, lease, text, since=since, until=until)
+    if without is not None:
+        text += f". NOTE: no row is left of its tick {tick_text(without)} UTC: if that has run, it runs again"
+    return _said(arguments, lease, text, since=since, until=until, without_row=without)
+
+
+async def _without_row(lease: OpenLease, job: str, since: datetime, until: datetime) -> datetime | None:
+    """The first tick of a span that has no row, although the job was known by then: the row may have been pruned."""
+    seen = (await lease.ask(lambda store: store.overview(lease.name, [job]))).jobs.get(job)
+    if seen is None or (schedule := read_schedule(seen.record.schedule, seen.record.timezone)) is None:
+        return None
+    first = schedule.next_after(max(since - _MOMENT, seen.record.known_since))
+    rows = await lease.ask(lambda store: store.rows_from(lease.name, job, since, 1))
+    kept_since = rows[0].tick_from or rows[0].tick if rows else seen.record.settled_until + _MOMENT
+    return first if first is not None and first < kept_since and first <= until else None
 
 
 @on_lease

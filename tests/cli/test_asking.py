@@ -76,6 +76,27 @@ def test_backfill(aiolease: Aiolease, world: World) -> None:
     assert aiolease("backfill", "report", "--since", "2026-11-02", "--until", "2026-11-01").status == 2
 
 
+def test_a_backfill_says_of_which_ticks_no_row_is_left(aiolease: Aiolease, world: World) -> None:
+    """They may have run, and their rows are pruned; ticks from before the job was known have never run."""
+    known = TICK - 9 * DAY
+    for rows, since, told in (
+        ([1, 0], "2026-11-29", None),
+        ([1, 0], "2026-11-28", "2026-11-28 14:00:00"),
+        ([6, 7, 8, 0], "2026-11-22", None),
+        ([8, 0], "2026-11-01", None),
+        ([7, 0], "2026-11-01", "2026-11-22 14:00:00"),
+        ([], "2026-11-29", "2026-11-29 14:00:00"),
+    ):
+        world.job(known_since=known, schedule_since=known)
+        world.server.ledgers["default"].runs.clear()
+        for days in rows:
+            world.run(tick=TICK - days * DAY)
+        run = aiolease("backfill", "report", "--since", since)
+        assert run.status == 0
+        note = f"NOTE: no row is left of its tick {told} UTC: if that has run, it runs again"
+        assert (note in run.out) if told else ("NOTE" not in run.out), run.out
+
+
 def test_cancel(aiolease: Aiolease, world: World) -> None:
     """`cancel` writes the request, and says when the leader sees it."""
     world.job()
@@ -189,6 +210,22 @@ async def test_rerun_and_wait_for_programs(aiolease: Aiolease, world: World) -> 
     world.server.ledgers["default"].runs["report", TICK] = replace(row, status="succeeded", attempt=2, error=None)
     told = json.loads((await waiting).out)
     assert (told["status"], told["attempt"]) == ("succeeded", 2)
+
+
+async def test_a_row_that_was_pruned_is_not_waited_for(aiolease: Aiolease, world: World) -> None:
+    """The run of an old tick has ended, and its row was the oldest of those that are kept: the command ends, too."""
+    world.job()
+    world.run("failed", error="E")
+    waiting = asyncio.create_task(
+        in_thread(aiolease, "rerun", "report", "2026-11-30 14:00", "--wait", "--timeout", "9")
+    )
+    while row_of(world).status != "queued":
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.6)
+    del world.server.ledgers["default"].runs["report", TICK]
+    run = await waiting
+    assert run.status == 1
+    assert run.err == "aiolease: the row of 'report' of 'default' is gone: it has ended, and the log says how\n"
 
 
 def test_a_wait_may_have_an_end(aiolease: Aiolease, world: World) -> None:
