@@ -14,12 +14,12 @@ from datetime import datetime, timedelta
 
 from aiolease._jobs.schedule import Schedule
 from aiolease._jobs.why.clocks import is_tick
-from aiolease._jobs.why.facts import Facts, Verdict, Why
-from aiolease._jobs.why.gaps import tell_future, tell_no_tick, tell_unclaimed
+from aiolease._jobs.why.facts import Facts, Verdict, Why, with_last_end
+from aiolease._jobs.why.gaps import resumes, tell_future, tell_no_tick, tell_pause, tell_unclaimed
 from aiolease._jobs.why.rows import tell_row
 from aiolease.stores.records import RunRecord
 
-__all__ = ["Facts", "Verdict", "Why", "latest", "reading_start", "why"]
+__all__ = ["Facts", "Verdict", "Why", "latest", "reading_start", "run_meant", "why"]
 
 _MOMENT = timedelta(microseconds=1)
 
@@ -32,16 +32,15 @@ def why(facts: Facts, moment: datetime | None = None) -> Why:
         moment: When; its latest tick if none is given. A tick within the same minute, second or millisecond is meant,
             too, if the moment has no seconds, or no parts of them.
     """
-    schedule = facts.schedule
-    asked = moment if moment is not None else latest(facts)
-    row = _row_of(facts, asked)
-    if row is None and (schedule is None or not is_tick(schedule, asked)):
-        asked = _nearby(facts, schedule, asked) or asked
-        row = _row_of(facts, asked)
+    facts, schedule = with_last_end(facts), facts.schedule
+    asked, row = run_meant(facts, moment if moment is not None else latest(facts))
     answer = Why(moment=asked, verdict="no row")
     if row is not None:
         answer.moment = row.tick if row.tick_from is None else asked
         tell_row(facts, row, answer)
+        if answer.moment == latest(facts) and (pause := tell_pause(facts, answer.moment)):
+            answer.sentences.append(f"{pause} Ticks after this one are not run.")
+            answer.commands += resumes(facts, answer.moment)
     elif schedule is None:
         answer.sentences.append(
             f"There is no row of {facts.at(asked)}, and this version does not know its schedule, "
@@ -54,6 +53,19 @@ def why(facts: Facts, moment: datetime | None = None) -> Why:
     else:
         tell_unclaimed(facts, answer)
     return answer
+
+
+def run_meant(facts: Facts, moment: datetime) -> tuple[datetime, RunRecord | None]:
+    """The tick that somebody means with a moment, and its row: ``None`` if it has none.
+
+    In a range of ticks that were skipped together the row is that of the range.
+    """
+    schedule = facts.schedule
+    row = _row_of(facts, moment)
+    if row is None and (schedule is None or not is_tick(schedule, moment)):
+        moment = _nearby(facts, schedule, moment) or moment
+        row = _row_of(facts, moment)
+    return moment, row
 
 
 def latest(facts: Facts) -> datetime:
@@ -77,8 +89,14 @@ def _row_of(facts: Facts, moment: datetime) -> RunRecord | None:
     """The row of a tick, or of a range of skipped ones in which it lies."""
     for run in facts.rows:
         if run.tick == moment or (run.tick_from is not None and run.tick_from <= moment <= run.tick):
-            return run
+            return run if moment in {run.tick, run.tick_from} or _may_be_tick(facts, moment) else None
     return None
+
+
+def _may_be_tick(facts: Facts, moment: datetime) -> bool:
+    """False if the job was not due at a moment. Of a former schedule, or one of another version, that is not known."""
+    schedule = facts.schedule
+    return schedule is None or moment <= facts.record.schedule_since or is_tick(schedule, moment)
 
 
 def _nearby(facts: Facts, schedule: Schedule | None, moment: datetime) -> datetime | None:
