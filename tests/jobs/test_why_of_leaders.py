@@ -8,7 +8,7 @@ from datetime import timedelta
 from aiolease import JobRegistry
 from aiolease._jobs.why import Why, why
 from aiolease.cli.lease import OpenLease
-from aiolease.cli.looking import facts_of
+from aiolease.cli.seen import facts_of
 from tests.jobs.worlds import Work, World, nothing, registry, seconds, world
 from tests.virtual import START, virtual
 

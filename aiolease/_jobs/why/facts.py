@@ -9,6 +9,7 @@ from typing import Literal
 
 from aiolease._jobs.in_words import moment_text, span, tick_text
 from aiolease._jobs.schedule import Schedule, read_schedule
+from aiolease._jobs.standing import is_silent
 from aiolease.stores.records import JobRecord, Lease, RunRecord
 from aiolease.stores.seen import TermRecord
 
@@ -167,13 +168,11 @@ def _goes_on(facts: Facts, term: TermRecord) -> bool:
 
 
 def tell_of_silence(facts: Facts) -> list[str]:
-    """Tells that the leader has missed a renewal; nothing if it has not.
-
-    Two renewals are less than half a lease apart, whatever the settings.
-    """
+    """Tells that the leader has missed a renewal; nothing if it has not."""
     lease = facts.lease
-    if lease is None or lease.free or (silent := (lease.now - lease.renewed_at).total_seconds()) <= lease.duration / 2:
+    if lease is None or not is_silent(lease):
         return []
+    silent = (lease.now - lease.renewed_at).total_seconds()
     text = (
         f"The leader, {lease.holder} (term {lease.token}), has not renewed its lease for {span(silent)}: it may be "
         f"dead, frozen, or cut off from the database. If it stays so, another may lead from "
