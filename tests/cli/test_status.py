@@ -225,8 +225,8 @@ def test_check_says_what_is_wrong_in_one_line(aiolease: Aiolease, world: World) 
     run = aiolease("check")
     assert (run.status, run.err) == (1, "")
     assert run.out.startswith(
-        "NOT OK: nobody leads 'default' since 2026-11-30 17:59:00 UTC: term 7 was released; 'report' has failed: E: one "
-        "two, at "
+        "NOT OK: nobody leads 'default' since 2026-11-30 17:59:00 UTC: term 7 was released; 'report' has failed: E: "
+        "one two, at "
     )
     assert run.out.count("\n") == 1
     told = json.loads(aiolease("check", "--json").out)

@@ -281,6 +281,25 @@ def test_a_leader_that_is_silent(status: str) -> None:
     assert "has not renewed" not in said(ask(tick, record, *rows, busy=1))
 
 
+def test_a_trigger_that_waits() -> None:
+    """A trigger that no leader has claimed yet is told as such, and what it waits for."""
+    asked = NOW - SECOND + timedelta(microseconds=123)
+    for facts, text in (
+        ({}, "The leader sees it at its next heartbeat."),
+        ({"lease": lease(free=True)}, "It runs when somebody leads."),
+        ({"lease": lease(8)}, "That process has no such job: it runs when a leader has it."),
+        (
+            {"lease": replace(lease(), renewed_at=NOW - 17 * SECOND, expires_at=NOW + 13 * SECOND)},
+            "has not renewed its lease for 17.0 s",
+        ),
+    ):
+        for moment in (asked, asked.replace(microsecond=0), None):
+            answer = ask(moment, job(requested_at=asked), run(), **facts)
+            assert (answer.verdict, answer.moment) == ("triggered", asked)
+            assert answer.sentences[0].startswith("Somebody triggered it at 2026-11-30 17:59:59")
+            assert text in said(answer)
+
+
 def test_the_leader_lacks_the_job() -> None:
     """A leader that has said which jobs it has, this one not among them: another application, or version."""
     answer = ask(TICK, job(high_tick=TICK - DAY, token=6), run(tick=TICK - DAY))

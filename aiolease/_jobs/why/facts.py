@@ -30,6 +30,7 @@ Verdict = Literal[
     "set aside",
     "held",
     "due now",
+    "triggered",
     "not claimed",
     "settled by hand",
     "no row",

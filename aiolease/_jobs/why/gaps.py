@@ -66,6 +66,17 @@ def tell_future(facts: Facts, why: Why) -> None:
         why.sentences.append(f"{tell_who_leads(facts)} That process has no such job.")
 
 
+def tell_triggered(facts: Facts, why: Why) -> None:
+    """Tells of a trigger that no leader has claimed yet."""
+    _say(why, "triggered", f"Somebody triggered it at {facts.at(why.moment)}, and no leader has claimed that yet.")
+    if not facts.led:
+        why.sentences.append(f"{tell_who_leads(facts)} It runs when somebody leads.")
+    elif _is_without(facts):
+        why.sentences.append(f"{tell_who_leads(facts)} That process has no such job: it runs when a leader has it.")
+    else:
+        why.sentences += tell_of_silence(facts) or ["The leader sees it at its next heartbeat."]
+
+
 def tell_unclaimed(facts: Facts, why: Why) -> None:
     """Tells of a tick that fell due, and has no row."""
     if _tell_before(facts, why.moment, why) or _tell_settled(facts, why):

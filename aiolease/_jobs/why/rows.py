@@ -226,7 +226,7 @@ def _tell_skipped(facts: Facts, row: RunRecord, why: Why) -> None:
         why.sentences += _what_went_on(facts, [run for run in facts.rows if run.tick < first], first)
     elif reason.endswith(("s late", "nobody led when they fell due", _NEWER, "were missed")):
         why.sentences += [text for text in [tell_of_leader(facts, why.moment)] if text]
-    if _can_be_rerun(facts, row, why):
+    if can_be_rerun(facts, row, why.moment):
         why.commands.append(f"{facts.command('rerun', why.moment)}  # runs it after all")
     else:
         why.sentences.append("It was a tick of a former schedule, so it cannot be run again.")
@@ -243,11 +243,11 @@ def _fell_due(facts: Facts, row: RunRecord, why: Why) -> str:
     return f"If it fell due at {facts.at(why.moment)}, by the schedule that it had then, it was {of}"
 
 
-def _can_be_rerun(facts: Facts, row: RunRecord, why: Why) -> bool:
+def can_be_rerun(facts: Facts, row: RunRecord, tick: datetime) -> bool:
     """False for a tick of a range which the schedule of now does not know: ranges are taken apart by that."""
     schedule = facts.schedule
     alone = row.tick_from in {None, row.tick}
-    return alone or schedule is None or is_tick(schedule, why.moment)
+    return alone or schedule is None or is_tick(schedule, tick)
 
 
 def _tell_trigger_skipped(facts: Facts, row: RunRecord, why: Why) -> None:
