@@ -33,9 +33,13 @@ def _of(lease: OpenLease, job: str) -> str:
     return f"{job!r} of {lease.name!r}"
 
 
-async def _when(lease: OpenLease) -> str:
+async def _is_led(lease: OpenLease) -> bool:
     row = await lease.ask(lambda store: store.status(lease.name))
-    return "when somebody leads" if row is None or row.free else "at the next heartbeat of a leader that has it"
+    return row is not None and not row.free
+
+
+async def _when(lease: OpenLease) -> str:
+    return "at the next heartbeat of a leader that has it" if await _is_led(lease) else "when somebody leads"
 
 
 @on_lease
@@ -52,7 +56,10 @@ async def rerun(lease: OpenLease, arguments: argparse.Namespace) -> int:
     """Has one run of a job run again."""
     job = arguments.job
     tick = await _tick_meant(lease, job, arguments.tick)
-    await lease.ask(lambda store: store.rerun(lease.name, job, tick, force=arguments.force))
+    try:
+        await lease.ask(lambda store: store.rerun(lease.name, job, tick, force=arguments.force))
+    except RequestRefused as error:
+        raise RequestRefused(lease.name, job, error.reason.replace("with force", "with `--force`")) from error
     text = f"asked for the tick {tick_text(tick)} UTC of {_of(lease, job)} again: it runs {await _when(lease)}"
     return await _waited(lease, arguments, tick, f"{text}, behind what is due")
 
@@ -150,6 +157,8 @@ async def pause(lease: OpenLease, arguments: argparse.Namespace) -> int:
     else:
         new = f"; the pause lasts{end} now" if end else "; it has the new note" if note else ""
         text = f"{what} {verb} paused already, since {_shown(since)}{new}"
+    if job is None and await lease.ask(lambda store: store.status(lease.name)) is None:
+        text += f"; {lease.name!r} never had a leader: is that its name?"
     return _said(arguments, lease, text, paused_at=since, until=until, note=note)
 
 
@@ -168,7 +177,8 @@ async def resume(lease: OpenLease, arguments: argparse.Namespace) -> int:
             if job is None
             else ("it runs from its next tick on")
         )
-        text = f"resumed {what}: {runs}, seen at the next heartbeat; those since {_shown(since)} are not made up for"
+        seen = "seen at the next heartbeat" if await _is_led(lease) else "when somebody leads"
+        text = f"resumed {what}: {runs}, {seen}; those since {_shown(since)} are not made up for"
     return _said(arguments, lease, text, paused_at=since)
 
 

@@ -40,7 +40,9 @@ def test_rerun_of_a_success_needs_force(aiolease: Aiolease, world: World) -> Non
     """What has succeeded is run again with `--force` only."""
     world.job()
     world.run()
-    assert aiolease("rerun", "report", "14:00").status == 1
+    assert aiolease("rerun", "report", "2026-11-30 14:00").err == (
+        "aiolease: job 'report' of 'default': this run has succeeded; with `--force` it is run again\n"
+    )
     assert aiolease("rerun", "report", "2026-11-30 14:00", "--force").status == 0
     assert row_of(world).status == "queued"
 
@@ -86,7 +88,9 @@ def test_backfill(aiolease: Aiolease, world: World) -> None:
     assert (run.status, run.err) == (0, "")
     assert "from 2026-11-01 00:00:00 UTC to 2026-11-29 14:00:00 UTC" in run.out
     assert job_of(world).backfill_until == TICK - DAY
-    assert aiolease("backfill", "report", "--since", "-3d").status == 1
+    assert "another backfill, from 2026-11-01 00:00:00 UTC to 2026-11-29 14:00:00 UTC, has not" in (
+        aiolease("backfill", "report", "--since", "-3d").err
+    )
     assert aiolease("backfill", "report").status == 2
     run = aiolease("backfill", "report", "--since", "2026-11-02", "--until", "2026-11-01")
     assert (run.status, run.err) == (
@@ -122,7 +126,10 @@ def test_pause_until_with_a_note(aiolease: Aiolease, world: World) -> None:
     )
     run = aiolease("pause", "report", "--until", "2026-11-30 17:00")
     assert run.status == 2
-    assert run.err.startswith("aiolease: --until='2026-11-30 17:00:00 UTC': it has passed")
+    assert run.err == (
+        "aiolease: --until='2026-11-30 17:00:00 UTC': it has passed: the database's clock shows "
+        "2026-11-30 18:00:00 UTC\n"
+    )
     run = aiolease("pause", "report", "--note", "x" * 256)
     assert run.status == 2
     assert run.err.startswith(f"aiolease: --note='{'x' * 40}…': use at most 255 characters")
@@ -142,6 +149,13 @@ def test_pause_and_resume_of_all_jobs(aiolease: Aiolease, world: World) -> None:
     )
     assert [job_of(world, job).paused_at for job in "ab"] == [None, None]
     assert aiolease("resume").out == "all jobs of 'default' were not paused\n"
+
+
+def test_a_pause_of_a_lease_that_never_was(aiolease: Aiolease, world: World) -> None:
+    """A misspelt lease can be paused, since its leader may come; it is told that it had none."""
+    run = aiolease("pause", "--lease", "defualt")
+    assert run.out.endswith("goes on; 'defualt' never had a leader: is that its name?\n")
+    assert "next heartbeat" not in aiolease("resume", "--lease", "defualt").out  # there is none
 
 
 def test_forget(aiolease: Aiolease, world: World) -> None:
