@@ -147,9 +147,12 @@ def test_pause_and_resume_of_all_jobs(aiolease: Aiolease, world: World) -> None:
 
 
 def test_forget(aiolease: Aiolease, world: World) -> None:
-    """A job that is gone is forgotten; one that the leader has is refused."""
+    """A job that is gone is forgotten; one that the leader has is refused, and all while it has not said which."""
     world.job("old", token=3)
     world.job("report")
+    run = aiolease("forget", "old")
+    assert (run.status, "ask again in a minute" in run.err) == (1, True)
+    world.term(7, NOW - DAY, None, "running")
     run = aiolease("forget", "old")
     assert (run.status, run.out) == (0, "forgot 'old' of 'default': its rows are gone\n")
     assert set(world.server.ledgers["default"].jobs) == {"report"}
