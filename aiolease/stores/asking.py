@@ -99,7 +99,7 @@ def why_not_forgotten(token: int | None, leader: int | None, *, has_said: bool) 
     Args:
         token: The latest term whose leader had this job.
         leader: The term that leads; ``None`` if none does.
-        has_said: Whether the leader has said which jobs it has: at least one row shows its term.
+        has_said: Whether the leader has said which jobs it has: it writes the row of its term after those.
     """
     if leader is None:
         return None

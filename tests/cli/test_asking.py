@@ -180,9 +180,12 @@ def test_a_pause_of_a_lease_that_never_was(aiolease: Aiolease, world: World) -> 
 
 
 def test_forget(aiolease: Aiolease, world: World) -> None:
-    """A job that is gone is forgotten; one that the leader has is refused."""
+    """A job that is gone is forgotten; one that the leader has is refused, and all while it has not said which."""
     world.job("old", token=3)
     world.job("report")
+    run = aiolease("forget", "old")
+    assert (run.status, "ask again in a minute" in run.err) == (1, True)
+    world.term(7, NOW - DAY, None, "running")
     run = aiolease("forget", "old")
     assert (run.status, run.out) == (0, "forgot 'old' of 'default': its rows are gone\n")
     assert set(world.server.ledgers["default"].jobs) == {"report"}

@@ -14,7 +14,7 @@ from aiolease.stores import Store
 from aiolease.stores.batch import Batch
 from aiolease.stores.contract import Refused
 from aiolease.stores.records import JobRecord, RunRecord
-from aiolease.stores.seen import WHOLE_LEASE
+from aiolease.stores.seen import TERMS, WHOLE_LEASE
 from tests.stores.databases import MakeStore, claim, free
 from tests.stores.ledgers import (
     MICROSECOND,
@@ -438,6 +438,11 @@ async def test_a_job_that_the_leader_has_is_not_forgotten(make_store: MakeStore)
             await other.forget("cron", job)
     assert len(await store.history("cron", "a")) == 3
     await other.have(newer, ["b"])
+    with pytest.raises(RequestRefused, match="has not said yet which jobs it has"):
+        await other.forget("cron", "a")  # there may be more of them
+    led = await store.status("cron")
+    assert led is not None
+    await other.record(newer, Batch(claims=[run(newer, TERMS, led.elected_at)]))
     await store.forget("cron", "a")
     assert await store.history("cron", "a") == []
     assert set(await jobs_of(store)) == {"b", "c"}

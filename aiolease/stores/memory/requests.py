@@ -16,7 +16,7 @@ from aiolease.stores.asking import (
 )
 from aiolease.stores.memory.tables import Tables
 from aiolease.stores.records import MAX_EARLIER, SETTLED_BY_HAND, JobRecord, Lease, RunRecord, kept_line
-from aiolease.stores.seen import WHOLE_LEASE, TermRecord
+from aiolease.stores.seen import TERMS, WHOLE_LEASE, TermRecord
 
 
 class Requests(Tables):
@@ -132,7 +132,7 @@ class Requests(Tables):
         """See `JobStore.forget`."""
         known = self._known(lease, job)
         leader = None if row is None or row.free else row.token
-        has_said = any(each.token == leader for each in self.jobs.values())
+        has_said = row is not None and (TERMS, row.elected_at) in self.terms
         if (reason := why_not_forgotten(known.token, leader, has_said=has_said)) is not None:
             raise RequestRefused(lease, job, reason)
         for place in [place for place in self.runs if place[0] == job]:
