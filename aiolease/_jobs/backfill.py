@@ -5,6 +5,7 @@ Pure functions (DESIGN rule 34).
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from itertools import islice
@@ -38,7 +39,8 @@ def portion(
         span: Its first and its last moment.
         now: The database's clock.
         most: How many ticks are looked at.
-        complete: False if there are more rows: what comes behind the last one is left for another portion.
+        complete: False if there are more rows: what comes behind the last one that is `of_schedule` is left for another
+            portion. There is one then.
 
     Returns:
         The plan, and the ticks of the rows of skipped ticks that it changes.
@@ -46,18 +48,18 @@ def portion(
     since, until = span
     rest = None
     if not complete:
-        mine = [row.tick for row in rows if job.schedule.latest_between(row.tick - _MOMENT, row.tick) is not None]
-        rest = (mine or [row.tick for row in rows])[-1] + _MOMENT
-        until = min(until, rest - _MOMENT) if mine else since - _MOMENT
+        last = [row.tick for row in rows if of_schedule(job, row)][-1]
+        rest, until = last + _MOMENT, min(until, last)
     ticks = list(islice(ticks_between(job.schedule, since - _MOMENT, until), most + 1))
     if len(ticks) > most:
         rest = ticks.pop()
     if rest is not None and rest > span[1]:
         rest = None
-    plan, exact = Plan(term), {row.tick: row for row in rows if not _is_range(row)}
+    plan, exact = Plan(term), {row.tick: row for row in rows if not is_range(row)}
     changed, taken = set[datetime](), set[datetime]()
-    for row in filter(_is_range, rows):
-        inside = [tick for tick in ticks if (row.tick_from or row.tick) <= tick <= row.tick and tick not in exact]
+    for row in filter(is_range, rows):
+        within = ticks[bisect_left(ticks, row.tick_from or row.tick) : bisect_right(ticks, row.tick)]
+        inside = [tick for tick in within if tick not in exact]
         if not inside:
             continue
         if job.schedule.count_between((row.tick_from or row.tick) - _MOMENT, row.tick) != row.count:
@@ -78,7 +80,12 @@ def portion(
     return plan, changed
 
 
-def _is_range(row: RunRecord) -> bool:
+def of_schedule(job: Job, row: RunRecord) -> bool:
+    """True if a row stands at a tick of a job's schedule: then no range that comes behind it covers what is before."""
+    return job.schedule.latest_between(row.tick - _MOMENT, row.tick) is not None
+
+
+def is_range(row: RunRecord) -> bool:
     return row.status == "skipped" and (row.count or 1) > 1
 
 

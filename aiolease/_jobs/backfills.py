@@ -7,18 +7,22 @@ becomes shorter. If its answer is lost, or the leader dies, the ledger says wher
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import final
 
 from aiolease._election.term import Term
-from aiolease._jobs.backfill import portion
+from aiolease._jobs.backfill import is_range, of_schedule, portion
 from aiolease._jobs.cancels import Cancels
+from aiolease._jobs.job import Job
 from aiolease._jobs.ledger import Ledger
 from aiolease._jobs.planner import Planner
 from aiolease._jobs.quarantine import Quarantine
 from aiolease.events import describe
 from aiolease.stores.batch import LedgerReading
 from aiolease.stores.contract import Refused
+from aiolease.stores.records import RunRecord
+
+_MOMENT = timedelta(microseconds=1)
 
 _ENOUGH = 100
 """How many runs by hand of a job wait at least before no more are queued."""
@@ -76,12 +80,10 @@ class Backfills:
         """
         since, until = self._spans[name]
         state, now, most = self._planner.jobs[name], self._term.database_now(), self._ledger.most
-        rows = await self._ledger.rows_from(name, since, 2 * most)
+        rows, complete = await self._read(state.job, since)
         span = since, min(until, self._planner.seen_to(name, now))
         try:
-            plan, changed = portion(
-                state.job, self._term.key, rows, span, now, most=most, complete=len(rows) < 2 * most
-            )
+            plan, changed = portion(state.job, self._term.key, rows, span, now, most=most, complete=complete)
         except Exception as error:  # noqa: BLE001 - of a row by another hand; it is its job's trouble
             self._quarantine.set_aside({name: describe(error)})
             return False
@@ -105,3 +107,21 @@ class Backfills:
         else:
             self._spans[name] = rest, until
         return bool(plan.batch.claims or plan.batch.changes)
+
+    async def _read(self, job: Job, since: datetime) -> tuple[list[RunRecord], bool]:
+        """The rows of a job from a moment on that matter, up to one of its schedule; and whether these are all.
+
+        Others are those of triggers, or of a former schedule: there may be any number of them.
+        """
+        found, limit = list[RunRecord](), 2 * self._ledger.most
+        while True:
+            rows = await self._ledger.rows_from(job.name, since, limit)
+            complete, is_enough = len(rows) < limit, False
+            for row in rows:
+                mine = of_schedule(job, row)
+                is_enough |= mine
+                if mine or is_range(row):
+                    found.append(row)
+            if complete or is_enough:
+                return found, complete
+            since = rows[-1].tick + _MOMENT

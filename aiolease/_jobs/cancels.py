@@ -6,7 +6,8 @@ next one goes on with it. Each part of it happens once in a term:
 1. Runs that go on here are cancelled, as a time-out cancels them. What an earlier term had begun has failed.
 2. What waits to be begun again, in the ledger or in this process, has failed. What was asked for by hand before, and
    has not begun, goes back to what it was.
-3. A backfill that is not queued to its end is forgotten.
+3. What more of a backfill was to be queued, the request itself has ended. No other one is queued before all this is
+   done: what is queued then is not meant.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from aiolease._jobs.plan import Plan, Waiting
 from aiolease._jobs.planner import Planner
 from aiolease._jobs.runs import Runs
 from aiolease._jobs.unwritten import Unwritten
-from aiolease.stores.batch import Backfilled, Change, LedgerReading
+from aiolease.stores.batch import Change, LedgerReading
 from aiolease.stores.records import RunKey, RunRecord
 
 
@@ -40,8 +41,7 @@ class Cancels:
         self._unwritten = unwritten
         self._seen: dict[str, datetime] = {}  # the requests that are seen to
         self._open: dict[str, datetime] = {}  # those that have not been cleared
-        self._more: set[str] = set()  # jobs of which more may wait than was read, or is written
-        self._backfills: dict[str, datetime] = {}  # by job, from where on a backfill is to be forgotten
+        self._more = planner.later.sought  # jobs of which more may wait than was read, or is written
 
     def are_new(self, stock: LedgerReading) -> bool:
         """True if a look shows a request that was not seen to."""
@@ -61,21 +61,23 @@ class Cancels:
         """
         requests = self._requests(stock)
         self._open = requests
-        backfills = {name: stock.jobs[name].backfill_since for name in self._backfills if name in requests}
-        self._backfills = {name: since for name, since in backfills.items() if since is not None}
+        self._more &= requests.keys()  # another may be gone: somebody has set the rows right
         for name, cancel_at in requests.items():
             is_new = self._seen.get(name) != cancel_at
             if is_new:
                 self._seen[name] = cancel_at
                 self._runs.cancel(name)
-                if (since := stock.jobs[name].backfill_since) is not None:
-                    self._backfills[name] = since
             if is_new or name in self._more:
                 self._withdraw(name, cancel_at)
         for run in queued:
             if run.attempt > 1 and self._planner.exclude(run):
                 key = RunKey(run.job, run.tick, run.attempt, run.token)
                 self._unwritten.add(withdrawn(key, CANCELLED, required=False))
+
+    def see_more(self) -> None:
+        """Sees to what was read since of the jobs of which more waited than was read: before any of it begins."""
+        for name in [name for name in self._more if name in self._open]:
+            self._withdraw(name, self._open[name])
 
     def _requests(self, stock: LedgerReading) -> dict[str, datetime]:
         jobs = self._planner.jobs
@@ -90,7 +92,8 @@ class Cancels:
         self._planner.withdraw(gone)
         for waiting in gone:
             if waiting.status == "queued":
-                self._unwritten.add(withdrawn(waiting.key, CANCELLED, required=False))
+                had_succeeded = waiting.had_succeeded
+                self._unwritten.add(withdrawn(waiting.key, CANCELLED, required=False, had_succeeded=had_succeeded))
             else:  # it was to begin, and has not
                 self._unwritten.add(
                     Change(key=waiting.key, was="running", status="failed", attempt=waiting.attempt, error=CANCELLED)
@@ -114,17 +117,12 @@ class Cancels:
         """
         written = set(map(id, plan.pending))
         left = {change.key.job for change in changes if id(change) not in written}
-        for name, since in self._backfills.items():
-            if name not in self._planner.jobs.aside:
-                plan.batch.backfills[name] = Backfilled(seen=since, since=None)
         for name, cancel_at in self._open.items():
             if name not in left | self._more | self._planner.jobs.aside and not self._runs.has_cancelled(name):
                 plan.batch.cancels[name] = cancel_at
 
     def written(self, plan: Plan) -> bool:
         """Notes that a plan was written; returns True if more of a job is to be read, and cancelled."""
-        for name in plan.batch.backfills:
-            self._backfills.pop(name, None)
         for name in plan.batch.cancels:
             self._open.pop(name, None)
         return any(change.key.job in self._more for change in plan.pending)

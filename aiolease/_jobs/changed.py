@@ -6,6 +6,7 @@ from datetime import datetime
 
 from aiolease._jobs.due import due, without
 from aiolease._jobs.job_state import JobStates
+from aiolease._jobs.pauses import is_paused, settled_until
 from aiolease._jobs.plan import Plan
 from aiolease._jobs.schedule import Schedule, means_the_same, read_schedule
 from aiolease.stores.batch import JobDefinition, LedgerReading
@@ -33,9 +34,9 @@ def plan_former(stock: LedgerReading, jobs: JobStates, name: str, term: TermKey,
     """
     job, record, there = jobs[name].job, stock.jobs[name], jobs[name].there
     former = read_schedule(record.schedule, record.timezone)  # none: written by a version with other schedules
-    if former is None or record.paused_at is not None:
+    if former is None or is_paused(record, stock.pause):
         return None
-    after, now = record.settled_until, stock.now
+    after, now = settled_until(record, stock.pause), stock.now
     try:
         found = due(former, after, now, missed=job.missed, max_age=job.max_age, young=young)
         if not found.run and not found.skipped:

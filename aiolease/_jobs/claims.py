@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from datetime import datetime
 from typing import final
@@ -119,8 +120,9 @@ class Claims:
         while_busy = self._due_while_busy(state, now)
         if while_busy is not None:
             after = while_busy.last
-        young, until = math.inf if state.behind_hand else self._young, reached(job, self._jobs.lease, after, now)
-        found = due(job.schedule, after, until, missed=job.missed, max_age=job.max_age, young=young)
+        young = math.inf if state.behind_hand else self._young
+        may_start = functools.partial(reached, job, self._jobs.lease, after)
+        found = due(job.schedule, after, now, missed=job.missed, max_age=job.max_age, young=young, reached=may_start)
         why, backlog = None, job.missed == "all" and len(found.run) > 1
         if state.going_on >= MOST_MISSED:
             why = f"{MOST_MISSED} of its runs wait"

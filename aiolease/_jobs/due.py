@@ -7,7 +7,7 @@ many ticks are due, and for a leader in the middle of its term.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
@@ -61,6 +61,7 @@ def due(
     missed: Missed,
     max_age: float | None,
     young: float,
+    reached: Callable[[datetime], datetime] = lambda moment: moment,
 ) -> Due:
     """Decides on the ticks with ``after < tick <= now``: each is to be run, or is in one of the skipped ranges.
 
@@ -71,8 +72,10 @@ def due(
         missed: What to do with those that nobody ran in time: run the newest, all (at most `MOST_MISSED`), or none.
         max_age: Seconds after which a tick is not run any more.
         young: Seconds for which a tick is due and not yet missed, whatever `missed` says.
+        reached: The moment up to which the ticks may start by a moment. Of a job whose starts are delayed it is an
+            earlier one: they grow old from their start on, and not from when they fell due.
     """
-    found = Due()
+    found, until = Due(), reached(now)
 
     def skip(until: datetime, reason: str) -> None:
         nonlocal after
@@ -83,25 +86,25 @@ def due(
             after = last
 
     first = schedule.next_after(after)
-    if first is None or first > now:
+    if first is None or first > until:
         return found
     following = schedule.next_after(first)
-    if following is None or following > now:  # the one tick of a leader that is in time: no need to count
+    if following is None or following > until:  # the one tick of a leader that is in time: no need to count
         age = (now - first).total_seconds()
         if (max_age is None or age <= max_age) and (missed != "skip" or age < young):
             found.run = [first]
             return found
-    newest = schedule.latest_between(after, now)
+    newest = schedule.latest_between(after, until)
     if newest is None:
         return found
     if max_age is not None:
-        skip(_before(now, max_age) - _MOMENT, f"more than {max_age:g} s late")
+        skip(reached(_before(now, max_age) - _MOMENT), f"more than {max_age:g} s late")
     if missed == "all":
-        skip(start_of_last(schedule, after, now), f"more than {MOST_MISSED} were missed")
-        found.run = list(ticks_between(schedule, after, now))
+        skip(start_of_last(schedule, after, until), f"more than {MOST_MISSED} were missed")
+        found.run = list(ticks_between(schedule, after, until))
         return found
     if missed == "skip":
-        skip(_before(now, young), "nobody led when they fell due")
+        skip(reached(_before(now, young)), "nobody led when they fell due")
     skip(newest - _MOMENT, "a newer one was due as well")
     if after < newest:
         found.run = [newest]
@@ -152,17 +155,23 @@ def is_by_hand(request: Request | None) -> bool:
 
 
 def inherited(
-    run: RunRecord, *, rerun_lost: bool, max_age: float | None, now: datetime, cancel_at: datetime | None = None
+    run: RunRecord,
+    *,
+    rerun_lost: bool,
+    max_age: float | None,
+    now: datetime,
+    cancel_at: datetime | None = None,
+    start: datetime | None = None,
 ) -> Change:
     """What a new term makes of a run that was running when an earlier one ended.
 
     It is lost, since nobody knows how far it came; if it may be run again it waits its turn as a further attempt. If
-    somebody cancelled it, it has failed, and does not come back.
+    somebody cancelled it, it has failed, and does not come back. `start` is when it was to begin, if not at its tick.
     """
     key = RunKey(run.job, run.tick, run.attempt, run.token)
     if is_cancelled(run, cancel_at):
         return Change(key=key, was="running", status="failed", attempt=run.attempt, error=CANCELLED)
-    late = not is_by_hand(run.request) and overdue(run.tick, max_age, now)
+    late = not is_by_hand(run.request) and overdue(start or run.tick, max_age, now)
     return lost(
         key, rerun=rerun_lost and not late, now=now, adopt=True, off=run.failures + run.uncounted, request=run.request
     )
@@ -188,11 +197,13 @@ def too_late(key: RunKey, why: str, *, failed: bool = False) -> Change:
     return Change(key=key, was="queued", status="skipped", attempt=1, error=why, required=True)
 
 
-def withdrawn(key: RunKey, why: str, *, required: bool = True) -> Change:
+def withdrawn(key: RunKey, why: str, *, required: bool = True, had_succeeded: bool = False) -> Change:
     """The end of a run that waits for a further attempt, or was asked for by hand: that attempt has not begun.
 
-    It has failed as the attempt before it; if there was none, it is skipped.
+    It has failed as the attempt before it, or succeeded as that had; if there was none, it is skipped.
     """
+    if had_succeeded:
+        return Change(key=key, was="queued", status="succeeded", attempt=key.attempt - 1, required=required)
     if key.attempt > 1:
         return Change(key=key, was="queued", status="failed", attempt=key.attempt - 1, error=why, required=required)
     return Change(key=key, was="queued", status="skipped", attempt=1, error=why, required=required)

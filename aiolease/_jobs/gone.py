@@ -100,6 +100,6 @@ def _closed(run: RunRecord) -> Change:
     if run.status == "running":
         return lost(key, rerun=False, why=_WHY)
     if run.not_before is not None:
-        return withdrawn(key, _WHY, required=False)
+        return withdrawn(key, _WHY, required=False, had_succeeded=run.had_succeeded)
     # A further attempt that has not begun: it is the one before that was lost.
     return Change(key=key, was="queued", status="lost", attempt=max(run.attempt - 1, 1), error=_WHY)

@@ -9,6 +9,7 @@ from typing import final
 
 from aiolease._jobs.backlog import Backlog
 from aiolease._jobs.due import inherited, is_cancelled
+from aiolease._jobs.jitter import start_of
 from aiolease._jobs.job_state import JobStates
 from aiolease._jobs.later import Later, makes_busy
 from aiolease._jobs.next_ticks import NextTicks
@@ -135,7 +136,10 @@ class Inventory:
                 self._line_up(run if again is None else replace(run, not_before=again.not_before))
                 continue
             job = state.job
-            change = inherited(run, rerun_lost=job.rerun_lost, max_age=job.max_age, now=stock.now, cancel_at=cancel_at)
+            change = inherited(
+                run, rerun_lost=job.rerun_lost, max_age=job.max_age, now=stock.now, cancel_at=cancel_at,
+                start=start_of(job, self._jobs.lease, run.tick, run.request),
+            )  # fmt: skip
             left_behind.append((run, change))
             if change.status == "queued" and makes_busy(job, change.again):
                 state.going_on += 1

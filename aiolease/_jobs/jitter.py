@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 from aiolease._jobs.job import Job
 from aiolease._jobs.schedule import ticks_between
+from aiolease.stores.records import Request
 
 _MOMENT = timedelta(microseconds=1)
 
@@ -25,6 +26,11 @@ def delayed(job: Job, lease: str, tick: datetime) -> datetime:
         return tick + timedelta(seconds=job.jitter * share)
     except OverflowError:  # at the end of all time
         return tick
+
+
+def start_of(job: Job, lease: str, tick: datetime, request: Request | None) -> datetime:
+    """When a run is to start for the first time: what somebody asked for is not delayed."""
+    return delayed(job, lease, tick) if request is None else tick
 
 
 def reached(job: Job, lease: str, after: datetime, now: datetime) -> datetime:

@@ -47,6 +47,9 @@ class Later:
         line: Takes the retries whose moment has come.
         places: The places.
         token: The term's.
+
+    Attributes:
+        sought: The jobs all of whose runs are to be read.
     """
 
     def __init__(self, jobs: JobStates, line: WaitingLine, places: Places, token: int) -> None:
@@ -54,6 +57,7 @@ class Later:
         self._line = line
         self._places = places
         self._token = token
+        self.sought: set[str] = set()
         self._retries: _Heap = []
         self._by_hand: dict[str, _Heap] = {}
         self._here: set[Place] = set()  # what was read, and has not begun
@@ -81,17 +85,17 @@ class Later:
     @property
     def wanted(self) -> int | None:
         """How many of the earliest runs are to be read now; ``None`` if none are."""
-        return PAGE + len(self._here) if self._unread and not self._retries else None
+        if not self._unread or (self._retries and not any(self._jobs[name].unseen for name in self.sought)):
+            return None
+        return PAGE + len(self._here) + len(self._known)
 
     def feed(self, runs: Collection[RunRecord], limit: int) -> None:
         """Takes what was read: the earliest runs of all jobs of the lease, at most `limit`."""
         complete = len(runs) < limit
         found = Counter(run.job for run in runs)
-        # Rows of jobs that another leader has are counted, and never begun here: they must not hide the others.
-        foreign = sum(number for name, number in found.items() if name not in self._jobs)
         if complete:
             self._unread = 0
-        elif len(runs) - foreign < PAGE // 2:
+        else:  # those of jobs that another leader has are never begun here: they must not hide the others
             self._here |= {(run.job, run.tick) for run in runs if run.job not in self._jobs}
         for name in self._counted:
             if (state := self._jobs.get(name)) is not None:

@@ -98,6 +98,7 @@ class Waiting:
     failures: int = 0
     uncounted: int = 0
     request: Request | None = None
+    had_succeeded: bool = False
 
     @property
     def place(self) -> Place:
@@ -129,8 +130,9 @@ class Waiting:
 def waiting_for(job: Job, run: RunRecord) -> Waiting:
     """A run of the ledger that waits its turn."""
     return Waiting(
-        job, run.tick, run.attempt, run.token, run.status, run.not_before, run.failures, run.uncounted, run.request
-    )
+        job, run.tick, run.attempt, run.token, run.status, run.not_before, run.failures, run.uncounted, run.request,
+        run.had_succeeded,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

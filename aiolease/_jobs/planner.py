@@ -240,8 +240,12 @@ class Planner:
             self.jobs[run.job.name].going_on += 1
 
     def seen_to(self, name: str, now: datetime) -> datetime:
-        """The moment up to which the ticks of a job are claimed, skipped, or not to be run: at most now."""
-        return min(self.jobs[name].settled_until, now)
+        """The moment up to which the ticks of a job are claimed, skipped, or not to be run: at most now.
+
+        While it is paused none of its ticks is run as one of the schedule.
+        """
+        state = self.jobs[name]
+        return now if state.paused else min(state.settled_until, now)
 
     def end_series(self, name: str, ticks: Collection[datetime]) -> None:
         """Ends the series of skipped ticks of a job if its row, which stands at its last tick, is changed."""

@@ -40,6 +40,10 @@ _RUNS_AT_ONCE = 1000
 """How many queued runs are read at once."""
 
 
+_PAGES = 5
+"""How many pages of the runs that wait for their moment are read at once with all else."""
+
+
 @final
 class Readings:
     """The readings of one term.
@@ -142,7 +146,9 @@ class Readings:
         doubted = self._unwritten.doubted()
         found = await self._ledger.look_up(doubted) if doubted else []
         self._take(stock, committed)
-        if (limit := self._planner.later.wanted) is not None:  # before anything is planned: retries hold their jobs
+        for _ in range(_PAGES):  # before anything is planned: retries hold their jobs
+            if (limit := self._planner.later.wanted) is None:
+                break
             await self._feed_later(limit)
         queued: list[RunRecord] = []
         if cancelled := self.cancels.to_read(stock):
@@ -199,6 +205,7 @@ class Readings:
         """Reads the earliest of the runs that wait for their moment."""
         found, unreadable = await self._ledger.later(limit)
         self._planner.later.feed(found, limit)
+        self.cancels.see_more()
         self._quarantine.set_aside(unreadable)
 
     async def _backfill(self, name: str) -> None:

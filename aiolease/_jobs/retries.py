@@ -6,6 +6,8 @@ from datetime import datetime, timedelta
 
 from aiolease._clock import jitter
 from aiolease._interrupts import is_for_the_program
+from aiolease._jobs.due import overdue
+from aiolease._jobs.jitter import start_of
 from aiolease._jobs.job import Job, is_duration
 from aiolease._jobs.plan import Waiting
 from aiolease.errors import GiveUp
@@ -47,15 +49,16 @@ def pause_before(job: Job, failures: int) -> tuple[float, str | None]:
     return float(seconds), None
 
 
-def next_start(waiting: Waiting, pause: float, now: datetime) -> datetime | None:
+def next_start(waiting: Waiting, pause: float, now: datetime, *, lease: str) -> datetime | None:
     """When a run that has failed is tried again; ``None`` if it is too old then (`Job.max_age`)."""
     job = waiting.job
     try:
         start = now + timedelta(seconds=pause)
     except OverflowError:
         return None
-    too_old = job.max_age is not None and (start - waiting.tick).total_seconds() > job.max_age
-    return None if too_old and not waiting.by_hand else start
+    if waiting.by_hand:
+        return start
+    return None if overdue(start_of(job, lease, waiting.tick, waiting.request), job.max_age, start) else start
 
 
 def tried_again(waiting: Waiting, token: int, error: str, start: datetime, now: datetime) -> Change:

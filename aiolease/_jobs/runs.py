@@ -15,7 +15,7 @@ from aiolease._election.leadership import Leadership
 from aiolease._jobs.due import CANCELLED, Skip, lost, overdue
 from aiolease._jobs.ending import Ending
 from aiolease._jobs.execution import Execution, Outcome
-from aiolease._jobs.jitter import delayed
+from aiolease._jobs.jitter import start_of
 from aiolease._jobs.notices import Notices
 from aiolease._jobs.plan import Waiting
 from aiolease._jobs.planner import Planner
@@ -94,7 +94,7 @@ class Runs:
         run = JobRun(job=job.name, tick=tick, attempt=attempt, leadership=self._lead, context=self._context)
         key, now = run.fate.key, self._lead.database_now()
         self._unwritten.unanswered.pop(key, None)
-        due = delayed(job, self._lead.name, tick) if waiting.request is None else tick
+        due = start_of(job, self._lead.name, tick, waiting.request)
         why = overdue(due, job.max_age, now) if attempt == 1 and not waiting.by_hand else None
         if why is not None:  # the answer to its claim was late, or lost and then found
             self._unwritten.add(Change(key=key, was="running", status="skipped", attempt=1, error=why))
@@ -175,7 +175,7 @@ class Runs:
             pause, wrong = pause_before(waiting.job, waiting.failures + 1)
             if wrong is not None:
                 self._notices.tell("ERROR", f"{waiting.job.name!r} is tried again in {pause:g} s: {wrong}")
-            start = next_start(waiting, pause, now)
+            start = next_start(waiting, pause, now, lease=self._lead.name)
         if start is None:
             change = Change(key=fate.key, was="running", status="failed", attempt=fate.key.attempt, error=error)
         else:

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from aiolease._jobs.jitter import delayed
 from aiolease._jobs.job import Job
 from aiolease._jobs.schedule import read_schedule
-from aiolease.stores.records import JobRecord, RunRecord
+from aiolease.stores.records import JobRecord, Lease, RunRecord
 from aiolease.stores.seen import JobSeen
 
 _SECOND = timedelta(seconds=1)
@@ -115,6 +115,11 @@ def may_be_late(job: Job | None, lease_duration: float) -> float:
     if job.late_after is not None:
         return job.late_after
     return max(2 * lease_duration, job.max_age or 0.0)
+
+
+def is_silent(lease: Lease) -> bool:
+    """True if the leader has missed a renewal: two of them are less than half a lease apart, whatever its settings."""
+    return not lease.free and (lease.now - lease.renewed_at) / _SECOND > lease.duration / 2
 
 
 def _waits(seen: JobSeen, job: Job | None) -> bool:

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import final
 
 from aiolease._jobs.due import Skip, begun, overdue, too_late
-from aiolease._jobs.jitter import delayed
+from aiolease._jobs.jitter import start_of
 from aiolease._jobs.job_state import JobState, JobStates
 from aiolease._jobs.places import Places
 from aiolease._jobs.plan import Plan, Waiting, waiting_for
@@ -130,7 +130,7 @@ class WaitingLine:
         if waiting.status != "queued" or lost_here:
             return None
         job = waiting.job
-        return overdue(delayed(job, self._jobs.lease, waiting.tick), job.max_age, now)
+        return overdue(start_of(job, self._jobs.lease, waiting.tick, waiting.request), job.max_age, now)
 
     def _take(self, plan: Plan, state: JobState, waiting: Waiting, why: str | None) -> None:
         """Starts a run that waits, or ends it for a reason."""

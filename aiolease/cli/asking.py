@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from aiolease._jobs.in_words import moment_text, tick_text
+from aiolease._jobs.schedule import read_schedule
+from aiolease._jobs.why import can_be_rerun, is_tick, run_meant
 from aiolease.cli.lease import OpenLease, on_lease
 from aiolease.cli.printing import one_line, print_json, print_line, trouble
+from aiolease.cli.seen import facts_of
+from aiolease.errors import ConfigurationError, RequestRefused
 from aiolease.stores.records import RunRecord
+
+_MOMENT = timedelta(microseconds=1)
 
 _LOOK = 0.5
 """Seconds between two looks at a run that is waited for."""
@@ -30,9 +36,13 @@ def _of(lease: OpenLease, job: str) -> str:
     return f"{job!r} of {lease.name!r}"
 
 
-async def _when(lease: OpenLease) -> str:
+async def _is_led(lease: OpenLease) -> bool:
     row = await lease.ask(lambda store: store.status(lease.name))
-    return "when somebody leads" if row is None or row.free else "at the next heartbeat of a leader that has it"
+    return row is not None and not row.free
+
+
+async def _when(lease: OpenLease) -> str:
+    return "at the next heartbeat of a leader that has it" if await _is_led(lease) else "when somebody leads"
 
 
 @on_lease
@@ -48,10 +58,31 @@ async def trigger(lease: OpenLease, arguments: argparse.Namespace) -> int:
 async def rerun(lease: OpenLease, arguments: argparse.Namespace) -> int:
     """Has one run of a job run again."""
     job = arguments.job
-    tick = await lease.tick_meant(job, arguments.tick)
-    await lease.ask(lambda store: store.rerun(lease.name, job, tick, force=arguments.force))
+    tick = await _tick_meant(lease, job, arguments.tick)
+    try:
+        await lease.ask(lambda store: store.rerun(lease.name, job, tick, force=arguments.force))
+    except RequestRefused as error:
+        raise RequestRefused(lease.name, job, error.reason.replace("with force", "with `--force`")) from error
     text = f"asked for the tick {tick_text(tick)} UTC of {_of(lease, job)} again: it runs {await _when(lease)}"
     return await _waited(lease, arguments, tick, f"{text}, behind what is due")
+
+
+async def _tick_meant(lease: OpenLease, job: str, moment: datetime) -> datetime:
+    """The tick that somebody means, who may have left out seconds, or parts of one.
+
+    Raises:
+        RequestRefused: There is no such run, or it cannot be run again.
+    """
+    facts, _ = await facts_of(lease, job, moment)
+    tick, row = run_meant(facts, moment, only_runs=True)
+    if row is None:
+        problem = f"there is no run of {moment_text(tick)}; `aiolease history {job}` shows those that there are"
+        if facts.schedule is not None and is_tick(facts.schedule, tick) and tick <= facts.now:
+            problem = f"there is no run of the tick {moment_text(tick)}; `aiolease backfill` runs ticks that have none"
+        raise RequestRefused(lease.name, job, problem)
+    if not can_be_rerun(facts, row, tick):
+        raise RequestRefused(lease.name, job, f"{moment_text(tick)} is no tick of the schedule that it has now")
+    return tick if row.tick_from is not None else row.tick
 
 
 async def _waited(lease: OpenLease, arguments: argparse.Namespace, tick: datetime, text: str) -> int:
@@ -64,7 +95,9 @@ async def _waited(lease: OpenLease, arguments: argparse.Namespace, tick: datetim
         async with asyncio.timeout(arguments.timeout):
             run = await _end_of(lease, arguments.job, tick)
     except TimeoutError:
-        return trouble(f"{_of(lease, arguments.job)} has not ended within {arguments.timeout:g} s; it goes on", 1)
+        return trouble(await _not_yet(lease, arguments, tick), 1)
+    if run is None:
+        return trouble(f"the row of {_of(lease, arguments.job)} is gone: it has ended, and the log says how", 1)
     if arguments.json:
         print_json(asdict(run))
     else:
@@ -73,11 +106,26 @@ async def _waited(lease: OpenLease, arguments: argparse.Namespace, tick: datetim
     return 0 if run.status == "succeeded" else 1
 
 
-async def _end_of(lease: OpenLease, job: str, tick: datetime) -> RunRecord:
+async def _not_yet(lease: OpenLease, arguments: argparse.Namespace, tick: datetime) -> str:
+    """What has become of a run that was not waited for any longer."""
+    what, limit = _of(lease, arguments.job), f"within {arguments.timeout:g} s"
+    rows = await lease.ask(lambda store: store.look_up(lease.name, [(arguments.job, tick)]))
+    if rows and rows[0].status == "running":
+        return f"{what} has not ended {limit}; it goes on"
+    why = f"aiolease why {arguments.job} '{tick.isoformat()}'"
+    return f"{what} has not begun {limit}; the request stays, and `{why}` tells what it waits for"
+
+
+async def _end_of(lease: OpenLease, job: str, tick: datetime) -> RunRecord | None:
+    """The run once it has ended; ``None`` if its row was there and is not: a run of an old tick is pruned at once."""
+    was_there = False
     while True:
         rows = await lease.ask(lambda store: store.look_up(lease.name, [(job, tick)]))
         if rows and rows[0].status not in {"queued", "running"}:
             return rows[0]
+        if was_there and not rows:
+            return None
+        was_there = bool(rows)
         await asyncio.sleep(_LOOK)
 
 
@@ -85,12 +133,28 @@ async def _end_of(lease: OpenLease, job: str, tick: datetime) -> RunRecord:
 async def backfill(lease: OpenLease, arguments: argparse.Namespace) -> int:
     """Has the ticks of a range run that have no run, or were skipped."""
     job, since, until = arguments.job, arguments.since, arguments.until or datetime.now(UTC)
+    if until < since:
+        raise ConfigurationError("--until", moment_text(until), f"it is before --since, {moment_text(since)}")
     await lease.ask(lambda store: store.backfill(lease.name, job, since, until))
+    without = await _without_row(lease, job, since, until)
     text = (
         f"asked for a backfill of {_of(lease, job)} from {_shown(since)} to {_shown(until)}: its ticks run "
         f"{await _when(lease)}, behind what is due; `aiolease runs {job}` shows them, `aiolease cancel {job}` ends it"
     )
-    return _said(arguments, lease, text, since=since, until=until)
+    if without is not None:
+        text += f". NOTE: no row is left of its tick {tick_text(without)} UTC: if that has run, it runs again"
+    return _said(arguments, lease, text, since=since, until=until, without_row=without)
+
+
+async def _without_row(lease: OpenLease, job: str, since: datetime, until: datetime) -> datetime | None:
+    """The first tick of a span that has no row, although the job was known by then: the row may have been pruned."""
+    seen = (await lease.ask(lambda store: store.overview(lease.name, [job]))).jobs.get(job)
+    if seen is None or (schedule := read_schedule(seen.record.schedule, seen.record.timezone)) is None:
+        return None
+    first = schedule.next_after(max(since - _MOMENT, seen.record.known_since))
+    rows = await lease.ask(lambda store: store.rows_from(lease.name, job, since, 1))
+    kept_since = rows[0].tick_from or rows[0].tick if rows else seen.record.settled_until + _MOMENT
+    return first if first is not None and first < kept_since and first <= until else None
 
 
 @on_lease
@@ -117,6 +181,8 @@ async def pause(lease: OpenLease, arguments: argparse.Namespace) -> int:
     else:
         new = f"; the pause lasts{end} now" if end else "; it has the new note" if note else ""
         text = f"{what} {verb} paused already, since {_shown(since)}{new}"
+    if job is None and await lease.ask(lambda store: store.status(lease.name)) is None:
+        text += f"; {lease.name!r} never had a leader: is that its name?"
     return _said(arguments, lease, text, paused_at=since, until=until, note=note)
 
 
@@ -135,7 +201,8 @@ async def resume(lease: OpenLease, arguments: argparse.Namespace) -> int:
             if job is None
             else ("it runs from its next tick on")
         )
-        text = f"resumed {what}: {runs}, seen at the next heartbeat; those since {_shown(since)} are not made up for"
+        seen = "seen at the next heartbeat" if await _is_led(lease) else "when somebody leads"
+        text = f"resumed {what}: {runs}, {seen}; those since {_shown(since)} are not made up for"
     return _said(arguments, lease, text, paused_at=since)
 
 

@@ -7,7 +7,7 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, TypeVar
 
 from aiolease._jobs.in_words import moment_text
@@ -16,7 +16,6 @@ from aiolease._waiting import time_limited
 from aiolease.cli.printing import one_line
 from aiolease.errors import ConfigurationError
 from aiolease.stores import Store, open_store
-from aiolease.stores.records import RunRecord
 
 T = TypeVar("T")
 
@@ -50,15 +49,6 @@ class OpenLease:
     async def ask_long(self, question: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
         """Has an exchange of many steps with the store."""
         return await time_limited(_LONG, self.database, question(self._store))
-
-    async def tick_meant(self, job: str, moment: datetime) -> datetime:
-        """The tick of the row that somebody means, who may have left out seconds, or parts of one."""
-        width = timedelta(minutes=1) if moment.second == 0 else timedelta(seconds=1)
-        width = timedelta(milliseconds=1) if moment.microsecond else width
-        rows: list[RunRecord] = await self.ask(lambda store: store.rows_from(self.name, job, moment, 1))
-        if rows and rows[0].tick < moment + width and (rows[0].tick_from or rows[0].tick) >= moment:
-            return rows[0].tick
-        return moment
 
 
 def on_lease(command: Callable[[OpenLease, argparse.Namespace], Awaitable[int]]) -> Callable[[argparse.Namespace], int]:

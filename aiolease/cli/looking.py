@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from dataclasses import asdict
 
 from aiolease._jobs.in_words import span
-from aiolease._jobs.why import Facts, latest, reading_start, why
+from aiolease._jobs.why import why
 from aiolease.cli.lease import OpenLease, on_lease
 from aiolease.cli.printing import print_json, print_line, print_table, print_wrong
-from aiolease.cli.seen import Seen, look, wrong_with
+from aiolease.cli.seen import Seen, facts_of, look, wrong_with
 from aiolease.cli.telling import JOBS, RUNS, described, job_rows, run_facts, run_row, status_facts
 from aiolease.errors import AioleaseError, ConfigurationError, InvalidJob
 from aiolease.stores.records import RunRecord
@@ -18,11 +17,6 @@ from aiolease.stores.seen import Overview
 
 _MOST = 10_000
 """So many rows are read to find the failed ones of one job."""
-
-_AROUND = 50
-"""So many rows are read from the tick before a moment on, to tell why."""
-
-_EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @on_lease
@@ -77,11 +71,11 @@ def _checked(found: list[str], arguments: argparse.Namespace, seen: Seen | None 
     elif found:
         print_line(f"NOT OK: {'; '.join(found)}")
     elif seen is not None and seen.lease is not None:
-        since = span((seen.now - seen.lease.elected_at).total_seconds())
+        length = span((seen.now - seen.lease.elected_at).total_seconds())
         jobs = "1 job in time" if len(seen.jobs) == 1 else f"{len(seen.jobs)} jobs in time"
         paused = sum(job.paused for job in seen.jobs)
         print_line(
-            f"OK: {seen.lease.holder} leads {seen.name!r} since {since} (term {seen.lease.token}), {jobs}"
+            f"OK: {seen.lease.holder} leads {seen.name!r} for {length} (term {seen.lease.token}), {jobs}"
             f"{f', {paused} paused' if paused else ''}"
         )
     return 1 if found else 0
@@ -171,45 +165,3 @@ async def why_(lease: OpenLease, arguments: argparse.Namespace) -> int:
     for command in answer.commands:
         print_line(f"  {command}")
     return 0
-
-
-async def facts_of(lease: OpenLease, job: str, moment: datetime | None) -> tuple[Facts, datetime]:
-    """Reads what `why` reckons from."""
-    stock = await lease.ask(lambda store: store.take_stock(lease.name, counted=True))
-    if job not in stock.jobs:
-        if job in stock.unreadable:
-            problem = f"its row cannot be read: {stock.unreadable[job]}; `aiolease settle {job}` mends it"
-            raise InvalidJob(job, problem)
-        raise InvalidJob(job, f"no leader of {lease.name!r} ever had such a job")
-    row = await lease.ask(lambda store: store.status(lease.name))
-    terms = await lease.ask(lambda store: store.terms(lease.name))
-    oldest = await lease.ask(lambda store: store.rows_from(lease.name, job, _EVER, 1))
-    waiting, _ = await lease.ask(lambda store: store.queued(lease.name, [job], 1))
-    facts = Facts(
-        name=lease.name,
-        record=stock.jobs[job],
-        now=stock.now,
-        lease=row,
-        pause=stock.pause,
-        rows=await lease.ask(lambda store: store.history(lease.name, job, limit=1)),
-        oldest=oldest[0].tick if oldest else None,
-        terms=terms,
-        unreadable=stock.unreadable.get(job),
-        busy=len(stock.unfinished),
-    )
-    asked = moment if moment is not None else latest(facts)
-    around = await _rows_around(lease, facts, asked)
-    rows = {run.tick: run for run in (*waiting, *(run for run in stock.unfinished if run.job == job), *around)}
-    return replace(facts, rows=[rows[tick] for tick in sorted(rows)]), asked
-
-
-async def _rows_around(lease: OpenLease, facts: Facts, moment: datetime) -> list[RunRecord]:
-    """The rows from the tick before a moment on; of one in a range of skipped ticks, that before the range, too."""
-    job = facts.record.job
-    start = reading_start(facts.schedule, moment)
-    rows = await lease.ask(lambda store: store.rows_from(lease.name, job, start, _AROUND))
-    first = next((run.tick_from for run in rows if run.tick >= moment), None)
-    if first is not None and first <= moment:
-        earlier = reading_start(facts.schedule, first)
-        rows += await lease.ask(lambda store: store.rows_from(lease.name, job, earlier, 1))
-    return rows

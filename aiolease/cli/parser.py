@@ -48,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
     subparsers = whole.add_subparsers(title="commands", metavar="COMMAND")
 
     def add(command: str, run: Command, text: str, more: str = "") -> argparse.ArgumentParser:
-        added: Any = subparsers.add_parser(command, help=text, description=f"{text[0].upper()}{text[1:]}. {more}")
+        end = "" if text.endswith("?") else "."
+        added: Any = subparsers.add_parser(command, help=text, description=f"{text[0].upper()}{text[1:]}{end} {more}")
         added.set_defaults(run=run, command=command)
         made: argparse.ArgumentParser = added
         return made
@@ -192,7 +193,7 @@ def _add_asking(add: Add) -> None:
         "rerun",
         asking.rerun,
         "have one run that failed, was lost or was skipped run again",
-        f"It waits behind what is due, and has all its retries again. {MOMENTS}",
+        f"It waits behind what is due, and has all its retries again. {MOMENTS.replace('MOMENT', 'TICK')}",
     )
     rerun.add_argument("job", metavar="JOB", type=name, help="the job, as `aiolease status` names it")
     rerun.add_argument("tick", metavar="TICK", type=moment, help="the run's tick, as `aiolease history` shows it")
@@ -247,7 +248,12 @@ def _add_pausing(add: Add) -> None:
     )
     add_job(resume, optional="the pause of all jobs of the lease")
     add_json(resume)
-    resign = add("resign", asking.resign, "ask the leader to resign: another leads after its next heartbeat", "")
+    resign = add(
+        "resign",
+        asking.resign,
+        "ask the leader to resign: another leads after its next heartbeat",
+        "Runs that go on are cancelled then, and recorded as lost.",
+    )
     add_lease(resign, named=True)
     add_json(resign)
 

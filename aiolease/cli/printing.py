@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -63,5 +64,10 @@ def one_line(text: str, most: int = 120) -> str:
 
 def trouble(problem: object, status: int) -> int:
     """Tells of a problem in one line, and returns `status`."""
-    print(f"aiolease: {' '.join(str(problem).split())}", file=sys.stderr)
+    print(f"aiolease: {_with_utc(' '.join(str(problem).split()))}", file=sys.stderr)
     return status
+
+
+def _with_utc(text: str) -> str:
+    """A text whose moments are written as everywhere: a store writes them as Python does."""
+    return re.sub(r"\b(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(\.\d+)?\+00:00", r"\1 UTC", text)

@@ -1,20 +1,27 @@
-"""What `status`, `watch` and `check` look at, and what is wrong with it."""
+"""What `status`, `watch` and `check` look at, and what is wrong with it; and what `why` reckons from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from aiolease._jobs.in_words import moment_text, span
 from aiolease._jobs.standing import JobStanding, standing
+from aiolease._jobs.why import Facts, latest, reading_start
 from aiolease.cli.lease import OpenLease
 from aiolease.cli.printing import one_line
-from aiolease.stores.records import AHEAD, JobRecord, Lease
+from aiolease.errors import InvalidJob
+from aiolease.stores.records import AHEAD, JobRecord, Lease, RunRecord
 from aiolease.stores.seen import JobSeen, Overview
 
 _LEASE = 30.0
-"""Seconds that a lease is taken to last if nobody ever led."""
+"""Seconds that a lease is taken to last if nobody ever led, or if it was released: its row does not say it then."""
+
+_AROUND = 50
+"""So many rows are read from the tick before a moment on, to tell why."""
+
+_EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 _SETTLED_IN = timedelta(seconds=15)
 """So long after its election a leader may not have said yet which jobs it has."""
@@ -85,7 +92,7 @@ async def look(lease: OpenLease) -> Seen:
     before = local_clock()
     overview = await lease.ask(lambda store: store.overview(lease.name))
     between = before + (local_clock() - before) / 2
-    duration = row.duration if row is not None else _LEASE
+    duration = row.duration if row is not None and row.holder is not None else _LEASE
     jobs = [
         standing(seen, overview.pause, overview.now, lease_duration=duration)
         for _, seen in sorted(overview.jobs.items())
@@ -120,20 +127,24 @@ def _of_the_leader(seen: Seen) -> Iterator[Wrong]:
         return
     overdue = sum(job.overdue > 0 for job in seen.jobs)
     late = f"; {overdue} jobs are overdue" if overdue > 1 else "; 1 job is overdue" if overdue else ""
-    if row.holder is None:
-        yield Wrong(f"nobody leads {seen.name!r}: term {row.token} was released{late}")
-    else:
-        since = f"since {moment_text(row.expires_at.replace(microsecond=0))}"
-        yield Wrong(f"nobody leads {seen.name!r} {since}: {row.holder} did not renew it{late}")
+    since = f"since {moment_text(row.expires_at.replace(microsecond=0))}"
+    why = f"term {row.token} was released" if row.holder is None else f"{row.holder} did not renew it"
+    yield Wrong(f"nobody leads {seen.name!r} {since}: {why}{late}")
 
 
 def _failing(seen: Seen, job: JobStanding) -> Wrong:
-    last = job.last
-    text = f"{job.job!r} has failed {job.failures} times in a row" if job.failures > 1 else f"{job.job!r} has failed"
-    if last is not None and last.status in {"failed", "lost"}:
-        when = moment_text(last.tick, job.timezone)
-        text += f": {one_line(last.error or last.status)}, at the tick of {when}"
-    return Wrong(text, f"why {job.job}", job.job)
+    last = job.last if job.last is not None and job.last.status in {"failed", "lost"} else None
+    lost = last is not None and last.status == "lost"
+    how = "has failed"
+    if job.failures > 1:
+        how = f"has failed{', or was lost,' if lost else ''} {job.failures} times in a row"
+    elif lost:
+        how = "was lost"
+    if last is not None:
+        error = one_line(last.error or last.status)
+        said = error.removeprefix("lost ") if how == "was lost" else error
+        how += f"{' ' if said != error else ': '}{said}, at the tick of {moment_text(last.tick, job.timezone)}"
+    return Wrong(f"{job.job!r} {how}", f"why {job.job}", job.job)
 
 
 def _of_those_that_do_not_run(seen: Seen) -> Iterator[Wrong]:
@@ -156,3 +167,45 @@ def is_without(seen: Seen, record: JobRecord) -> bool:
     if row is None or row.free or seen.now - row.elected_at < _SETTLED_IN:
         return False
     return record.token is not None and record.token != row.token
+
+
+async def facts_of(lease: OpenLease, job: str, moment: datetime | None) -> tuple[Facts, datetime]:
+    """Reads what `why` reckons from."""
+    stock = await lease.ask(lambda store: store.take_stock(lease.name, counted=True))
+    if job not in stock.jobs:
+        if job in stock.unreadable:
+            problem = f"its row cannot be read: {stock.unreadable[job]}; `aiolease settle {job}` mends it"
+            raise InvalidJob(job, problem)
+        raise InvalidJob(job, f"no leader of {lease.name!r} ever had such a job")
+    row = await lease.ask(lambda store: store.status(lease.name))
+    terms = await lease.ask(lambda store: store.terms(lease.name))
+    oldest = await lease.ask(lambda store: store.rows_from(lease.name, job, _EVER, 1))
+    waiting, _ = await lease.ask(lambda store: store.queued(lease.name, [job], 1))
+    facts = Facts(
+        name=lease.name,
+        record=stock.jobs[job],
+        now=stock.now,
+        lease=row,
+        pause=stock.pause,
+        rows=await lease.ask(lambda store: store.history(lease.name, job, limit=1)),
+        oldest=oldest[0].tick if oldest else None,
+        terms=terms,
+        unreadable=stock.unreadable.get(job),
+        busy=len(stock.unfinished),
+    )
+    asked = moment if moment is not None else latest(facts)
+    around = await _rows_around(lease, facts, asked)
+    rows = {run.tick: run for run in (*waiting, *(run for run in stock.unfinished if run.job == job), *around)}
+    return replace(facts, rows=[rows[tick] for tick in sorted(rows)]), asked
+
+
+async def _rows_around(lease: OpenLease, facts: Facts, moment: datetime) -> list[RunRecord]:
+    """The rows from the tick before a moment on; of one in a range of skipped ticks, that before the range, too."""
+    job = facts.record.job
+    start = reading_start(facts.schedule, moment)
+    rows = await lease.ask(lambda store: store.rows_from(lease.name, job, start, _AROUND))
+    first = next((run.tick_from for run in rows if run.tick >= moment), None)
+    if first is not None and first <= moment:
+        earlier = reading_start(facts.schedule, first)
+        rows += await lease.ask(lambda store: store.rows_from(lease.name, job, earlier, 1))
+    return rows

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from datetime import datetime
 
 from aiolease._jobs.in_words import local_text, moment_text, span, tick_text
-from aiolease._jobs.standing import JobStanding
+from aiolease._jobs.standing import JobStanding, is_silent
 from aiolease.cli.printing import one_line
 from aiolease.cli.seen import Seen, is_without, wrong_with
 from aiolease.stores.records import Lease, RunRecord
@@ -30,10 +30,13 @@ def described(seen: Seen) -> Iterator[str]:
     yield f"leader    {leader if lease.holder is None or not lease.expired else f'nobody, {leader} did not renew it'}"
     yield f"term      {lease.token}"
     yield f"elected   {_moment(lease.elected_at)}, {ago(lease.elected_at, lease.now)}"
-    yield f"renewed   {_moment(lease.renewed_at)}, {ago(lease.renewed_at, lease.now)}"
-    if lease.holder is not None and lease.expired:
+    silent = ": it is late, the leader may be dead, frozen or cut off" if is_silent(lease) else ""
+    yield f"renewed   {_moment(lease.renewed_at)}, {ago(lease.renewed_at, lease.now)}{silent}"
+    if lease.holder is None:
+        yield f"released  {_moment(lease.expires_at)}, {ago(lease.expires_at, lease.now)}"
+    elif lease.expired:
         yield f"expired   {_moment(lease.expires_at)}, {ago(lease.expires_at, lease.now)}"
-    elif lease.holder is not None:
+    else:
         rest = (lease.expires_at - lease.now).total_seconds()
         yield f"expires   {_moment(lease.expires_at)}, in {span(rest)} unless renewed"
     if lease.holder is not None and lease.resign_token == lease.token:

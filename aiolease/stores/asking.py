@@ -86,7 +86,26 @@ def line_of(run: RunRecord) -> str | None:
     return attempt_line(run, run.finished_at, ": ".join([*known, *([run.error] if run.error else [])]))
 
 
-LEADER_HAS_IT = "the leader has this job; deploy without it first, or let the lease run out"
+_LEADER_HAS_IT = "the leader has this job; deploy without it first, or let the lease run out"
+_LEADER_IS_NEW = (
+    "the leader has not said yet which jobs it has, since it is new, or of an older version; ask again in a minute, "
+    "or let the lease run out"
+)
+
+
+def why_not_forgotten(token: int | None, leader: int | None, *, has_said: bool) -> str | None:
+    """Why a job cannot be forgotten; ``None`` if it can.
+
+    Args:
+        token: The latest term whose leader had this job.
+        leader: The term that leads; ``None`` if none does.
+        has_said: Whether the leader has said which jobs it has: it writes the row of its term after those.
+    """
+    if leader is None:
+        return None
+    if token is None or token == leader:
+        return _LEADER_HAS_IT
+    return None if has_said else _LEADER_IS_NEW
 
 
 def another_backfill(since: datetime, until: datetime | None) -> str:

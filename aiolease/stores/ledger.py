@@ -168,8 +168,11 @@ class JobStore(Protocol):
     async def backfill(self, name: str, job: str, since: datetime, until: datetime) -> None:
         """Queues the ticks of a job from `since` to `until`, both included, that have no row or were skipped.
 
-        The leader reckons them from the schedule that it has, up to the newest tick that it has seen to. They wait
-        behind what is due, at most 1,000 at once; `cancel` ends it.
+        The leader reckons them from the schedule that it has, up to the newest tick that it has seen to; of a job that
+        is paused without an end, up to now. They wait behind what is due, at most 1,000 at once; `cancel` ends it.
+
+        Only rows say what has run, and old ones are pruned (`JobRegistry` keeps ``history`` of them): a tick whose row
+        is gone is run again. Name the span that is missing, and no more.
 
         Raises:
             RequestRefused: Another backfill of the job has not been queued to its end.
@@ -179,15 +182,16 @@ class JobStore(Protocol):
     async def cancel(self, name: str, job: str) -> None:
         """Has the leader cancel the runs of a job that go on: they are failed, ``cancelled on request``, for good.
 
-        A run that waits to be tried again is failed so, too. A rerun or a backfill that has not begun is skipped so.
-        Ticks of the schedule that wait for a place are not touched.
+        A run that waits to be tried again is failed so, too. A rerun or a backfill that has not begun is skipped so;
+        one of a run that had succeeded leaves that a success. The rest of a backfill is forgotten at once: what is
+        asked for from then on is not cancelled. Ticks of the schedule that wait for a place are not touched.
         """
 
     async def forget(self, name: str, job: str) -> None:
         """Takes a job that is gone, and all its rows, out of the ledger (DESIGN rule 36).
 
         Raises:
-            RequestRefused: The leader has it.
+            RequestRefused: The leader has it, or has not said yet which jobs it has.
         """
 
     async def runs(

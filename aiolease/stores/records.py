@@ -5,6 +5,7 @@ A store keeps them and decides nothing: see `aiolease.stores.batch`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
@@ -209,6 +210,13 @@ class RunRecord:
     def errors(self) -> tuple[str, ...]:
         """How the earlier attempts ended, the newest last."""
         return tuple((self.earlier or "").splitlines())
+
+    @property
+    def had_succeeded(self) -> bool:
+        """Whether it has succeeded before somebody had it run again, and nothing of that has begun."""
+        if self.status != "queued" or self.request != "rerun" or not self.earlier:
+            return False
+        return re.fullmatch(r"attempt \d+ \(term [^)]*\): succeeded", self.errors[-1]) is not None
 
 
 def attempt_line(run: RunRecord | RunKey, ended_at: datetime | None, how: str) -> str:

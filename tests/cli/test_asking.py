@@ -40,7 +40,9 @@ def test_rerun_of_a_success_needs_force(aiolease: Aiolease, world: World) -> Non
     """What has succeeded is run again with `--force` only."""
     world.job()
     world.run()
-    assert aiolease("rerun", "report", "14:00").status == 1
+    assert aiolease("rerun", "report", "2026-11-30 14:00").err == (
+        "aiolease: job 'report' of 'default': this run has succeeded; with `--force` it is run again\n"
+    )
     assert aiolease("rerun", "report", "2026-11-30 14:00", "--force").status == 0
     assert row_of(world).status == "queued"
 
@@ -53,7 +55,14 @@ def test_rerun_of_a_triggered_run(aiolease: Aiolease, world: World) -> None:
     for text in ("2026-11-30 14:00:00.123", "2026-11-30 14:00:00", "2026-11-30 14:00"):
         world.run("failed", tick=tick, request="trigger")
         assert json.loads(aiolease("rerun", "report", text, "--json").out)["tick"] == tick.isoformat()
-    assert aiolease("rerun", "report", "2026-11-30 13:59").status == 1
+    assert aiolease("rerun", "report", "2026-11-30 13:59").err == (
+        "aiolease: job 'report' of 'default': there is no run of 2026-11-30 13:59:00 UTC; `aiolease history report` "
+        "shows those that there are\n"
+    )
+    assert aiolease("rerun", "report", "2026-11-29 14:00").err == (
+        "aiolease: job 'report' of 'default': there is no run of the tick 2026-11-29 14:00:00 UTC; `aiolease backfill` "
+        "runs ticks that have none\n"
+    )
 
 
 def test_rerun_within_a_range_is_of_that_tick(aiolease: Aiolease, world: World) -> None:
@@ -62,6 +71,14 @@ def test_rerun_within_a_range_is_of_that_tick(aiolease: Aiolease, world: World) 
     world.run("skipped", tick=TICK, job="sweep", tick_from=TICK - HOUR, count=61, error="E")
     told = json.loads(aiolease("rerun", "sweep", "2026-11-30 13:30", "--json").out)
     assert told["tick"] == "2026-11-30T13:30:00+00:00"
+    world.job("sweep", "every 60s", high_tick=NOW)
+    run = aiolease("rerun", "sweep", "2026-11-30 13:40:30", "--wait")  # the leader would never have begun it
+    assert (run.status, run.out) == (1, "")
+    assert "there is no run of 2026-11-30 13:40:30 UTC" in run.err
+    world.job("sweep", "every 3600s", high_tick=NOW, schedule_since=TICK + SECOND)
+    run = aiolease("rerun", "sweep", "2026-11-30 13:40", "--wait")
+    assert (run.status, run.out) == (1, "")
+    assert "2026-11-30 13:40:00 UTC is no tick of the schedule that it has now" in run.err
 
 
 def test_backfill(aiolease: Aiolease, world: World) -> None:
@@ -71,9 +88,36 @@ def test_backfill(aiolease: Aiolease, world: World) -> None:
     assert (run.status, run.err) == (0, "")
     assert "from 2026-11-01 00:00:00 UTC to 2026-11-29 14:00:00 UTC" in run.out
     assert job_of(world).backfill_until == TICK - DAY
-    assert aiolease("backfill", "report", "--since", "-3d").status == 1
+    assert "another backfill, from 2026-11-01 00:00:00 UTC to 2026-11-29 14:00:00 UTC, has not" in (
+        aiolease("backfill", "report", "--since", "-3d").err
+    )
     assert aiolease("backfill", "report").status == 2
-    assert aiolease("backfill", "report", "--since", "2026-11-02", "--until", "2026-11-01").status == 2
+    run = aiolease("backfill", "report", "--since", "2026-11-02", "--until", "2026-11-01")
+    assert (run.status, run.err) == (
+        2,
+        "aiolease: --until='2026-11-01 00:00:00 UTC': it is before --since, 2026-11-02 00:00:00 UTC\n",
+    )
+
+
+def test_a_backfill_says_of_which_ticks_no_row_is_left(aiolease: Aiolease, world: World) -> None:
+    """They may have run, and their rows are pruned; ticks from before the job was known have never run."""
+    known = TICK - 9 * DAY
+    for rows, since, told in (
+        ([1, 0], "2026-11-29", None),
+        ([1, 0], "2026-11-28", "2026-11-28 14:00:00"),
+        ([6, 7, 8, 0], "2026-11-22", None),
+        ([8, 0], "2026-11-01", None),
+        ([7, 0], "2026-11-01", "2026-11-22 14:00:00"),
+        ([], "2026-11-29", "2026-11-29 14:00:00"),
+    ):
+        world.job(known_since=known, schedule_since=known)
+        world.server.ledgers["default"].runs.clear()
+        for days in rows:
+            world.run(tick=TICK - days * DAY)
+        run = aiolease("backfill", "report", "--since", since)
+        assert run.status == 0
+        note = f"NOTE: no row is left of its tick {told} UTC: if that has run, it runs again"
+        assert (note in run.out) if told else ("NOTE" not in run.out), run.out
 
 
 def test_cancel(aiolease: Aiolease, world: World) -> None:
@@ -103,7 +147,10 @@ def test_pause_until_with_a_note(aiolease: Aiolease, world: World) -> None:
     )
     run = aiolease("pause", "report", "--until", "2026-11-30 17:00")
     assert run.status == 2
-    assert run.err.startswith("aiolease: --until='2026-11-30 17:00:00 UTC': it has passed")
+    assert run.err == (
+        "aiolease: --until='2026-11-30 17:00:00 UTC': it has passed: the database's clock shows "
+        "2026-11-30 18:00:00 UTC\n"
+    )
     run = aiolease("pause", "report", "--note", "x" * 256)
     assert run.status == 2
     assert run.err.startswith(f"aiolease: --note='{'x' * 40}…': use at most 255 characters")
@@ -125,10 +172,20 @@ def test_pause_and_resume_of_all_jobs(aiolease: Aiolease, world: World) -> None:
     assert aiolease("resume").out == "all jobs of 'default' were not paused\n"
 
 
+def test_a_pause_of_a_lease_that_never_was(aiolease: Aiolease, world: World) -> None:
+    """A misspelt lease can be paused, since its leader may come; it is told that it had none."""
+    run = aiolease("pause", "--lease", "defualt")
+    assert run.out.endswith("goes on; 'defualt' never had a leader: is that its name?\n")
+    assert "next heartbeat" not in aiolease("resume", "--lease", "defualt").out  # there is none
+
+
 def test_forget(aiolease: Aiolease, world: World) -> None:
-    """A job that is gone is forgotten; one that the leader has is refused."""
+    """A job that is gone is forgotten; one that the leader has is refused, and all while it has not said which."""
     world.job("old", token=3)
     world.job("report")
+    run = aiolease("forget", "old")
+    assert (run.status, "ask again in a minute" in run.err) == (1, True)
+    world.term(7, NOW - DAY, None, "running")
     run = aiolease("forget", "old")
     assert (run.status, run.out) == (0, "forgot 'old' of 'default': its rows are gone\n")
     assert set(world.server.ledgers["default"].jobs) == {"report"}
@@ -191,10 +248,32 @@ async def test_rerun_and_wait_for_programs(aiolease: Aiolease, world: World) -> 
     assert (told["status"], told["attempt"]) == ("succeeded", 2)
 
 
+async def test_a_row_that_was_pruned_is_not_waited_for(aiolease: Aiolease, world: World) -> None:
+    """The run of an old tick has ended, and its row was the oldest of those that are kept: the command ends, too."""
+    world.job()
+    world.run("failed", error="E")
+    waiting = asyncio.create_task(
+        in_thread(aiolease, "rerun", "report", "2026-11-30 14:00", "--wait", "--timeout", "9")
+    )
+    while row_of(world).status != "queued":
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.6)
+    del world.server.ledgers["default"].runs["report", TICK]
+    run = await waiting
+    assert run.status == 1
+    assert run.err == "aiolease: the row of 'report' of 'default' is gone: it has ended, and the log says how\n"
+
+
 def test_a_wait_may_have_an_end(aiolease: Aiolease, world: World) -> None:
-    """With `--timeout` the command stops waiting; the run goes on."""
+    """With `--timeout` the command stops waiting, and says whether the run has begun."""
     world.job()
     run = aiolease("trigger", "report", "--wait", "--timeout", "0.2")
     assert run.status == 1
+    assert run.err == (
+        "aiolease: 'report' of 'default' has not begun within 0.2 s; the request stays, and "
+        "`aiolease why report '2026-11-30T18:00:00+00:00'` tells what it waits for\n"
+    )
+    assert "Somebody triggered it" in aiolease("why", "report", "2026-11-30T18:00:00+00:00").out
+    world.run("running", tick=NOW)
+    run = aiolease("trigger", "report", "--wait", "--timeout", "0.2")
     assert run.err == "aiolease: 'report' of 'default' has not ended within 0.2 s; it goes on\n"
-    assert SECOND

@@ -323,6 +323,12 @@ def test_there_is_help(aiolease: Aiolease, command: str) -> None:
     run = aiolease(*command.split(), "--help")
     assert (run.status, run.err) == (0, "")
     assert run.out.startswith("usage: aiolease")
+    assert "?." not in run.out
+
+
+def test_the_help_of_resign_names_its_price(aiolease: Aiolease) -> None:
+    """It waits for no run: who reads the help at night knows that before."""
+    assert "cancelled then, and recorded as lost." in " ".join(aiolease("resign", "--help").out.split())
 
 
 def test_every_command_is_in_the_help(aiolease: Aiolease) -> None:

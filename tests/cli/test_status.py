@@ -79,7 +79,10 @@ def test_all_is_well(aiolease: Aiolease, world: World) -> None:
             {"expires": NOW - HOUR},
             "nobody leads 'default' since 2026-11-30 17:00:00 UTC: web1-4711 did not renew it; 1 job is overdue",
         ),
-        ({"holder": None}, "nobody leads 'default': term 7 was released; 1 job is overdue"),
+        (
+            {"holder": None, "expires": NOW - HOUR},
+            "nobody leads 'default' since 2026-11-30 17:00:00 UTC: term 7 was released; 1 job is overdue",
+        ),
     ],
 )
 def test_nobody_leads(aiolease: Aiolease, world: World, lease: dict[str, Any], text: str) -> None:
@@ -91,6 +94,45 @@ def test_nobody_leads(aiolease: Aiolease, world: World, lease: dict[str, Any], t
     texts = wrong(aiolease("status"))
     assert texts[0] == text
     assert [each.split(" ")[0] for each in texts[1:]] == ["'report'"]
+
+
+def test_a_release_makes_no_job_overdue(aiolease: Aiolease, world: World) -> None:
+    """A job is overdue after two leases. How long a lease was its row does not say any more when it was released."""
+    world.lead(holder=None, expires=NOW - 20 * SECOND)
+    world.server.leases["default"] = replace(world.server.leases["default"], renewed_at=NOW - 25 * SECOND)
+    world.job("late", "every 60s", high_tick=NOW - 80 * SECOND)
+    run = aiolease("status")
+    assert "overdue" not in run.out
+    assert "released  2026-11-30 17:59:40 UTC, 20.0 s ago\n" in run.out
+    world.job("late", "every 60s", high_tick=NOW - 130 * SECOND)
+    assert "overdue by 2 min" in aiolease("status").out
+
+
+def test_a_leader_that_has_missed_a_renewal(aiolease: Aiolease, world: World) -> None:
+    """A leader that has not renewed for half its lease may be dead or frozen, although the lease is its own."""
+    late = "ago: it is late, the leader may be dead, frozen or cut off\n"
+    world.lead(expires=NOW + 16 * SECOND)
+    assert late not in aiolease("status").out
+    world.lead(expires=NOW + 14 * SECOND)
+    assert f"renewed   2026-11-30 17:59:44 UTC, 16.0 s {late}" in aiolease("status").out
+    world.lead(expires=NOW - SECOND)
+    assert late not in aiolease("status").out  # that it expired stands there
+
+
+def test_a_lost_run_has_not_failed(aiolease: Aiolease, world: World) -> None:
+    """A run that was lost with its leader is no failure of the job, and is not called one."""
+    world.job()
+    world.run(tick=TICK - 9 * DAY)
+    world.run("lost", error="lost with term 6: expired")
+    assert wrong(aiolease("status"))[0].startswith(
+        "'report' was lost with term 6: expired, at the tick of 2026-11-30 14:00:00 UTC"
+    )
+    world.run("lost", error="settled by hand")
+    assert wrong(aiolease("status"))[0].startswith("'report' was lost: settled by hand, at the tick")
+    world.run("failed", error="E", tick=TICK - DAY)
+    assert wrong(aiolease("status"))[0].startswith(
+        "'report' has failed, or was lost, 2 times in a row: settled by hand, at the tick"
+    )
 
 
 def test_the_leader_lacks_a_job(aiolease: Aiolease, world: World) -> None:
@@ -171,19 +213,20 @@ def test_check_is_one_line(aiolease: Aiolease, world: World) -> None:
     world.run()
     run = aiolease("check")
     assert (run.status, run.err) == (0, "")
-    assert run.out == "OK: web1-4711 leads 'default' since 24 h (term 7), 1 job in time\n"
+    assert run.out == "OK: web1-4711 leads 'default' for 24 h (term 7), 1 job in time\n"
     assert json.loads(aiolease("check", "--json").out) == {"ok": True, "wrong": []}
 
 
 def test_check_says_what_is_wrong_in_one_line(aiolease: Aiolease, world: World) -> None:
     """Not all is well: one line with all of it, status 1."""
-    world.lead(holder=None)
+    world.lead(holder=None, expires=NOW - MINUTE)
     world.job()
     world.run("failed", error="E: one\ntwo")
     run = aiolease("check")
     assert (run.status, run.err) == (1, "")
     assert run.out.startswith(
-        "NOT OK: nobody leads 'default': term 7 was released; 'report' has failed: E: one two, at "
+        "NOT OK: nobody leads 'default' since 2026-11-30 17:59:00 UTC: term 7 was released; 'report' has failed: E: "
+        "one two, at "
     )
     assert run.out.count("\n") == 1
     told = json.loads(aiolease("check", "--json").out)

@@ -62,7 +62,7 @@ def test_why_of_a_range_names_the_run_before_it(aiolease: Aiolease, world: World
     first = NOW - 2 * HOUR + MINUTE
     world.run("skipped", NOW, job="sweep", tick_from=first, count=120, error="its last run has not ended")
     out = aiolease("why", "sweep", "2026-11-30 17:00").out
-    assert "What went on was that of 2026-11-30 16:00:00 UTC" in out
+    assert "The run that had not ended was that of 2026-11-30 16:00:00 UTC" in out
 
 
 def test_why_of_an_unknown_job(aiolease: Aiolease, world: World) -> None:

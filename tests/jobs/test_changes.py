@@ -63,6 +63,22 @@ async def test_what_fell_due_by_a_schedule_that_is_changed_is_run_or_recorded(mi
         assert skipped == sum(row.count or 0 for row in here.records())
 
 
+@pytest.mark.parametrize("whole", [False, True])
+@virtual
+async def test_what_fell_due_since_a_pause_that_has_ended_is_run_before_a_change(whole: bool) -> None:
+    """The pause ended by itself at 700; the ticks of the old schedule since then are run, those before are not."""
+    async with world() as here:
+        work = Work()
+        process = here.start(registry(work, 300, missed="all"))
+        await here.until(310)
+        await here.someone().pause("default", None if whole else "job", until=START + timedelta(seconds=700))
+        await process.end()
+        await here.until(1300)
+        here.start(registry(work, 3600, missed="all"))
+        await here.until(1310)
+        assert work.ticks == [300, 900, 1200]
+
+
 @virtual
 @pytest.mark.parametrize("missed", ["once", "all"])
 async def test_two_versions_that_alternate_lose_no_tick(missed: Any) -> None:

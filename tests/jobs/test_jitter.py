@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiolease import JobRegistry
+from aiolease import JobRegistry, JobRun
 from aiolease._jobs.jitter import delayed, reached
 from aiolease._jobs.job import Job
 from aiolease._jobs.schedule import Cron, Every, Schedule, ticks_between
@@ -108,3 +108,48 @@ async def test_no_tick_is_lost_or_doubled_with_jitter(missed: Any) -> None:
             covered += [first + 60 * number for number in range(row.count or 1)]
         assert covered == [60.0 * number for number in range(1, len(covered) + 1)]
         assert covered[-1] >= 2800
+
+
+@pytest.mark.parametrize("missed", ["once", "all", "skip"])
+@virtual
+async def test_a_start_that_is_delayed_is_not_late_for_that(missed: Any) -> None:
+    """A tick grows old from its start on: a jitter above `max_age`, and above two leases, makes none too old."""
+    async with world() as here:
+        work = Work()
+        here.start(registry(work, 2400, jitter=2300, max_age=60, missed=missed))
+        await here.until(14_350)
+        assert work.ticks == [2400, 4800, 7200, 9600, 12_000]
+        assert here.rows() == [f"{tick:g} succeeded" for tick in work.ticks]
+
+
+@virtual
+async def test_a_delayed_start_that_nobody_was_there_for_is_too_late_after_max_age() -> None:
+    """Where the leader comes back within `max_age` of the delayed start the tick is run, and else skipped."""
+    async with world() as here:
+        work = Work()
+        it = registry(work, 2400, jitter=2300, max_age=60).registered["job"]
+        ticks = [START + timedelta(seconds=tick) for tick in (2400, 4800)]
+        starts = [(delayed(it, "default", tick) - START).total_seconds() for tick in ticks]
+        process = here.start(registry(work, 2400, jitter=2300, max_age=60))
+        for start, late in zip(starts, (50, 70), strict=True):
+            await here.until(start - 1)
+            await process.end()
+            await here.until(start + late)
+            process = here.start(registry(work, 2400, jitter=2300, max_age=60))
+        await here.until(starts[1] + 80)
+        assert here.rows() == ["2400 succeeded", "4800 skipped 1"]
+
+
+@virtual
+async def test_a_delayed_start_does_not_use_up_the_time_of_retries() -> None:
+    """`max_age` counts from the start that `jitter` has delayed, for retries as for the first attempt."""
+    async with world() as here:
+        tries: list[float] = []
+
+        async def job(run: JobRun) -> None:
+            tries.append(here.now)
+            raise ValueError("no")
+
+        here.start(registry(job, 2400, jitter=2300, max_age=60, retries=1, backoff=20))
+        await here.until(4790)
+        assert len(tries) == 2

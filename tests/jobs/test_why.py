@@ -80,7 +80,9 @@ def test_run_late_since_the_leader_had_died() -> None:
     found = TICK + MINUTE + SECOND
     terms = [term(6, NOW - DAY, found, "lost", "its end was not recorded"), term(7, TICK + MINUTE, None, "running")]
     answer = ask(TICK, job(), run(late=61), terms=terms)
-    assert "Term 6 (web6) ended without a word, which the next leader found at 2026-11-30 14:01:01 UTC" in said(answer)
+    assert "Term 6 (web6) did not record its end, which the next leader found at 2026-11-30 14:01:01 UTC" in said(
+        answer
+    )
     assert "may have been dead" in said(answer)
 
 
@@ -290,11 +292,62 @@ def test_skipped_in_a_range() -> None:
     newer = run("failed", tick=TICK + MINUTE)
     answer = ask(TICK - 30 * MINUTE, every(60), row, newer)
     assert (answer.verdict, answer.moment) == ("skipped", TICK - 30 * MINUTE)
-    assert "It fell due at 2026-11-30 13:30:00 UTC, and was skipped with 61 ticks from 2026-11-30 13:00:00 UTC" in said(
+    assert answer.sentences[0] == (
+        "It fell due at 2026-11-30 13:30:00 UTC, one of 61 ticks from 2026-11-30 13:00:00 UTC to 2026-11-30 14:00:00 "
+        "UTC that were skipped: a newer one was due as well."
+    )
+    assert "The newest was that of 2026-11-30 14:01:00 UTC: it has failed." in said(answer)
+    assert "'2026-11-30 13:30:00'" in answer.commands[0]
+
+
+def test_a_moment_between_two_skipped_ticks_is_not_due() -> None:
+    """Within a range of skipped ticks only the ticks of the schedule fell due: no other can be run again."""
+    row = run("skipped", tick=TICK, tick_from=TICK - HOUR, count=61, error="a newer one was due as well")
+    answer = ask(TICK - 30 * MINUTE + 7 * SECOND, every(60), row)
+    assert answer.verdict == "not due"
+    assert "The one before is 2026-11-30 13:30:00 UTC, the next is 2026-11-30 13:31:00 UTC." in said(answer)
+    assert answer.commands == ["aiolease why report '2026-11-30 13:30:00'  # asks about the one before"]
+
+
+def test_skipped_in_a_range_of_a_former_schedule() -> None:
+    """Which ticks a former schedule had is not known. They cannot be run again: ranges are split by that of now."""
+    row = run("skipped", tick=TICK, tick_from=TICK - HOUR, count=7, error="were missed")
+    answer = ask(TICK - 25 * MINUTE, every(600, schedule_since=TICK + MINUTE), row)
+    assert answer.verdict == "skipped"
+    assert "If it fell due at 2026-11-30 13:35:00 UTC, by the schedule that it had then, it was one of 7 ticks" in said(
         answer
     )
-    assert "That was the one of 2026-11-30 14:01:00 UTC: failed." in said(answer)
-    assert "'2026-11-30 13:30:00'" in answer.commands[0]
+    assert "It was a tick of a former schedule, so it cannot be run again." in said(answer)
+    assert answer.commands == ["aiolease trigger report  # runs the job once, now"]
+
+
+def test_a_trigger_that_was_skipped() -> None:
+    """It never fell due: when somebody triggered it, when the leader saw that, and which run went on then."""
+    tick = TICK + timedelta(seconds=5, microseconds=123_456)
+    skipped = run(
+        "skipped", tick=tick, tick_from=tick, count=1, finished_at=TICK + MINUTE,
+        error="triggered while its last run had not ended",
+    )  # fmt: skip
+    later = run(tick=TICK + MINUTE, late=0)
+    answer = ask(tick, every(60), run(), skipped, later)
+    assert "fell due" not in said(answer)
+    assert answer.sentences[0] == (
+        "Somebody triggered it at 2026-11-30 14:00:05.123 UTC. The leader saw that at 2026-11-30 14:01:00 UTC and "
+        "skipped it: a run of the job had not ended."
+    )
+    assert "The run that had not ended was that of 2026-11-30 14:01:00 UTC" in said(answer)
+    assert answer.commands == ["aiolease trigger report  # triggers it again"]
+
+
+def test_the_latest_tick_was_run_and_the_job_is_paused_since() -> None:
+    """Who asks why nothing runs is told of a pause, also if the latest tick was run."""
+    answer = ask(None, job(paused_at=NOW - HOUR, pause_note="a test"), run())
+    assert answer.verdict == "succeeded"
+    assert "The job is paused, since 2026-11-30 17:00:00 UTC" in said(answer)
+    assert answer.sentences[-1].endswith("(a test). Ticks after this one are not run.")
+    assert answer.commands == ["aiolease resume report  # ends the pause"]
+    before = run(tick=TICK - DAY)
+    assert "paused" not in said(ask(TICK - DAY, job(paused_at=NOW - HOUR), before, run()))
 
 
 def test_skipped_while_a_run_went_on() -> None:
@@ -302,7 +355,7 @@ def test_skipped_while_a_run_went_on() -> None:
     before = run(tick=TICK - MINUTE, late=0, took=150)
     long_ended = run(tick=TICK - 5 * MINUTE, took=10)
     answer = ask(TICK, every(60), long_ended, before, run("skipped", error="its last run has not ended"))
-    assert "What went on was that of 2026-11-30 13:59:00 UTC" in said(answer)
+    assert "The run that had not ended was that of 2026-11-30 13:59:00 UTC" in said(answer)
     assert "ended at 2026-11-30 14:01:30 UTC" in said(answer)
     assert "13:55" not in said(answer)
 

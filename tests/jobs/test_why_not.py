@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -78,13 +79,23 @@ def test_the_hour_that_was_repeated() -> None:
 # -- before, after, another schedule
 
 
+def test_not_due_since_the_schedule_was_changed() -> None:
+    """Somebody who waits for a tick of the former schedule is told that there is another, and since when."""
+    record = job(schedule_since=TICK - HOUR)
+    assert (
+        "It has had this schedule since 2026-11-30 13:00:00 UTC (08:00 America/New_York); before, it had another."
+        in said(ask(TICK + HOUR, record, run()))
+    )
+    assert "before, it had another" not in said(ask(TICK + HOUR, job(), run()))
+
+
 def test_before_the_job_was_known() -> None:
     """A tick before the database saw the job: a new job starts with its next tick."""
     record = job(known_since=TICK + MINUTE, schedule_since=TICK + MINUTE, high_tick=None)
     answer = ask(TICK, record)
     assert answer.verdict == "not known yet"
     assert "first saw this job at 2026-11-30 14:01:00 UTC" in said(answer)
-    assert "the first tick after that was 2026-12-01 14:00:00 UTC" in said(answer)
+    assert "at 09:00, every day, by the clock of America/New_York, is 2026-12-01 14:00:00 UTC" in said(answer)
     assert ask(TICK - HOUR, record).verdict == "not known yet"
 
 
@@ -225,14 +236,68 @@ def test_nobody_leads() -> None:
             lease(expired=TICK - MINUTE),
             "web7 (term 7) did not renew its lease, which expired at 2026-11-30 13:59:00 UTC",
         ),
-        (lease(free=True), "term 7 was released, and no process has taken over"),
+        (lease(free=True), "term 7 was released at 2026-11-30 17:59:59 UTC"),
         (None, "Nobody ever led 'default'"),
     ):
         answer = ask(TICK, LATE, run(tick=TICK - DAY), lease=row, terms=terms)
         assert answer.verdict == "nobody leads"
         assert text in said(answer)
         assert "When somebody leads it is run, or skipped" in said(answer)
-        assert "Term 7 was the last that had begun (web7)" in said(answer)
+
+
+def test_who_led_is_seen_from_the_lease_until_a_leader_records_it() -> None:
+    """The end of the last term is recorded by the next leader. Until then the lease shows when, and how it ended."""
+    running = [term(7, NOW - DAY, None, "running")]
+    last = (
+        "Term 7 (web7) renewed its lease for the last time at 2026-11-30 13:59:59 UTC (08:59:59 America/New_York): it "
+        "may have been dead when the tick fell due."
+    )
+    for row, text in (
+        (replace(lease(free=True), expires_at=TICK + MINUTE), "Term 7 (web7) led at that moment."),
+        (replace(lease(free=True), expires_at=TICK - MINUTE), ""),
+        (replace(lease(expired=TICK + MINUTE), renewed_at=TICK + SECOND), "Term 7 (web7) led then; it was lost at"),
+        (replace(lease(expired=TICK + MINUTE), renewed_at=TICK - SECOND), last),
+    ):
+        told = said(ask(TICK, LATE, run(tick=TICK - DAY), lease=row, terms=running))
+        assert text in told
+        assert ("may have been dead" in told) == ("may have been dead" in text)
+        assert ("Term 7" in told) == bool(text)
+
+
+@pytest.mark.parametrize("status", ["running", "queued", "claimed", "long due"])
+def test_a_leader_that_is_silent(status: str) -> None:
+    """A leader that has missed a renewal may be dead or frozen: what waits for it is not explained by anything else."""
+    silent = replace(lease(), renewed_at=NOW - 17 * SECOND, expires_at=NOW + 13 * SECOND)
+    rows = {"running": [run("running")], "queued": [run("queued", not_before=TICK)]}.get(status, [])
+    tick = NOW - 5 * SECOND if status == "claimed" else TICK
+    record = every(5, high_tick=tick - 5 * SECOND) if status == "claimed" else job() if rows else LATE
+    answer = ask(tick, record, *rows, lease=silent, busy=1)
+    assert (
+        "The leader, web7 (term 7), has not renewed its lease for 17.0 s: it may be dead, frozen, or cut off from the "
+        "database. If it stays so, another may lead from 2026-11-30 18:00:13 UTC"
+    ) in said(answer)
+    assert "max_running" not in said(answer)
+    assert "about to" not in said(answer)
+    assert "has not renewed" not in said(ask(tick, record, *rows, busy=1))
+
+
+def test_a_trigger_that_waits() -> None:
+    """A trigger that no leader has claimed yet is told as such, and what it waits for."""
+    asked = NOW - SECOND + timedelta(microseconds=123)
+    for facts, text in (
+        ({}, "The leader sees it at its next heartbeat."),
+        ({"lease": lease(free=True)}, "It runs when somebody leads."),
+        ({"lease": lease(8)}, "That process has no such job: it runs when a leader has it."),
+        (
+            {"lease": replace(lease(), renewed_at=NOW - 17 * SECOND, expires_at=NOW + 13 * SECOND)},
+            "has not renewed its lease for 17.0 s",
+        ),
+    ):
+        for moment in (asked, asked.replace(microsecond=0), None):
+            answer = ask(moment, job(requested_at=asked), run(), **facts)
+            assert (answer.verdict, answer.moment) == ("triggered", asked)
+            assert answer.sentences[0].startswith("Somebody triggered it at 2026-11-30 17:59:59")
+            assert text in said(answer)
 
 
 def test_the_leader_lacks_the_job() -> None:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from aiolease import JobRegistry
 from aiolease._jobs.why import Why, why
 from aiolease.cli.lease import OpenLease
-from aiolease.cli.looking import facts_of
+from aiolease.cli.seen import facts_of
 from tests.jobs.worlds import Work, World, nothing, registry, seconds, world
 from tests.virtual import START, virtual
 
@@ -50,7 +50,7 @@ async def test_ticks_while_a_run_goes_on() -> None:
         await new.until(64)
         assert await verdicts(new, 10, 60) == ["succeeded", *["skipped"] * 4, "running"]
         skipped = " ".join((await ask(new, 40)).sentences)
-        assert "What went on was that of 2026-01-01 00:00:10 UTC" in skipped
+        assert "The run that had not ended was that of 2026-01-01 00:00:10 UTC" in skipped
 
 
 @virtual
@@ -91,7 +91,7 @@ async def test_a_leader_that_was_killed() -> None:
         skipped = " ".join((await ask(new, 70)).sentences)
         assert "a newer one was due as well" in skipped
         assert "Term 1 (" in skipped
-        assert "ended without a word" in skipped
+        assert "did not record its end" in skipped
 
 
 @virtual

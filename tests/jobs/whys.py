@@ -46,7 +46,7 @@ def lease(token: int = 7, *, free: bool = False, expired: datetime | None = None
         beat=5,
         elected_at=NOW - DAY,
         renewed_at=NOW - 3 * SECOND,
-        expires_at=expired or NOW + 27 * SECOND,
+        expires_at=expired or (NOW - SECOND if free else NOW + 27 * SECOND),
         resign_token=None,
         now=NOW,
     )

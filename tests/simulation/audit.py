@@ -145,7 +145,9 @@ def _lost_ticks(
     for row in rows:
         first, last = bisect_left(ticks, row.tick_from or row.tick), bisect_right(ticks, row.tick)
         by_hand = _within(row.tick, rules.meddled)
-        above = last == first and row.tick > until and not by_hand
+        # What somebody asked for is run of a job that is paused, too, and its ticks are not claimed otherwise.
+        was_paused = record.paused_at is not None or record.resumed_at is not None
+        above = last == first and row.tick > until and not (by_hand or (was_paused and row.request == "backfill"))
         if above and rules.schedule.latest_between(until, row.tick) == row.tick:
             yield f"{name} has a row of {row.tick:%H:%M:%S.%f}, above its high tick {until:%H:%M:%S.%f}"
         # A row of a tick that is none of the schedule is that of a trigger.

@@ -71,7 +71,7 @@ def _retries_are_forgotten() -> AbstractContextManager[Any]:
 
 
 def _retries_are_no_business_of_the_next_leader() -> AbstractContextManager[Any]:
-    def mutated(waiting: Any, *_: Any) -> None:
+    def mutated(*_: Any, **__: Any) -> None:
         return None
 
     return patch.object(runs, "next_start", mutated)

@@ -14,7 +14,7 @@ from aiolease.stores import Store
 from aiolease.stores.batch import Batch
 from aiolease.stores.contract import Refused
 from aiolease.stores.records import JobRecord, RunRecord
-from aiolease.stores.seen import WHOLE_LEASE
+from aiolease.stores.seen import TERMS, WHOLE_LEASE
 from tests.stores.databases import MakeStore, claim, free
 from tests.stores.ledgers import (
     MICROSECOND,
@@ -289,6 +289,7 @@ async def test_a_run_is_queued_again_by_hand(make_store: MakeStore, status: Any)
         started_at=None,
         finished_at=None,
     )
+    assert queued.had_succeeded == (status == "succeeded")
     assert in_order(before, queued.not_before, await now_of(store))
     assert in_order(before, job.asked_at, await now_of(store))
     assert set((await store.take_stock("cron", attention=True)).jobs) == {"a"}
@@ -365,6 +366,9 @@ async def test_a_backfill_is_one_at_a_time(make_store: MakeStore) -> None:
             await other.backfill("cron", "a", since, until)
     assert await everything(store) == before
     await other.backfill("cron", "b", now, now)
+    await other.cancel("cron", "a")  # it ends at once: the next one is another, and is not cancelled
+    await store.backfill("cron", "a", now - SECOND, now)
+    assert (await job_of(store, "a")).backfill_since == now - SECOND
     for since, until in ((now, now - SECOND), (now.replace(tzinfo=None), now), (now, now.replace(tzinfo=None))):
         with pytest.raises(ConfigurationError):
             await store.backfill("cron", "a", since, until)
@@ -429,7 +433,16 @@ async def test_a_job_that_the_leader_has_is_not_forgotten(make_store: MakeStore)
             await other.forget("cron", job)
     assert await everything(store) == before
     newer = await enrolled(other, "b")
+    for job in "ab":
+        with pytest.raises(RequestRefused, match="has not said yet which jobs it has"):
+            await other.forget("cron", job)
+    assert len(await store.history("cron", "a")) == 3
     await other.have(newer, ["b"])
+    with pytest.raises(RequestRefused, match="has not said yet which jobs it has"):
+        await other.forget("cron", "a")  # there may be more of them
+    led = await store.status("cron")
+    assert led is not None
+    await other.record(newer, Batch(claims=[run(newer, TERMS, led.elected_at)]))
     await store.forget("cron", "a")
     assert await store.history("cron", "a") == []
     assert set(await jobs_of(store)) == {"b", "c"}

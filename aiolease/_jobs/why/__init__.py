@@ -14,12 +14,12 @@ from datetime import datetime, timedelta
 
 from aiolease._jobs.schedule import Schedule
 from aiolease._jobs.why.clocks import is_tick
-from aiolease._jobs.why.facts import Facts, Verdict, Why
-from aiolease._jobs.why.gaps import tell_future, tell_no_tick, tell_unclaimed
-from aiolease._jobs.why.rows import tell_row
+from aiolease._jobs.why.facts import Facts, Verdict, Why, with_last_end
+from aiolease._jobs.why.gaps import resumes, tell_future, tell_no_tick, tell_pause, tell_triggered, tell_unclaimed
+from aiolease._jobs.why.rows import can_be_rerun, tell_row
 from aiolease.stores.records import RunRecord
 
-__all__ = ["Facts", "Verdict", "Why", "latest", "reading_start", "why"]
+__all__ = ["Facts", "Verdict", "Why", "can_be_rerun", "is_tick", "latest", "reading_start", "run_meant", "why"]
 
 _MOMENT = timedelta(microseconds=1)
 
@@ -32,16 +32,17 @@ def why(facts: Facts, moment: datetime | None = None) -> Why:
         moment: When; its latest tick if none is given. A tick within the same minute, second or millisecond is meant,
             too, if the moment has no seconds, or no parts of them.
     """
-    schedule = facts.schedule
-    asked = moment if moment is not None else latest(facts)
-    row = _row_of(facts, asked)
-    if row is None and (schedule is None or not is_tick(schedule, asked)):
-        asked = _nearby(facts, schedule, asked) or asked
-        row = _row_of(facts, asked)
+    facts, schedule = with_last_end(facts), facts.schedule
+    asked, row = run_meant(facts, moment if moment is not None else latest(facts))
     answer = Why(moment=asked, verdict="no row")
     if row is not None:
         answer.moment = row.tick if row.tick_from is None else asked
         tell_row(facts, row, answer)
+        if answer.moment == latest(facts) and (pause := tell_pause(facts, answer.moment)):
+            answer.sentences.append(f"{pause} Ticks after this one are not run.")
+            answer.commands += resumes(facts, answer.moment)
+    elif asked == facts.record.requested_at:
+        tell_triggered(facts, answer)
     elif schedule is None:
         answer.sentences.append(
             f"There is no row of {facts.at(asked)}, and this version does not know its schedule, "
@@ -56,12 +57,32 @@ def why(facts: Facts, moment: datetime | None = None) -> Why:
     return answer
 
 
+def run_meant(facts: Facts, moment: datetime, *, only_runs: bool = False) -> tuple[datetime, RunRecord | None]:
+    """The tick that somebody means with a moment, and its row: ``None`` if it has none.
+
+    In a range of ticks that were skipped together the row is that of the range.
+
+    Args:
+        facts: What is known of the job.
+        moment: The moment.
+        only_runs: True if a run is meant: also one a while after the moment, if the moment itself has none.
+    """
+    schedule = facts.schedule
+    row = _row_of(facts, moment)
+    if row is None and (schedule is None or not is_tick(schedule, moment)):
+        moment = _nearby(facts, schedule, moment) or moment
+        row = _row_of(facts, moment)
+    if row is None and only_runs and (run := _nearby(facts, None, moment)) is not None:
+        return run, _row_of(facts, run)
+    return moment, row
+
+
 def latest(facts: Facts) -> datetime:
-    """The latest tick of a job: of its schedule since that holds, or of a row; else its first one to come."""
+    """The latest tick of a job: of its schedule since that holds, of a row, or of a trigger; else the first to come."""
     schedule, since = facts.schedule, facts.record.schedule_since
     found = [run.tick for run in facts.rows if run.tick <= facts.now]
     tick = None if schedule is None else schedule.latest_between(since, facts.now)
-    found += [tick] if tick is not None else []
+    found += [each for each in (tick, facts.record.requested_at) if each is not None]
     if found:
         return max(found)
     return (schedule.next_after(facts.now) if schedule is not None else None) or facts.now
@@ -77,8 +98,14 @@ def _row_of(facts: Facts, moment: datetime) -> RunRecord | None:
     """The row of a tick, or of a range of skipped ones in which it lies."""
     for run in facts.rows:
         if run.tick == moment or (run.tick_from is not None and run.tick_from <= moment <= run.tick):
-            return run
+            return run if moment in {run.tick, run.tick_from} or _may_be_tick(facts, moment) else None
     return None
+
+
+def _may_be_tick(facts: Facts, moment: datetime) -> bool:
+    """False if the job was not due at a moment. Of a former schedule, or one of another version, that is not known."""
+    schedule = facts.schedule
+    return schedule is None or moment <= facts.record.schedule_since or is_tick(schedule, moment)
 
 
 def _nearby(facts: Facts, schedule: Schedule | None, moment: datetime) -> datetime | None:
@@ -86,7 +113,6 @@ def _nearby(facts: Facts, schedule: Schedule | None, moment: datetime) -> dateti
     width = timedelta(minutes=1) if moment.second == 0 else timedelta(seconds=1)
     if moment.microsecond:
         width = timedelta(milliseconds=1)
-    found = [run.tick for run in facts.rows if moment <= run.tick < moment + width]
     tick = None if schedule is None else schedule.next_after(moment - _MOMENT)
-    found += [tick] if tick is not None and tick < moment + width else []
-    return min(found, default=None)
+    found = [*(run.tick for run in facts.rows), tick, facts.record.requested_at]
+    return min((each for each in found if each is not None and moment <= each < moment + width), default=None)

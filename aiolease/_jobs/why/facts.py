@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
-from aiolease._jobs.in_words import moment_text, tick_text
+from aiolease._jobs.in_words import moment_text, span, tick_text
 from aiolease._jobs.schedule import Schedule, read_schedule
+from aiolease._jobs.standing import is_silent
 from aiolease.stores.records import JobRecord, Lease, RunRecord
 from aiolease.stores.seen import TermRecord
 
@@ -29,6 +30,7 @@ Verdict = Literal[
     "set aside",
     "held",
     "due now",
+    "triggered",
     "not claimed",
     "settled by hand",
     "no row",
@@ -102,6 +104,21 @@ class Why:
     commands: list[str] = field(default_factory=list)
 
 
+def with_last_end(facts: Facts) -> Facts:
+    """Adds the end of the latest term as its lease shows it: the next leader records that, and there is none yet."""
+    lease = facts.lease
+    if lease is None or not lease.free:
+        return facts
+    status, error = ("succeeded", "released") if lease.holder is None else ("lost", "its lease expired")
+    terms = [
+        replace(term, ended_at=lease.expires_at, status=status, error=error)
+        if (term.token, term.status) == (lease.token, "running")
+        else term
+        for term in facts.terms
+    ]
+    return replace(facts, terms=terms)
+
+
 def led_at(facts: Facts, moment: datetime) -> TermRecord | None:
     """The term in which a moment lies, by the ledger; ``None`` if there is none, or if that is not known any more."""
     for term in reversed(facts.terms):
@@ -124,22 +141,45 @@ def tell_of_leader(facts: Facts, moment: datetime) -> str:
         return f"Nobody led at that moment: {since}{why}, and {until}."
     if term.status == "running" and not _goes_on(facts, term):
         return (
-            f"Term {term.token} was the last that had begun ({term.holder}); it is over, and no other leader has "
-            "recorded its end: it may have been dead at that moment."
+            f"Term {term.token} ({term.holder}) had begun before. How it ended is not recorded yet: it may have been "
+            "dead when the tick fell due."
         )
+    if term.status == "lost" and (sign := _of_death(facts, term, moment)):
+        return f"Term {term.token} ({term.holder}) {sign}: it may have been dead when the tick fell due."
     if term.status == "lost" and term.ended_at is not None:
-        if any(term.began_at < other.began_at <= term.ended_at for other in facts.terms):
-            return (
-                f"Term {term.token} ({term.holder}) ended without a word, which the next leader found at "
-                f"{facts.at(term.ended_at)}: it may have been dead at that moment."
-            )
         why = f": {term.error}" if term.error else ""
         return f"Term {term.token} ({term.holder}) led then; it was lost at {facts.at(term.ended_at)}{why}."
     return f"Term {term.token} ({term.holder}) led at that moment."
 
 
+def _of_death(facts: Facts, term: TermRecord, moment: datetime) -> str:
+    """What shows that a lost term may have been over at a moment before its recorded end; empty if nothing does."""
+    lease, ended = facts.lease, term.ended_at
+    if ended is None:
+        return ""
+    if any(term.began_at < other.began_at <= ended for other in facts.terms):
+        return f"did not record its end, which the next leader found at {facts.at(ended)}"
+    if lease is not None and lease.free and lease.token == term.token and lease.renewed_at < moment:
+        return f"renewed its lease for the last time at {facts.at(lease.renewed_at)}"
+    return ""
+
+
 def _goes_on(facts: Facts, term: TermRecord) -> bool:
     return facts.lease is not None and not facts.lease.free and facts.lease.token == term.token
+
+
+def tell_of_silence(facts: Facts) -> list[str]:
+    """Tells that the leader has missed a renewal; nothing if it has not."""
+    lease = facts.lease
+    if lease is None or not is_silent(lease):
+        return []
+    silent = (lease.now - lease.renewed_at).total_seconds()
+    text = (
+        f"The leader, {lease.holder} (term {lease.token}), has not renewed its lease for {span(silent)}: it may be "
+        f"dead, frozen, or cut off from the database. If it stays so, another may lead from "
+        f"{facts.at(lease.expires_at)} on."
+    )
+    return [text]
 
 
 def tell_who_leads(facts: Facts) -> str:
@@ -148,7 +188,10 @@ def tell_who_leads(facts: Facts) -> str:
     if lease is None:
         return f"Nobody ever led {facts.name!r}: start a worker that has this job."
     if lease.holder is None:
-        return f"Nobody leads {facts.name!r} now: term {lease.token} was released, and no process has taken over."
+        return (
+            f"Nobody leads {facts.name!r} now: term {lease.token} was released at {facts.at(lease.expires_at)}, and "
+            "no process has taken over."
+        )
     if lease.expired:
         return (
             f"Nobody leads {facts.name!r} now: {lease.holder} (term {lease.token}) did not renew its lease, which "

@@ -8,7 +8,7 @@ from aiolease._jobs.in_words import in_words, span
 from aiolease._jobs.schedule import Schedule
 from aiolease._jobs.standing import JobStanding, standing
 from aiolease._jobs.why.clocks import by_its_own_clock, never_shown, of_a_tick, of_no_tick
-from aiolease._jobs.why.facts import Facts, Verdict, Why, tell_of_leader, tell_who_leads
+from aiolease._jobs.why.facts import Facts, Verdict, Why, tell_of_leader, tell_of_silence, tell_who_leads
 from aiolease.stores.seen import JobSeen
 
 _SOON = timedelta(seconds=15)
@@ -24,6 +24,10 @@ def tell_no_tick(facts: Facts, schedule: Schedule, why: Why) -> None:
     why.sentences.append(
         f"It is not due at {facts.at(moment)}: its schedule is `{facts.record.schedule}`, {in_words(schedule)}."
     )
+    if facts.record.schedule_since > facts.record.known_since:
+        why.sentences.append(
+            f"It has had this schedule since {facts.at(facts.record.schedule_since)}; before, it had another."
+        )
     if note := of_no_tick(schedule, moment):
         why.sentences.append(note)
     start = max(facts.record.schedule_since, moment - timedelta(days=3660))
@@ -39,8 +43,11 @@ def tell_no_tick(facts: Facts, schedule: Schedule, why: Why) -> None:
             f"{facts.at(meant)}."
         )
         why.commands.append(f"{facts.command('why', meant)}  # asks about that")
-    elif note := never_shown(schedule, moment):
+        return
+    if note := never_shown(schedule, moment):
         why.sentences.append(note)
+    if before is not None:
+        why.commands.append(f"{facts.command('why', before)}  # asks about the one before")
 
 
 def tell_future(facts: Facts, why: Why) -> None:
@@ -50,13 +57,24 @@ def tell_future(facts: Facts, why: Why) -> None:
     why.sentences.append(f"It falls due at {facts.at(why.moment)}, in {rest}.")
     if (schedule := facts.schedule) is not None and (note := of_a_tick(schedule, why.moment)):
         why.sentences.append(note)
-    if pause := _pause_of(facts, why.moment):
+    if pause := tell_pause(facts, why.moment):
         why.sentences.append(f"{pause} So it will not be run, unless it is resumed before.")
-        why.commands += _resumes(facts, why.moment)
+        why.commands += resumes(facts, why.moment)
     if not facts.led:
         why.sentences.append(f"{tell_who_leads(facts)} It is run only if somebody leads by then, or later, as missed.")
     elif _is_without(facts):
         why.sentences.append(f"{tell_who_leads(facts)} That process has no such job.")
+
+
+def tell_triggered(facts: Facts, why: Why) -> None:
+    """Tells of a trigger that no leader has claimed yet."""
+    _say(why, "triggered", f"Somebody triggered it at {facts.at(why.moment)}, and no leader has claimed that yet.")
+    if not facts.led:
+        why.sentences.append(f"{tell_who_leads(facts)} It runs when somebody leads.")
+    elif _is_without(facts):
+        why.sentences.append(f"{tell_who_leads(facts)} That process has no such job: it runs when a leader has it.")
+    else:
+        why.sentences += tell_of_silence(facts) or ["The leader sees it at its next heartbeat."]
 
 
 def tell_unclaimed(facts: Facts, why: Why) -> None:
@@ -65,14 +83,15 @@ def tell_unclaimed(facts: Facts, why: Why) -> None:
         return
     tick, record = why.moment, facts.record
     why.sentences.append(f"It fell due at {facts.at(tick)}, and nobody has claimed it.")
-    if pause := _pause_of(facts, tick):
+    if pause := tell_pause(facts, tick):
         _say(why, "paused", pause, "The ticks of a pause are not made up for.")
-        why.commands += _resumes(facts, why.moment)
+        why.commands += resumes(facts, why.moment)
     elif facts.unreadable is not None:
         _say(why, "set aside", f"The leader has set the job aside: {facts.unreadable}.")
         why.commands.append(f"{facts.command('settle')}  # sets its rows right")
     elif not facts.led:
-        _say(why, "nobody leads", tell_who_leads(facts), tell_of_leader(facts, tick))
+        since = facts.lease.expires_at if facts.lease is not None else tick
+        _say(why, "nobody leads", tell_who_leads(facts), tell_of_leader(facts, tick) if tick < since else "")
         why.sentences.append("When somebody leads it is run, or skipped with a reason, as `missed` and `max_age` say.")
     elif _is_without(facts):
         has = (
@@ -90,20 +109,31 @@ def tell_unclaimed(facts: Facts, why: Why) -> None:
         what = "goes on" if going_on[-1].status == "running" else "waits"
         _say(why, "held", f"Its run of {facts.at(going_on[-1].tick)} {what} still.")
         why.sentences.append("When that has ended this one follows, or is recorded as skipped.")
+        why.sentences += tell_of_silence(facts)
     elif facts.now - tick < _SOON:
-        _say(why, "due now", f"It has been due for {span((facts.now - tick).total_seconds())}: the leader is about to.")
+        due = f"It has been due for {span((facts.now - tick).total_seconds())}"
+        silence = tell_of_silence(facts)
+        _say(why, "due now", f"{due}{'.' if silence else ': the leader is about to claim it.'}", *silence)
     else:
-        _say(why, "not claimed", tell_who_leads(facts))
+        _tell_not_claimed(facts, why)
+
+
+def _tell_not_claimed(facts: Facts, why: Why) -> None:
+    """Tells of a tick that a leader should have claimed long ago."""
+    tick = why.moment
+    _say(why, "not claimed", tell_who_leads(facts))
+    why.sentences.append(
+        f"It has been due for {span((facts.now - tick).total_seconds())}. The leader does not lack the job: "
+        "look into its log for CRITICAL lines. It may be stuck; or the job has a jitter as long as that."
+    )
+    if silence := tell_of_silence(facts):
+        why.sentences += silence
+    elif facts.lease is not None:
+        age = span((facts.now - facts.lease.renewed_at).total_seconds())
         why.sentences.append(
-            f"It has been due for {span((facts.now - tick).total_seconds())}. The leader does not lack the job: "
-            "look into its log for CRITICAL lines. It may be stuck; or the job has a jitter as long as that."
+            f"It renewed its lease {age} ago; if it is dead, that ends at {facts.at(facts.lease.expires_at)}."
         )
-        if facts.lease is not None:
-            age = span((facts.now - facts.lease.renewed_at).total_seconds())
-            why.sentences.append(
-                f"It renewed its lease {age} ago; if it is dead, that ends at {facts.at(facts.lease.expires_at)}."
-            )
-        why.commands.append(f"aiolease resign{_lease(facts)}  # has another process lead")
+    why.commands.append(f"aiolease resign{_lease(facts)}  # has another process lead")
 
 
 def _tell_before(facts: Facts, moment: datetime, why: Why) -> bool:
@@ -134,7 +164,11 @@ def _tell_before(facts: Facts, moment: datetime, why: Why) -> bool:
             f"{facts.at(moment)} is not kept, and there is no row of that moment.",
         )
     if (schedule := facts.schedule) is not None and (first := schedule.next_after(record.schedule_since)) is not None:
-        why.sentences.append(f"By its schedule, {in_words(schedule)}, the first tick after that was {facts.at(first)}.")
+        now = " now" if record.schedule_since > record.known_since else ""
+        why.sentences.append(
+            f"The first tick of the schedule that it has{now}, {in_words(schedule)}, "
+            f"{'was' if first <= facts.now else 'is'} {facts.at(first)}."
+        )
     return True
 
 
@@ -176,7 +210,7 @@ def _ended_pause(facts: Facts) -> datetime | None:
     return until if until is not None and until <= facts.now else None
 
 
-def _pause_of(facts: Facts, tick: datetime) -> str:
+def tell_pause(facts: Facts, tick: datetime) -> str:
     """The pause that goes on, and keeps a tick from being run; empty if none does."""
     stands = _standing(facts, tick)
     if stands.paused_since is None:
@@ -195,7 +229,7 @@ def _lease(facts: Facts) -> str:
     return "" if facts.name == "default" else f" --lease {facts.name}"
 
 
-def _resumes(facts: Facts, tick: datetime) -> list[str]:
+def resumes(facts: Facts, tick: datetime) -> list[str]:
     """What ends a pause: that of the whole lease, or of the job only."""
     if not _standing(facts, tick).paused_with_all:
         return [f"{facts.command('resume')}  # ends the pause"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 
 from aiolease._jobs.due import CANCELLED
 from aiolease._jobs.in_words import joined, moment_text, span
 from aiolease._jobs.why.clocks import is_tick, of_a_tick
-from aiolease._jobs.why.facts import Facts, Why, led_at, tell_of_leader, tell_who_leads
+from aiolease._jobs.why.facts import Facts, Why, led_at, tell_of_leader, tell_of_silence, tell_who_leads
 from aiolease.stores.records import SETTLED_BY_HAND, RunRecord
 
 _LATE = timedelta(seconds=5)
@@ -143,6 +144,8 @@ def _tell_running(facts: Facts, row: RunRecord, why: Why) -> None:
         why.sentences.append(
             f"Somebody asked to cancel it at {facts.at(facts.record.cancel_at)}; the leader does so at its next beat."
         )
+    elif silence := tell_of_silence(facts):
+        why.sentences += silence
     else:
         why.commands.append(f"{facts.command('cancel')}  # ends it: it is failed then")
 
@@ -163,7 +166,7 @@ def _tell_queued(facts: Facts, row: RunRecord, why: Why) -> None:
         why.sentences.append(f"It was lost with its term, and waits to be run again as attempt {row.attempt}.")
     else:
         why.sentences.append("It has been claimed, and waits for its turn.")
-    why.sentences += _what_it_waits_for(facts, row)
+    why.sentences += tell_of_silence(facts) or _what_it_waits_for(facts, row)
 
 
 def _what_it_waits_for(facts: Facts, row: RunRecord) -> list[str]:
@@ -183,12 +186,22 @@ def _what_it_waits_for(facts: Facts, row: RunRecord) -> list[str]:
     return ["Nothing else goes on in this lease, so it should begin within seconds."]
 
 
-_NOT_ENDED = "its last run has not ended"
+_NOT_ENDED, _NEWER, _TRIGGERED = "its last run has not ended", "a newer one was due as well", "triggered while"
+_BECAME = {
+    "succeeded": "it has succeeded",
+    "failed": "it has failed",
+    "lost": "it was lost",
+    "skipped": "it was skipped, too",
+    "running": "it goes on",
+    "queued": "it waits",
+}
+"""What became of a run, by its status."""
+
 _REASONS = {
     _NOT_ENDED: "A job does not run beside itself unless it has overlap='allow'.",
     "its last run waits to be tried again": "A failed run holds its job until then, unless it has overlap='allow'.",
     "nobody led when they fell due": "The job has missed='skip'; 'once' or 'all' would have run it later.",
-    "a newer one was due as well": "Of several that are due only the newest is run, unless it has missed='all'.",
+    _NEWER: "Of several that are due only the newest is run, unless it has missed='all'.",
     "were missed": "After an outage the last 1000 are run, no more.",
     "of its runs wait": "It falls due faster than it can run.",
     "s late": "The job has a max_age: what cannot begin in time is skipped.",
@@ -198,35 +211,68 @@ _REASONS = {
 
 
 def _tell_skipped(facts: Facts, row: RunRecord, why: Why) -> None:
-    many = row.count is not None and row.count > 1 and row.tick_from is not None
     reason = row.error or "it is not said why"
-    if many and row.tick_from is not None:
-        since = f"with {row.count} ticks from {moment_text(row.tick_from)} to {facts.at(row.tick)}"
-        why.sentences.append(f"It fell due at {facts.at(why.moment)}, and was skipped {since}: {reason}.")
-    else:
-        why.sentences.append(f"It fell due at {facts.at(row.tick)}, and was skipped: {reason}.")
+    if reason.startswith(_TRIGGERED):
+        _tell_trigger_skipped(facts, row, why)
+        return
+    why.sentences.append(f"{_fell_due(facts, row, why)}: {reason}.")
     why.sentences += [text for sign, text in _REASONS.items() if reason.endswith(sign)][:1]
-    if reason == _NOT_ENDED:
-        why.sentences += _what_went_on(facts, row)
-    elif reason.endswith(("s late", "nobody led when they fell due", "a newer one was due as well", "were missed")):
-        why.sentences += [text for text in [tell_of_leader(facts, why.moment)] if text]
-    if reason.endswith("a newer one was due as well"):
+    if reason.endswith(_NEWER):
         newer = next((run for run in facts.rows if run.tick > row.tick and run.request is None), None)
         if newer is not None:
-            why.sentences.append(f"That was the one of {facts.at(newer.tick)}: {newer.status}.")
-    why.commands.append(f"{facts.command('rerun', why.moment)}  # runs it after all")
+            why.sentences.append(f"The newest was that of {facts.at(newer.tick)}: {_BECAME[newer.status]}.")
+    if reason == _NOT_ENDED:
+        first = row.tick_from or row.tick
+        why.sentences += _what_went_on(facts, [run for run in facts.rows if run.tick < first], first)
+    elif reason.endswith(("s late", "nobody led when they fell due", _NEWER, "were missed")):
+        why.sentences += [text for text in [tell_of_leader(facts, why.moment)] if text]
+    if can_be_rerun(facts, row, why.moment):
+        why.commands.append(f"{facts.command('rerun', why.moment)}  # runs it after all")
+    else:
+        why.sentences.append("It was a tick of a former schedule, so it cannot be run again.")
+        why.commands.append(f"{facts.command('trigger')}  # runs the job once, now")
 
 
-def _what_went_on(facts: Facts, row: RunRecord) -> list[str]:
-    """The runs that went on when a tick was skipped for them."""
-    first = row.tick_from or row.tick
+def _fell_due(facts: Facts, row: RunRecord, why: Why) -> str:
+    """The beginning of a sentence: a tick fell due, alone or in a range, and was skipped."""
+    if row.tick_from is None or row.count is None or row.count < 2:
+        return f"It fell due at {facts.at(row.tick)}, and was skipped"
+    of = f"one of {row.count} ticks from {moment_text(row.tick_from)} to {facts.at(row.tick)} that were skipped"
+    if why.moment > facts.record.schedule_since or why.moment in {row.tick, row.tick_from}:
+        return f"It fell due at {facts.at(why.moment)}, {of}"
+    return f"If it fell due at {facts.at(why.moment)}, by the schedule that it had then, it was {of}"
+
+
+def can_be_rerun(facts: Facts, row: RunRecord, tick: datetime) -> bool:
+    """False for a tick of a range which the schedule of now does not know: ranges are taken apart by that."""
+    schedule = facts.schedule
+    alone = row.tick_from in {None, row.tick}
+    return alone or schedule is None or is_tick(schedule, tick)
+
+
+def _tell_trigger_skipped(facts: Facts, row: RunRecord, why: Why) -> None:
+    seen = row.finished_at or row.tick
+    why.sentences.append(
+        f"Somebody triggered it at {facts.at(row.tick)}. The leader saw that at {facts.at(seen)} and skipped it: a run "
+        "of the job had not ended."
+    )
+    begun = [run for run in facts.rows if run.started_at is not None and run.started_at <= seen]
+    why.sentences += [_REASONS[_NOT_ENDED], *_what_went_on(facts, begun, seen)]
+    why.commands.append(f"{facts.command('trigger')}  # triggers it again")
+
+
+def _what_went_on(facts: Facts, runs: Sequence[RunRecord], at: datetime) -> list[str]:
+    """Those of some runs that had not ended at a moment."""
     found = []
-    for run in facts.rows:
-        if run.tick >= first or run.started_at is None or (run.finished_at is not None and run.finished_at < first):
+    for run in runs:
+        if run.started_at is None or (run.finished_at is not None and run.finished_at < at):
             continue
         until = "goes on still" if run.finished_at is None else f"ended at {moment_text(run.finished_at)}"
         found.append(f"that of {facts.at(run.tick)}, which began at {moment_text(run.started_at)} and {until}")
-    return [f"What went on was {joined(found)}."] if found else []
+    if not found:
+        return []
+    one = len(found) == 1
+    return [f"The {'run' if one else 'runs'} that had not ended {'was' if one else 'were'} {joined(found)}."]
 
 
 def _times(count: int) -> str:

@@ -7,16 +7,16 @@ from datetime import datetime
 
 from aiolease.errors import InvalidJob, RequestRefused
 from aiolease.stores.asking import (
-    LEADER_HAS_IT,
     another_backfill,
     checked_end,
     is_of_range,
     line_of,
     why_not_again,
+    why_not_forgotten,
 )
 from aiolease.stores.memory.tables import Tables
 from aiolease.stores.records import MAX_EARLIER, SETTLED_BY_HAND, JobRecord, Lease, RunRecord, kept_line
-from aiolease.stores.seen import WHOLE_LEASE, TermRecord
+from aiolease.stores.seen import TERMS, WHOLE_LEASE, TermRecord
 
 
 class Requests(Tables):
@@ -126,13 +126,15 @@ class Requests(Tables):
 
     def cancel(self, lease: str, job: str, now: datetime) -> None:
         """See `JobStore.cancel`."""
-        self.jobs[job] = replace(self._known(lease, job), cancel_at=now)
+        self.jobs[job] = replace(self._known(lease, job), cancel_at=now, backfill_since=None, backfill_until=None)
 
     def forget_job(self, lease: str, job: str, row: Lease | None) -> None:
         """See `JobStore.forget`."""
         known = self._known(lease, job)
-        if row is not None and not row.free and known.token in {None, row.token}:
-            raise RequestRefused(lease, job, LEADER_HAS_IT)
+        leader = None if row is None or row.free else row.token
+        has_said = row is not None and (TERMS, row.elected_at) in self.terms
+        if (reason := why_not_forgotten(known.token, leader, has_said=has_said)) is not None:
+            raise RequestRefused(lease, job, reason)
         for place in [place for place in self.runs if place[0] == job]:
             del self.runs[place]
         del self.jobs[job]

@@ -9,7 +9,6 @@ from typing import Any
 from aiolease._names import check_name
 from aiolease.errors import InvalidJob, RequestRefused
 from aiolease.stores.asking import (
-    LEADER_HAS_IT,
     another_backfill,
     checked_end,
     checked_moment,
@@ -18,6 +17,7 @@ from aiolease.stores.asking import (
     is_of_range,
     line_of,
     why_not_again,
+    why_not_forgotten,
 )
 from aiolease.stores.records import RunRecord, checked_limit, kept_line
 from aiolease.stores.seen import TERMS, TermRecord
@@ -140,9 +140,9 @@ class SQLRequests:
         await self._ask_job(name, job)
         where = {"lease": name, "job": job}
         while rows := await self._sending.ask([(self._requests.standing, where)]):
-            token, is_the_leaders = rows[0]
-            if is_the_leaders:
-                raise RequestRefused(name, job, LEADER_HAS_IT)
+            token, leader, has_said = rows[0]
+            if (reason := why_not_forgotten(token, leader, has_said=bool(has_said))) is not None:
+                raise RequestRefused(name, job, reason)
             [[last]] = await self._sending.ask([(self._requests.last_of, {**where, "step": _STEP})])
             change = (self._requests.forget, {**where, "token": token})
             if last is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aiolease.stores.records import MAX_EARLIER, SETTLED_BY_HAND
-from aiolease.stores.seen import WHOLE_LEASE
+from aiolease.stores.seen import TERMS, WHOLE_LEASE
 from aiolease.stores.sql.dialect import Dialect
 from aiolease.stores.sql.ledger import THIS_JOB, UNFINISHED
 from aiolease.stores.sql.statement import Statement
@@ -22,8 +22,8 @@ class RequestStatements:
         rerun: Queues a further attempt of a run, then tells the leader to read it.
         backfill: Asks for a backfill, if none is under way.
         backfilling: Which backfill a job has.
-        cancel: Asks for the runs of a job to be cancelled.
-        standing: The last term that had a job, and whether the leader has it.
+        cancel: Asks for the runs of a job to be cancelled, and ends its backfill: one that is asked for next is new.
+        standing: The last term that had a job, the one that leads, and whether that has its row.
         last_of: The last tick of some of the oldest runs of a job.
         forget_runs: Deletes the runs of a job up to a tick.
         forget: Deletes a job, if it is still one of that term.
@@ -64,10 +64,14 @@ class RequestStatements:
             f"WHERE {THIS_JOB} AND backfill_since IS NULL"
         )
         self.backfilling = Statement(f"SELECT backfill_since, backfill_until FROM {job} WHERE {THIS_JOB}")
-        self.cancel = Statement(f"UPDATE {job} SET cancel_at = {now} WHERE {THIS_JOB}")
+        self.cancel = Statement(
+            f"UPDATE {job} SET cancel_at = {now}, backfill_since = NULL, backfill_until = NULL WHERE {THIS_JOB}"
+        )
         self.standing = Statement(
-            f"SELECT j.token, l.holder IS NOT NULL AND l.expires_at > {now} AND (j.token IS NULL OR j.token = l.token) "
-            f"FROM {job} AS j LEFT JOIN {lease} AS l ON l.name = j.lease WHERE j.lease = :lease AND j.job = :job"
+            f"SELECT j.token, l.token, r.tick IS NOT NULL FROM {job} AS j LEFT JOIN {lease} AS l ON l.name = j.lease "
+            f"AND l.holder IS NOT NULL AND l.expires_at > {now} LEFT JOIN {run} AS r ON r.lease = j.lease "
+            f"AND r.job = '{TERMS}' AND r.tick = l.elected_at AND r.token = l.token "
+            "WHERE j.lease = :lease AND j.job = :job"
         )
         # No DELETE with a LIMIT: it is unsafe in a binary log of statements.
         self.last_of = Statement(

@@ -1,17 +1,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
-from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from aiolease import InvalidJob, JobRegistry
 from aiolease.stores import open_store
-from aiolease.testing import MemoryServer, MemoryStore, run_job
+from aiolease.testing import run_job
 from tests.docs.setup import Setup, Stage
 
 
@@ -25,36 +23,6 @@ async def nobody_leads(stage: Stage) -> AsyncIterator[None]:
     stage.names.update(called=called, jobs=JobRegistry())
     yield
     assert called == []
-
-
-async def no_prices(stage: Stage) -> AsyncIterator[None]:
-    """The supplier answers the second time, and on another day never."""
-    jobs, server = JobRegistry(), MemoryServer()
-    answers: list[int | Exception | None] = [ConnectionError("no answer"), 17, None]
-
-    async def fetch(_: datetime) -> int | None:
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    class Hasty:
-        """Registers the job of the page as one that is due at once, and does not wait for long."""
-
-        def cron(self, _: str, **options: Any) -> Callable[..., Any]:
-            assert options == {"retries": 5, "backoff": 60}
-            return jobs.every(0.5, **options | {"backoff": 0.01})
-
-    stage.names.update(jobs=Hasty(), fetch=fetch)
-    yield
-    store = MemoryStore(server)
-    async with jobs.background(store), asyncio.timeout(20):
-        while not any(row.status == "failed" for row in await store.history("default", "import_prices")):
-            await asyncio.sleep(0.05)
-            answers += [None] * (3 - len(answers))
-    first, second = (await store.history("default", "import_prices"))[:2]
-    assert (first.status, first.attempt) == ("succeeded", 2)
-    assert (second.status, second.attempt, second.failures) == ("failed", 1, 0)
 
 
 class Span:
@@ -111,7 +79,6 @@ async def with_session(stage: Stage) -> AsyncIterator[None]:
 
 SETUPS = {
     "to-register-them": Setup(around=four_jobs),
-    "to-try-a-failed-run-again": Setup(around=no_prices),
     "around-every-run": Setup(around=traced),
     "around-every-run-2": Setup(around=with_session, needs="mariadb"),
     "functions-that-others-call": Setup(around=nobody_leads),
