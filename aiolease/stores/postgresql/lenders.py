@@ -11,6 +11,9 @@ from aiolease.stores.network.lending import ROLLBACK_LIMIT, DriverLender, Engine
 from aiolease.stores.postgresql.talks import Talk
 from aiolease.stores.postgresql.unofficial import forget_adapted
 
+_END = 1.0
+"""Seconds for the release of a connection that was closed meanwhile."""
+
 
 class Beginning(Lender, Protocol):
     """A lender that begins transactions, in the way of what it lends."""
@@ -30,6 +33,7 @@ class PoolLender:
         self._acquire, self._release = (
             (pool.acquire, pool.release) if hasattr(pool, "acquire") else (pool.getconn, pool.putconn)
         )
+        self._releasing: set[asyncio.Future[None]] = set()
 
     async def lend(self) -> Any:
         """See `Lender.lend`."""
@@ -55,11 +59,22 @@ class PoolLender:
         """See `Lender.give_back`."""
         if broken:
             self._talk.drop(connection)
-        try:
-            async with asyncio.timeout(ROLLBACK_LIMIT):
-                await self._release(connection)
-        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - what became of the transaction is known already
-            self._talk.drop(connection)
+        # Never cancelled: the pool of asyncpg shields what it does then, and nobody would read what that fails with.
+        releasing = asyncio.ensure_future(self._release(connection))
+        self._releasing.add(releasing)
+        releasing.add_done_callback(self._releasing.discard)
+        releasing.add_done_callback(_failed)
+        for limit in (ROLLBACK_LIMIT, _END):
+            with suppress(asyncio.CancelledError):  # what became of the transaction is known already
+                await asyncio.wait([releasing], timeout=limit)
+            if releasing.done() and not _failed(releasing):
+                return
+            self._talk.drop(connection)  # which ends the release, too
+
+
+def _failed(done: asyncio.Future[None]) -> bool:
+    """Whether it has failed. Reading the exception keeps asyncio from logging that nobody read it."""
+    return not done.cancelled() and done.exception() is not None
 
 
 class EnginesLender(EngineLender):

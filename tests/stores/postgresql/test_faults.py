@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 import time
 from typing import Any
@@ -166,3 +167,30 @@ async def test_a_pool_that_is_exhausted_costs_no_lease(postgresql_url: str, driv
             await asyncio.sleep(1.5)
             lead.check()
         await lend.release(held)
+
+
+async def test_a_connection_that_cannot_be_reset_is_thrown_away_in_silence(
+    postgresql: PostgreSQLServer, postgresql_url: str
+) -> None:
+    """The pool of asyncpg resets what comes back to its pool: if the answer is lost, nothing is left, or logged."""
+    complaints: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+
+    def lose_resets(query: bytes) -> Action | None:
+        return Action(answer="swallow") if b"UNLISTEN" in query else None
+
+    async with (
+        TCPProxy(postgresql.host, postgresql.port, "postgresql") as proxy,
+        lent("asyncpg", postgresql_url, port=proxy.port) as lend,
+        open_store(lend.target) as store,
+    ):
+        transaction = await store.begin()
+        proxy.on_query = lose_resets
+        began = time.monotonic()
+        await transaction.roll_back()
+        assert 1.5 < time.monotonic() - began < LIMIT
+        proxy.on_query = None
+        await asyncio.sleep(0.1)
+        gc.collect()
+        await lend.whole()
+    assert complaints == []
