@@ -25,7 +25,7 @@ help:
 	@echo "make quick   run the tests that need no server: after each change, in less than a minute"
 	@echo "make check   check format, style, types and the arrows between modules, and build the documentation"
 	@echo "make docs    build the documentation as a site, in docs/_build/html"
-	@echo "make soak    simulate 100,000 seeds, then break five kinds of servers; SEEDS=, and SECONDS= for each kind"
+	@echo "make soak    simulate 100,000 seeds, then break six kinds of servers; SEEDS=, and SECONDS= for each kind"
 	@echo "make bench   measure hand-over, takeover, renewal, load and memory; ARGS hands on its arguments"
 	@echo "make clean   remove the virtual environment, caches and the demo's database"
 

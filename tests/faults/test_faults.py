@@ -11,7 +11,7 @@ import pytest
 from tests.faults.breakage import Breakage
 from tests.faults.harness import carry_out
 from tests.faults.plan import Fault, Plan, Program, ServerKind
-from tests.servers import GaleraCluster, MariaDBServer, MySQLServer, Server
+from tests.servers import GaleraCluster, MariaDBServer, MySQLServer, PostgreSQLServer, Server
 
 
 async def holds(kind: ServerKind, nodes: list[Server], seconds: float, seed: int) -> None:
@@ -39,6 +39,13 @@ async def test_faults_on_mysql(mysql9: MySQLServer) -> None:
     """The same with a MySQL server."""
     mysql9.recover()
     await holds("mysql", [mysql9], 26.0, 174)
+
+
+@pytest.mark.timeout(240)
+async def test_faults_on_postgresql(postgresql: PostgreSQLServer) -> None:
+    """The same with PostgreSQL, by both drivers."""
+    postgresql.recover()
+    await holds("postgresql", [postgresql], 24.0, 8491)
 
 
 @pytest.mark.timeout(240)

@@ -310,7 +310,7 @@ async def test_a_refused_batch_writes_nothing_of_the_new_things(make_store: Make
     assert await everything(store) == before
 
 
-@pytest.mark.parametrize("database", ["memory", "sqlite", "mariadb", "mysql9"], indirect=True)
+@pytest.mark.parametrize("database", ["memory", "sqlite", "mariadb", "mysql9", "postgresql+asyncpg"], indirect=True)
 async def test_a_final_commit_of_a_retry_leaves_what_is_told_of_it(make_store: MakeStore) -> None:
     """A run that failed before, and then commits its success with its writes: the row tells both."""
     store = await make_store()
