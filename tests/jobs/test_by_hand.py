@@ -253,6 +253,24 @@ async def test_cancel_stops_a_thread_at_its_next_check() -> None:
 
 
 @virtual
+async def test_a_run_whose_claim_went_unanswered_is_cancelled_too() -> None:
+    """Its row says that it runs, and it was to start once the ledger was read again: it has failed, and never began."""
+    async with world() as here:
+        work = Work()
+        process = here.start(registry(work, 100, rerun_lost=True))
+        await here.until(99)
+        process.store.lose_reply("record")
+        await here.until(101)
+        assert here.rows() == ["100 running"]
+        await here.someone().cancel("default", "job")
+        await here.until(150)
+        assert work.begun == []
+        (row,) = here.records()
+        assert (row.status, row.error, row.attempt) == ("failed", "cancelled on request", 1)
+        assert here.jobs["job"].cancel_at is None
+
+
+@virtual
 async def test_cancel_fails_a_waiting_retry_and_withdraws_what_was_asked_for() -> None:
     """A retry has failed; a rerun that has not begun is failed again; a backfill is skipped, and its rest forgotten."""
     async with world() as here:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
-from aiolease._jobs import backfills, inventory, retries, runs
+from aiolease._jobs import backfills, retries, runs
 from aiolease._jobs import due as reckoning
 from aiolease._jobs.backfill import portion
 from aiolease._jobs.cancels import Cancels
@@ -91,10 +91,6 @@ def _what_was_queued_anew_is_not_cancelled() -> AbstractContextManager[Any]:
     return patches
 
 
-def _what_was_to_start_is_not_cancelled() -> AbstractContextManager[Any]:
-    return patch.object(inventory, "is_cancelled", lambda *_: False)
-
-
 def _a_backfill_looks_at_no_rows() -> AbstractContextManager[Any]:
     def mutated(job: Any, term: Any, _: Any, *args: Any, **how: Any) -> Any:
         return portion(job, term, [], *args, **how)
@@ -139,7 +135,6 @@ MENDING: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "what is to be tried again is not": _retries_are_no_business_of_the_next_leader,
     "a cancelled run is tried again": _a_cancelled_run_is_tried_again,
     "what waits anew is not cancelled": _what_was_queued_anew_is_not_cancelled,
-    "what was to start is not cancelled": _what_was_to_start_is_not_cancelled,
     "a backfill looks at no rows": _a_backfill_looks_at_no_rows,
     "a range that is backfilled is not trimmed": _ranges_are_not_trimmed,
     "a run by hand runs beside another": _a_run_by_hand_makes_its_job_run_twice,
