@@ -21,7 +21,8 @@ kinds = pytest.mark.parametrize("kind", ["asyncpg", "psycopg", "engine-asyncpg",
 def struck_down(driver: str, code: str) -> Exception:
     """The error with which the server, or the driver, says so."""
     if driver == "asyncpg":
-        return asyncpg.PostgresError.new({"C": code, "M": "struck down", "S": "FATAL"})
+        error: Exception = asyncpg.PostgresError.new({"C": code, "M": "struck down", "S": "FATAL"})
+        return error
     return psycopg.errors.lookup(code)("struck down")
 
 
