@@ -118,7 +118,7 @@ async def test_processes_on_one_file_run_each_tick_once(tmp_path: Path) -> None:
 
     async with open_store(f"sqlite:///{tmp_path}/jobs.db") as store:
         for leader in range(3):
-            serving = asyncio.create_task(registry(job, 0.1, missed="all").serve(store, **options))
+            serving = asyncio.create_task(registry(job, 0.1, missed="all", overlap="allow").serve(store, **options))
             while len(ticks) < 5 * (leader + 1) and not serving.done():
                 await asyncio.sleep(0.01)
             serving.cancel()
