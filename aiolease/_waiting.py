@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
@@ -17,6 +19,17 @@ _PAUSES = (0.05, 0.5)
 """Seconds before a last write that failed twice is tried again; doubled each time, up to the second number."""
 
 _caller: ContextVar[asyncio.Task[Any] | None] = ContextVar("aiolease_caller", default=None)
+
+
+@dataclass(slots=True, eq=False)
+class _Limit:
+    """Until when a task has time, by the loop's clock."""
+
+    until: float
+    task: asyncio.Task[Any] | None = None
+
+
+_limit: ContextVar[_Limit | None] = ContextVar("aiolease_limit", default=None)
 
 _SWALLOWED = 1.0
 """Seconds after which a cancellation that ended nothing is taken for swallowed."""
@@ -34,7 +47,12 @@ async def time_limited(seconds: float, store: str, call: Coroutine[Any, Any, T] 
     """
     context = copy_context()
     context.run(_caller.set, asyncio.current_task())
-    task = call if isinstance(call, asyncio.Future) else asyncio.create_task(call, context=context)
+    limit = _Limit(asyncio.get_running_loop().time() + seconds)
+    context.run(_limit.set, limit)
+    if isinstance(call, asyncio.Future):
+        task = call
+    else:
+        task = limit.task = asyncio.create_task(call, context=context)
     try:
         await asyncio.wait([task], timeout=seconds)
     except asyncio.CancelledError:
@@ -47,6 +65,14 @@ async def time_limited(seconds: float, store: str, call: Coroutine[Any, Any, T] 
         if not task.done() or task.cancelled() or task.exception() is not None:
             raise StoreUnavailable(store, f"no answer within {seconds:.2g} s")
     return task.result()
+
+
+def time_left() -> float:
+    """Seconds that the running task has left, if `time_limited` runs it; infinite for any other, whoever started it."""
+    limit = _limit.get()
+    if limit is None or limit.task is not asyncio.current_task():
+        return math.inf
+    return limit.until - asyncio.get_running_loop().time()
 
 
 def caller() -> asyncio.Task[Any]:

@@ -76,3 +76,15 @@ class TermRecord:
     ended_at: datetime | None
     status: str
     error: str | None
+
+    @classmethod
+    def of(cls, run: RunRecord) -> TermRecord:
+        """The term of its row in the ledger: see `TERMS`."""
+        return cls(
+            token=run.token,
+            holder=run.holder,
+            began_at=run.tick,
+            ended_at=run.finished_at,
+            status=run.status,
+            error=run.error,
+        )

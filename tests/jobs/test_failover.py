@@ -12,11 +12,10 @@ import random
 import re
 import signal
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import pymysql
 import pytest
@@ -28,7 +27,7 @@ from aiolease.stores.records import RunRecord
 from tests.campaigns import database_of, until
 from tests.jobs.failover_fleet import HEARTBEAT, LEASE, LIMIT, NAME, SEED, Fleet, Place, a_fleet, a_proxy, eventually
 from tests.jobs.failover_worker import ASKED, EFFECTS, FLEET, GRIDS, micros
-from tests.servers import Action, Server
+from tests.servers import Action
 
 KILLING, TROUBLING = 10.0, 9.0
 """Seconds of trouble per database."""
@@ -38,20 +37,6 @@ MAX_RUNNING = 2
 
 
 FINAL_RUN = re.compile(rb"job = '\w+' AND tick = '[^']+'(?= AND attempt = )")
-
-
-@pytest.fixture(params=["mariadb", "mysql9", "sqlite"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    if request.param == "sqlite":
-        yield Place(f"sqlite:///{tmp_path}/jobs.db", None)
-        return
-    server = request.getfixturevalue(request.param)
-    assert isinstance(server, Server)
-    server.recover()
-    name = f"test_{uuid4().hex[:12]}"
-    server.create_database(name)
-    yield Place(server.url(name), server)
-    server.drop_database(name)
 
 
 # -- leaders that die

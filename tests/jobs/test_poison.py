@@ -342,7 +342,7 @@ async def test_the_ends_of_other_jobs_are_written_though_those_of_one_are_refuse
     for name in ("a", "bad", "c"):
         jobs.every(3600, name=name, rerun_lost=True)(work)
     async with asyncio.timeout(LIMIT), open_store(f"sqlite:///{path}") as store:
-        async with jobs.background(store, lease_duration=6.0):
+        async with jobs.background(store):
             while len((await store.take_stock("default")).jobs) < 3:
                 await asyncio.sleep(0.05)
             for name in ("a", "bad", "c"):
@@ -410,7 +410,7 @@ async def test_a_batch_that_is_larger_than_a_packet_is_written_in_parts(mysql_se
         server.create_database("packets")
         url = f"mysql://{server.user}@{server.host}:{server.port}/packets"
         async with open_store(url) as store, asyncio.timeout(LIMIT):
-            async with jobs.background(store, lease_duration=6.0):
+            async with jobs.background(store):
                 while len((await store.take_stock("default")).jobs) < len(names):
                     await asyncio.sleep(0.05)
                 for name in names:

@@ -14,12 +14,11 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-from uuid import uuid4
 
 import pytest
 
@@ -30,7 +29,6 @@ from tests import first_release
 from tests.campaigns import until
 from tests.jobs.failover_fleet import LIMIT, NAME, SEED, Fleet, Place
 from tests.project import ROOT
-from tests.servers import Server
 
 Release = Literal["old", "new"]
 
@@ -51,20 +49,6 @@ ALL_JOBS = (
 """Rows that version 0.1.0 knows nothing of: it goes on, and leaves them alone."""
 MOST = 60.0
 """Seconds of trouble at most."""
-
-
-@pytest.fixture(params=["mariadb", "mysql9", "sqlite"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    if request.param == "sqlite":
-        yield Place(f"sqlite:///{tmp_path}/jobs.db", None)
-        return
-    server = request.getfixturevalue(request.param)
-    assert isinstance(server, Server)
-    server.recover()
-    name = f"test_{uuid4().hex[:12]}"
-    server.create_database(name)
-    yield Place(server.url(name), server)
-    server.drop_database(name)
 
 
 @dataclass

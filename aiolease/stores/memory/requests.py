@@ -148,17 +148,7 @@ class Requests(Tables):
     def newest_terms(self, limit: int) -> list[TermRecord]:
         """See `JobStore.terms`."""
         found = sorted(self.terms.values(), key=lambda run: run.tick)[-limit:]
-        return [
-            TermRecord(
-                token=run.token,
-                holder=run.holder,
-                began_at=run.tick,
-                ended_at=run.finished_at,
-                status=run.status,
-                error=run.error,
-            )
-            for run in found
-        ]
+        return [TermRecord.of(run) for run in found]
 
     def _known(self, lease: str, job: str) -> JobRecord:
         if job not in self.jobs:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
+from aiolease._waiting import time_left
 from aiolease.errors import AioleaseError, StoreUnavailable
 from aiolease.stores.network.connecting import Connecting
 
@@ -61,7 +62,8 @@ class Session:
     Who gives up waiting for its turn ends the exchange of another that takes longer than it should: longer than several
     round trips of the network as it was last seen, and `stuck` at least. Each that was ended so makes the session more
     patient for a while: a hung connection costs nobody much, a slow network or slow commits cost two exchanges.
-    Connecting goes on beyond the attempt that began it: see `Connecting`.
+    Connecting goes on beyond the attempt that began it: see `Connecting`. If that attempt has no time left for an
+    answer, it leaves the connection to the next one: a question that is cancelled costs the connection.
     """
 
     def __init__(self, driver: Connector, prepare: Callable[[Any], Awaitable[None]], stuck: float) -> None:
@@ -114,6 +116,9 @@ class Session:
                 tries, began = tries - 1, clock()
                 try:
                     return await self._exchange(work)
+                except _TooLateToAsk as error:  # the next attempt has the connection
+                    problem = "connected, and no time is left for an answer"
+                    raise StoreUnavailable(self._driver.description, problem) from error
                 except AioleaseError:
                     self.discard()
                     raise
@@ -138,6 +143,8 @@ class Session:
             await self._close()
             self._check_open()
             self._connection = await self._connecting.get()
+            if self._connection is not None and time_left() < self._round_trip < math.inf:
+                raise _TooLateToAsk
         try:
             async with self._take_step():
                 answer = await self.measured(work(self._connection))
@@ -231,6 +238,10 @@ class Session:
             pass
         finally:
             self._driver.drop(connection)
+
+
+class _TooLateToAsk(Exception):
+    """The connection was made, and took the time in which an answer could come: to ask would cost the connection."""
 
 
 class _TakesTooLong(Exception):

@@ -160,17 +160,7 @@ class SQLRequests:
         """See `JobStore.terms`."""
         values = {"lease": check_name(name), "job": TERMS, "limit": checked_limit(limit)}
         rows = await self._sending.ask([(self._ledger.history, values)])
-        return [
-            TermRecord(
-                token=run.token,
-                holder=run.holder,
-                began_at=run.tick,
-                ended_at=run.finished_at,
-                status=run.status,
-                error=run.error,
-            )
-            for run in read_each(reversed(rows), self._rows.run, {})
-        ]
+        return [TermRecord.of(run) for run in read_each(reversed(rows), self._rows.run, {})]
 
     async def _ask_job(self, name: str, job: str, *changes: Statement, **more: object) -> Any:
         """Changes a job; returns when it was triggered, as the table keeps it."""

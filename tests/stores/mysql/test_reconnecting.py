@@ -18,8 +18,11 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from aiolease import Leadership, leadership, run_as_leader
+from aiolease import Leadership, StoreUnavailable, leadership, run_as_leader
+from aiolease._waiting import time_limited
 from aiolease.events import Renewed
+from aiolease.stores.mysql.drivers import Driver
+from aiolease.stores.mysql.session import MySQLSession
 from aiolease.stores.network.connecting import Connecting
 from aiolease.stores.network.resolve import resolve
 from aiolease.testing import virtual_time
@@ -299,6 +302,47 @@ async def test_ending_gives_what_was_made_and_not_taken(network: Network, connec
     await asyncio.sleep(0.1)
     assert await connecting.end() is None
     assert await waiting is None
+
+
+class Slow:
+    """A driver's connection, and its cursor, whose every answer takes 0.2 s."""
+
+    description, rowcount = None, 0
+
+    async def cursor(self, _: type) -> Slow:
+        return self
+
+    async def execute(self, *_: object) -> None:
+        await asyncio.sleep(0.2)
+
+    async def nextset(self) -> bool:
+        return False
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+    ensure_closed = close
+
+
+@virtual_time
+async def test_a_connection_that_is_made_too_late_to_ask_is_the_next_attempts() -> None:
+    """To be cancelled in mid-query would cost it, and the next attempt might meet the same, for ever."""
+    made = 0
+
+    async def connect() -> Slow:
+        nonlocal made
+        made += 1
+        await asyncio.sleep(0.2)
+        return Slow()
+
+    async def prepare(execute: Callable[[str], Awaitable[object]]) -> None:
+        await execute("SET")
+
+    session = MySQLSession(Driver("a database", connect, Slow), prepare, stuck=1.0)
+    with pytest.raises(StoreUnavailable, match="no time is left for an answer"):
+        await time_limited(0.5, "a database", session.run("SELECT 1"))
+    assert await time_limited(0.5, "a database", session.run("SELECT 1")) == [[(0,)]]
+    assert made == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
