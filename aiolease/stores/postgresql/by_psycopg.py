@@ -34,6 +34,7 @@ OURS: dict[str, Any] = {
     "autocommit": True,
     "row_factory": tuple_row,
     "prepare_threshold": None,
+    "client_encoding": "UTF8",  # whatever the role's, or the database's: SQL_ASCII would give bytes for texts
 }
 """What a connection of our own is made with, whatever the pool's."""
 
@@ -77,7 +78,7 @@ class PsycopgLink(Link):
     async def tell(self, message: str) -> None:
         """See `Link.tell`."""
         self._look_away()
-        await psycopg.AsyncCursor(self.raw).execute(message.encode())
+        await _execute(self.raw, message)
         self._watch()
 
     async def hear(self, channel: str, ring: Callable[[str], None]) -> None:
@@ -125,13 +126,21 @@ class PsycopgLink(Link):
         self.drop()
 
 
+async def _execute(raw: Any, message: str) -> None:
+    """Sends statements by a cursor of psycopg's plain kind, whatever kind, and rows, the connection makes.
+
+    Never prepared: several statements cannot be, and a connection may prepare all that it is given.
+    """
+    await psycopg.AsyncCursor(raw, row_factory=tuple_row).execute(message.encode(), prepare=False)
+
+
 async def send(raw: Any, message: str) -> None:
-    """See `Talk.send`. A cursor of psycopg's plain kind, whatever the connection makes.
+    """See `Talk.send`.
 
     Cancelled, psycopg would ask the server to cancel, and wait for it: a server that does not answer would hold up who
     has no more time. So the connection is closed; nobody knows what became of its transaction.
     """
-    sending = asyncio.ensure_future(psycopg.AsyncCursor(raw).execute(message.encode()))
+    sending = asyncio.ensure_future(_execute(raw, message))
     try:
         await asyncio.wait([sending])
     except asyncio.CancelledError:

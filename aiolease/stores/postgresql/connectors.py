@@ -7,9 +7,9 @@ from contextvars import ContextVar
 from typing import Any
 
 from aiolease.errors import AioleaseError, ConfigurationError
-from aiolease.events import describe
 from aiolease.stores.network.connecting import CONNECT_LIMIT
 from aiolease.stores.postgresql import errors
+from aiolease.stores.postgresql.dsn import UNCLEAR, described, read_conninfo, read_url
 from aiolease.stores.postgresql.links import Link
 from aiolease.stores.postgresql.talks import Talk, talk_by
 from aiolease.stores.postgresql.unofficial import pool_connects, pool_parameters
@@ -65,11 +65,13 @@ def of_asyncpg_pool(pool: Any) -> Connector:
 
     async def connect() -> Link:
         function, arguments, given = pool_connects(pool)
+        for dsn in _dsn(arguments, given):
+            read_url(dsn)  # what cannot be read is refused before the driver quotes it
         primary = {"target_session_attrs": "primary"} if _several(arguments, given) else {}
         return AsyncpgLink(await function(*arguments, **{**given, **OURS, **primary, "timeout": CONNECT_LIMIT}))
 
     _, arguments, given = pool_connects(pool)
-    return Connector(_description(given, *_dsn(arguments, given)), connect, talk=talk_by("asyncpg"))
+    return Connector(described(given, *_dsn(arguments, given)), connect, talk=talk_by("asyncpg"))
 
 
 def _dsn(arguments: Sequence[Any], given: Mapping[str, Any]) -> list[str]:
@@ -89,6 +91,7 @@ def of_psycopg_pool(pool: Any) -> Connector:
 
     async def make() -> Link:
         conninfo, given = await pool_parameters(pool)
+        read_conninfo(conninfo)  # as above
         primary = {"target_session_attrs": "primary"} if "," in f"{conninfo}{given.get('host')}" else {}
         return PsycopgLink(await connect(CONNECT_LIMIT, OwnConnection, conninfo, **{**given, **OURS, **primary}))
 
@@ -99,13 +102,11 @@ def of_psycopg_pool(pool: Any) -> Connector:
 
 
 def _of_conninfo(conninfo: str, given: Mapping[str, Any]) -> str:
-    from psycopg.conninfo import conninfo_to_dict
-
     try:
-        known: Mapping[str, Any] = {**conninfo_to_dict(conninfo), **given}
-    except Exception:  # noqa: BLE001 - the first connection says what is wrong with it
-        known = given
-    return _description(given={**known, "database": known.get("dbname")})
+        known = {**read_conninfo(conninfo), **given}
+    except errors.Misconfigured:
+        return UNCLEAR
+    return described({**known, "database": known.get("dbname")})
 
 
 _connecting_for_us = ContextVar("connecting_for_us", default=False)
@@ -156,7 +157,7 @@ def of_engine(engine: Any) -> Connector:
         return _link(driver, raw)
 
     given = {"host": url.host, "port": url.port, "user": url.username, "database": url.database}
-    return Connector(_description(given), connect, talk=talk_by(driver.removesuffix("_async")))
+    return Connector(described(given), connect, talk=talk_by(driver.removesuffix("_async")))
 
 
 def _link(driver: str, raw: Any) -> Link:
@@ -225,21 +226,3 @@ async def _is_primary(talk: Talk, raw: Any) -> bool:
     except BaseException:
         talk.drop(raw)
         raise
-
-
-def _description(given: Mapping[str, Any], dsn: str = "") -> str:
-    """Where a database is, without the password; of what a URL says only what cannot be one."""
-    if dsn and not given.get("host"):
-        from urllib.parse import urlsplit
-
-        try:
-            parts = urlsplit(dsn)
-            where = parts.netloc.rpartition("@")[2]
-            return f"postgresql://{given.get('user') or parts.username or ''}@{where}{parts.path}"
-        except ValueError as error:
-            return f"postgresql://… ({describe(error)})"
-    host = given.get("host") or "localhost"
-    hosts = ",".join(map(str, host)) if not isinstance(host, str) else host
-    port = given.get("port") or 5432
-    ports = str(port) if isinstance(port, int | str) else str(next(iter(port)))
-    return f"postgresql://{given.get('user') or ''}@{hosts}:{ports}/{given.get('database') or given.get('user') or ''}"

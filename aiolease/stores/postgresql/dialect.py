@@ -52,6 +52,8 @@ class PostgreSQLDialect(Dialect):
         schema, _, self.prefix = prefix.rpartition(".")
         self.schema = schema or None
         """Where the tables are, ``None`` if the session's search path says it."""
+        self.narrow = False
+        """Whether the database's encoding lacks characters: then texts are kept in ASCII, as Python escapes it."""
 
     def table(self, name: Table) -> str:
         """See `Dialect.table`."""
@@ -117,7 +119,7 @@ class PostgreSQLDialect(Dialect):
         text, given = statement.positional(values, rows, self.kept)
         parts, parameters = text.split("%s"), list[object]()
         sql = parts[0]
-        for part, value in zip(parts[1:], map(_sendable, given), strict=True):
+        for part, value in zip(parts[1:], map(self._sendable, given), strict=True):
             if value is None:
                 sql += "NULL"
             else:
@@ -130,12 +132,20 @@ class PostgreSQLDialect(Dialect):
         """A statement with its values in it."""
         text, given = statement.positional(values, rows, self.kept)
         parts = text.split("%s")
-        return parts[0] + "".join(f"{quote(value)}{part}" for part, value in zip(parts[1:], given, strict=True))
+        literals = map(quote, map(self._sendable, given))
+        return parts[0] + "".join(f"{value}{part}" for part, value in zip(parts[1:], literals, strict=True))
 
     def literal_step(self, step: Step) -> str:
         """A step with its values in it, which fails unless it changes as many rows as it must."""
         sql = self.literal(step.statement, step.values, step.rows)
         return sql if step.changes is None else checked(sql, step.changes)
+
+    def _sendable(self, value: object) -> object:
+        """A value without what no text of the database can have: the error of a job may."""
+        if not isinstance(value, str):
+            return value
+        value = value.replace("\0", "\ufffd")
+        return value.encode("ascii", "backslashreplace").decode() if self.narrow else value
 
 
 class LeaseDialect(PostgreSQLDialect):
@@ -167,7 +177,6 @@ def quoted(name: str) -> str:
 
 def quote(value: object) -> str:
     """A value as a literal, whatever the session's settings of strings and dates are."""
-    value = _sendable(value)
     if value is None:
         return "NULL"
     if isinstance(value, bool):
@@ -180,11 +189,6 @@ def quote(value: object) -> str:
         raise TypeError(f"no literal of a {type(value).__name__}")
     escaped = value.replace("\\", "\\\\").replace("'", "''")
     return f"E'{escaped}'" if "\\" in escaped else f"'{escaped}'"
-
-
-def _sendable(value: object) -> object:
-    """A value without what no text of PostgreSQL can have: the error of a job may."""
-    return value.replace("\0", "\ufffd") if isinstance(value, str) else value
 
 
 def _type(value: object) -> str:

@@ -33,12 +33,15 @@ _REJECTED = frozenset({
     DENIED,
     "0LP01",  # no right to give rights
     "0P000",  # no such role
-    "08P01",  # a pooler says so: no such database, a startup parameter that it does not take
 })  # fmt: skip
+
+POOLER = "08P01"
+"""The one code of all that PgBouncer says itself, whether or not waiting mends it."""
 
 # libpq gives no code for what a server says before the login is done; in the server's language, mostly this one.
 _REFUSALS = re.compile(
-    r"password authentication failed|no password supplied|no pg_hba\.conf entry|role \".*\" does not exist|"
+    r"authentication failed|no password supplied|no pg_hba\.conf entry|role \".*\" does not exist|"
+    r"no such (database|user)|unsupported startup parameter|"
     r"database \".*\" does not exist|permission denied for database|is not permitted to log in|"
     r"does not support SSL|rejected SSL upgrade|certificate verify failed|SSL error: (?!unexpected eof)|"
     r"server certificate for .* does not match|root certificate file .* does not exist|"
@@ -79,9 +82,9 @@ def refuses(error: BaseException | None) -> bool:
 
 def is_final(error: BaseException) -> bool:
     """Whether waiting will not mend what a driver reports."""
-    if (code := code_of(error)) is not None:
+    if (code := code_of(error)) not in {None, POOLER}:
         return code in _REJECTED
-    if isinstance(error, Misconfigured | TLSRefused | TypeError | ValueError | FileNotFoundError):
+    if isinstance(error, Misconfigured | TLSRefused | TypeError | ValueError):
         return True  # not from the server: a parameter that the driver does not take, a certificate's path
     return bool(_REFUSALS.search(str(error)))
 

@@ -22,12 +22,13 @@ class Link(ABC):
         raw: The driver's.
         pooled: Whether a pooler may lead each transaction to another session.
         settle: What each transaction begins with then.
+        narrow: Whether the database's encoding lacks characters.
         heard: The channels that it listens on; none once it has ended.
     """
 
     def __init__(self, raw: Any) -> None:
         self.raw = raw
-        self.pooled = False
+        self.pooled = self.narrow = False
         self.settle = ""
         self.heard: set[str] = set()
 

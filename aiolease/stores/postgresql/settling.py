@@ -93,11 +93,15 @@ def _zeros(version: int, names: set[str]) -> dict[str, int | str]:
 
 
 FACTS = (
-    "SELECT pg_backend_pid(), pg_is_in_recovery(), current_schema(), (SELECT n.nspname FROM pg_class AS c "
-    "JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = to_regclass($1::text))"
+    "SELECT pg_backend_pid(), pg_is_in_recovery(), current_schema(), current_setting('server_encoding'), "
+    "(SELECT n.nspname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace "
+    "WHERE c.oid = to_regclass($1::text))"
 )
-"""What is asked of a new session, as it was found: its process, whether it is a standby's, where tables are made, and
-where one of ours is; that is its parameter."""
+"""What is asked of a new session, as it was found: its process, whether it is a standby's, where tables are made, the
+encoding of the database, and where one of ours is; that is its parameter."""
+
+_WIDE = frozenset({"UTF8", "SQL_ASCII"})
+"""The encodings that take each character: the second takes whatever bytes it gets."""
 
 
 async def settle(link: Link, table: str, schema: str | None) -> tuple[str | None, bool]:
@@ -115,11 +119,11 @@ async def settle(link: Link, table: str, schema: str | None) -> tuple[str | None
         await link.tell("ROLLBACK")
     # Not for the session, until it is known that it is ours alone; nor for writing, which a standby refuses.
     await link.tell(f"BEGIN; {_local(link.version)}")
-    [(backend, standby, current, found)] = await link.query(FACTS, (table,))
+    [(backend, standby, current, encoding, found)] = await link.query(FACTS, (table,))
     home = schema or found or current
     if standby:
         return home, True  # nothing is done there
-    link.pooled = backend != link.backend
+    link.pooled, link.narrow = backend != link.backend, encoding not in _WIDE
     link.settle = for_transaction(link.version, home)
     await link.tell("COMMIT" if link.pooled else f"COMMIT; {for_session(link.version, home)}")
     return home, False

@@ -79,6 +79,7 @@ class PostgreSQLStore(SQLLedger):
             await self._schema.find(link, home)
             self._ready = True
         self._sql.home = self._fence.home = home
+        self._dialect.narrow = link.narrow
 
     async def _fetch(self, asked: Bound, *, repeat: bool = True) -> list[Row]:
         """An exchange over the connection of the leases."""

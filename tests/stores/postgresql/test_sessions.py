@@ -11,8 +11,10 @@ from typing import Any
 
 import asyncpg
 import pytest
+from psycopg_pool import AsyncConnectionPool
 
 from aiolease import ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable, leadership, open_store
+from aiolease._waiting import time_limited
 from aiolease.stores import migrate, schema
 from aiolease.stores.contract import FenceBroken
 from aiolease.stores.records import TermKey
@@ -253,9 +255,80 @@ async def test_what_waiting_does_not_mend(postgresql: PostgreSQLServer, postgres
         async with open_store(by(driver, url)) as store:
             with pytest.raises(StoreRejected):
                 await store.read("cron")
-    async with open_store(f"postgresql+{driver}://postgres@127.0.0.1:1/shop?sslmode=disable") as store:
-        with pytest.raises(StoreUnavailable):
+    for down in ("127.0.0.1:1/shop?sslmode=disable", "/shop?host=/nowhere"):  # the second is a socket's folder
+        async with open_store(f"postgresql+{driver}://postgres@{down}") as store:
+            with pytest.raises(StoreUnavailable):
+                await store.read("cron")
+
+
+@drivers
+async def test_a_server_that_is_down_behind_pgbouncer_is_waited_for(postgresql: PostgreSQLServer, driver: str) -> None:
+    """PgBouncer has one code for all that it says; a database that it does not know is `StoreRejected` all the same."""
+    if reason := PgBouncer.available():
+        pytest.skip(reason)
+    with PgBouncer.start(postgresql, "transaction") as bouncer:
+        async with open_store(by(driver, bouncer.url("nowhere"))) as store:
+            with pytest.raises(StoreRejected, match="does not exist"):
+                await store.read("cron")
+        await asyncio.to_thread(postgresql.kill)
+        try:
+            async with open_store(by(driver, bouncer.url("postgres"))) as store:
+                async with asyncio.timeout(LIMIT):
+                    said = ""
+                    while "login has been failing" not in said:
+                        with pytest.raises(StoreUnavailable) as down:
+                            await time_limited(5.0, "store", store.read("cron"))
+                        said = str(down.value)
+        finally:
+            await asyncio.to_thread(postgresql.recover)
+
+
+SECRET = "s3cr3t"
+UNREADABLE = [
+    *(f"postgresql://app:{password}@127.0.0.1:1/shop" for password in (f"{SECRET}/x", f"1/{SECRET}", f"{SECRET}#x")),
+    *(f"postgresql://app:{password}@127.0.0.1:1/shop" for password in (f"x@{SECRET}", f"[{SECRET}]", f"{SECRET}?x")),
+    *(f"postgresql://app:x%{SECRET}@127.0.0.1:1/shop", f"postgresql://app:{SECRET}"),
+    *(f"host=127.0.0.1 port=1 password=x {SECRET}", f"host=127.0.0.1 port={SECRET}"),
+]
+
+
+@drivers
+@pytest.mark.parametrize("dsn", UNREADABLE)
+async def test_a_dsn_that_a_password_spoils_is_not_shown(driver: str, dsn: str) -> None:
+    """A driver would quote what it takes for a host or a port, and the store would be described so."""
+    if driver == "asyncpg":
+        pool: Any = asyncpg.create_pool(dsn, min_size=0)
+    else:
+        pool = AsyncConnectionPool(dsn, min_size=0, max_size=1, open=False)
+    async with open_store(pool) as store:
+        with pytest.raises((StoreRejected, StoreUnavailable)) as refused:
             await store.read("cron")
+    error: BaseException | None = refused.value
+    while error is not None:
+        assert SECRET not in str(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+ENCODINGS = ["SQL_ASCII", "LATIN1", "UTF8"]
+
+
+@drivers
+@pytest.mark.parametrize("encoding", ENCODINGS)
+async def test_what_jobs_say_is_kept_in_any_encoding(postgresql: PostgreSQLServer, driver: str, encoding: str) -> None:
+    """Whatever the database's encoding is, and that of a session: a failure is recorded, and can be read."""
+    database, said = f"in_{encoding.lower()}_{driver}", "no file → café"
+    postgresql.sql(f"CREATE DATABASE {database} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0")
+    postgresql.sql(f"ALTER DATABASE {database} SET client_encoding = 'LATIN1'")
+    try:
+        async with open_store(by(driver, postgresql.url(database))) as store:
+            term = await enrolled(store, "a")
+            now = await now_of(store)
+            await store.record(term, claiming(run(term, "a", now, error=said)))
+            [kept] = await store.history("cron", "a")
+            assert kept.error == (r"no file \u2192 caf\xe9" if encoding == "LATIN1" else said)
+            assert (await store.take_stock("cron")).unfinished == [kept]
+    finally:
+        postgresql.drop_database(database)
 
 
 async def test_migrate_makes_the_tables_of_the_printed_text(postgresql: PostgreSQLServer, postgresql_url: str) -> None:

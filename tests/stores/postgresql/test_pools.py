@@ -1,0 +1,48 @@
+"""Pools that are set up in their own ways: what we send over their connections is not the user's to shape."""
+
+# ruff: noqa: PT012 - the blocks are what is tested
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from psycopg.rows import tuple_row
+
+from aiolease import leadership
+from tests.campaigns import LIMIT
+from tests.stores.transactions.lending import Work, insert, lent
+
+
+def _only_users(cursor: Any) -> Any:
+    """Makes rows of what the user reads, which is nothing here."""
+    assert cursor.description is None, "rows of ours are not the user's to make"
+    return tuple_row(cursor)
+
+
+PSYCOPG: dict[str, dict[str, Any]] = {
+    "prepares all": {"prepare_threshold": 0},
+    "prepares all, autocommit": {"prepare_threshold": 0, "autocommit": True},
+    "rows of its own": {"row_factory": _only_users},
+    "another encoding": {"client_encoding": "LATIN1"},
+}
+
+
+@pytest.mark.parametrize("given", PSYCOPG.values(), ids=list(PSYCOPG))
+async def test_pools_of_psycopg_in_any_fashion(postgresql_url: str, work: Work, given: dict[str, Any]) -> None:
+    """Fenced transactions begin, commit and roll back, again and again over one connection."""
+    kind = "psycopg-autocommit" if given.get("autocommit") else "psycopg"
+    async with lent(kind, postgresql_url, size=1) as lend:
+        lend.target.kwargs = {**lend.target.kwargs, **given}
+        async with leadership(lend.target, timeout=LIMIT) as lead:
+            for number in range(8):
+                async with lead.transaction() as connection:
+                    await connection.execute(f"INSERT INTO work (who) VALUES ('{number}')")
+            with pytest.raises(ZeroDivisionError):
+                async with lead.transaction() as connection:
+                    await connection.execute(insert("never"))
+                    raise ZeroDivisionError
+            async with lead.transaction() as connection:
+                await connection.execute(insert("fenced twice"))
+                await lead.fence(connection)
+    assert work.rows() == [*map(str, range(8)), "fenced twice"]
