@@ -5,13 +5,14 @@ another term there. The row is locked and not counted up, as on other databases:
 (REPEATABLE READ, SERIALIZABLE) may lock a row that others have locked since, but none that others have written since.
 So fenced transactions of one term are no conflict for each other, at any isolation level, and commit together.
 
-What the leader writes itself locks the row alone: of two such transactions one waits, and they meet in no deadlock.
+What the leader writes itself locks the row in the same way: alone, it would wait until for a moment no transaction of
+a user has the row, and where many overlap there is none. Of two such transactions of the leader one waits, by a lock of
+their own, so they meet in no deadlock.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 from aiolease.stores.postgresql.dialect import BEGUN_CHECK, FENCE_CHECK, PostgreSQLDialect, check, checked, quoted
 from aiolease.stores.postgresql.settling import DURABLE
@@ -32,6 +33,9 @@ STILL_BEGUN = (
     f"ELSE CAST('{BEGUN_CHECK}: ended, ' || coalesce(current_setting('{_MARK}', true), '') AS integer) END"
 )
 """Fails unless the transaction that was marked goes on: what is local to a transaction ends with it."""
+
+_TURN = Statement("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))")
+"""Waits until no other transaction has this lock, and has it until its own end."""
 
 _IDLE = "idle_in_transaction_session_timeout"
 
@@ -54,17 +58,20 @@ class FenceSQL:
         schema = f"{quoted(home)}." if home and not self._dialect.schema else ""
         self._final = FenceStatements(self._dialect, schema).final
         rows = f"SELECT 1 FROM {schema}{self._dialect.table('fence')} WHERE {TERM}"
-        self._locks = {
-            mode: Statement(check(f"({rows} FOR {mode}) AS fence", 1, FENCE_CHECK)) for mode in ("SHARE", "UPDATE")
-        }
+        self._lock = Statement(check(f"({rows} FOR SHARE) AS fence", 1, FENCE_CHECK))
 
-    def lock(self, term: TermKey, mode: Literal["SHARE", "UPDATE"]) -> str:
-        """Locks the row of a term, with others or alone; fails unless it is there."""
-        return self._dialect.literal(self._locks[mode], of_term(term))
+    def of_leader(self, term: TermKey) -> str:
+        """The fence of what the leader writes itself: one such transaction of a lease at a time."""
+        turn = {"key": f"aiolease {self._home}.{self._dialect.prefix}{term.name}"}
+        return f"{self._dialect.literal(_TURN, turn)}; {self._locked(term)}"
+
+    def _locked(self, term: TermKey) -> str:
+        """Locks the row of a term, which others may lock, too; fails unless it is there."""
+        return self._dialect.literal(self._lock, of_term(term))
 
     def statements(self, term: TermKey, final: RunKey | None) -> str:
         """The fence of a user's transaction. With `final`, that run is recorded as succeeded behind it."""
-        parts = [DURABLE, self.lock(term, "SHARE")]
+        parts = [DURABLE, self._locked(term)]
         if final is not None:
             parts.append(checked(self._dialect.literal(self._final, of_run(term, final)), 1))
         return "; ".join(parts)

@@ -120,7 +120,7 @@ class PostgreSQLLedger:
         return (await time_limited(ASK_LIMIT, self._store, self._people.fetch_together(statements)))[-1]
 
     async def _fenced(self, term: TermKey, steps: Iterable[Step]) -> None:
-        message = "; ".join([self._fence.lock(term, "UPDATE"), *map(self._dialect.literal_step, steps)])
+        message = "; ".join([self._fence.of_leader(term), *map(self._dialect.literal_step, steps)])
         try:
             # Not repeated: if the first was executed, the second is refused, and nobody knows why.
             await self._leader.send(message, repeat=False)

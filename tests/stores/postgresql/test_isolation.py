@@ -127,8 +127,8 @@ async def test_a_process_frozen_behind_its_own_fence_is_ended_by_the_server(
         connection = await lend.acquire()
         await lend.run(connection, "BEGIN" if driver == "asyncpg" else "SELECT 1")
         await lend.run(connection, insert("never"))
-        await store.fence(connection, term, within=0.5)
         [(own,)] = await lend.run(connection, "SELECT pg_backend_pid()")
+        await store.fence(connection, term, within=0.5)
         newer = None
         async with asyncio.timeout(LIMIT):
             while newer is None:
@@ -222,6 +222,18 @@ async def test_the_ledger_is_written_at_one_moment_by_one_of_two(postgresql_url:
         )
         assert sorted(type(result).__name__ for result in results) == ["NoneType", "Refused"]
         assert len((await store.take_stock("cron")).unfinished) == 40
+
+
+async def test_the_ledger_does_not_wait_for_what_users_have_fenced(postgresql_url: str, work: Work) -> None:
+    """Transactions that are fenced and go on, one after the other without a pause, keep no batch of the leader back."""
+    async with lent("asyncpg", postgresql_url) as lend, open_store(lend.target) as store:
+        term = await enrolled(store, "a", name="default")
+        async with lend.target.acquire() as fenced, fenced.transaction():
+            await store.fence(fenced, term, within=LIMIT)
+            await lend.run(fenced, insert("user"))
+            now = (await store.take_stock("default")).now
+            await store.record(term, claiming(run(term, "a", now)))
+    assert work.rows() == ["user"]
 
 
 async def test_a_final_of_a_run_that_is_over_is_refused(postgresql: PostgreSQLServer, postgresql_url: str) -> None:
