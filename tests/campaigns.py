@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -253,3 +255,19 @@ def kill_sessions(server: Server, url: str) -> set[int]:
         with contextlib.suppress(pymysql.Error):  # gone by itself
             server.sql(f"KILL {number}")
     return killed
+
+
+@contextmanager
+def full_executor() -> Iterator[None]:
+    """The loop's default executor is busy with an application's threads, and stays so."""
+    loop, over = asyncio.get_running_loop(), threading.Event()
+    executor = ThreadPoolExecutor(1)
+    loop.set_default_executor(executor)
+    busy = [loop.run_in_executor(None, over.wait) for _ in range(3)]
+    try:
+        yield
+    finally:
+        over.set()
+        executor.shutdown()
+        for future in busy:
+            future.cancel()

@@ -9,16 +9,50 @@ from typing import Any
 
 import asyncpg
 
+from aiolease.stores.network.connecting import CONNECT_LIMIT
+from aiolease.stores.network.resolve import resolve
 from aiolease.stores.postgresql.links import Link, Row
-from aiolease.stores.postgresql.unofficial import forget_transaction
+from aiolease.stores.postgresql.unofficial import forget_transaction, give_loop
 
-OURS = {
-    "connection_class": asyncpg.Connection,
-    "record_class": asyncpg.Record,
-    "command_timeout": None,  # a limit of the user's is for the user's statements
-    "statement_cache_size": 0,  # behind a pooler, a prepared statement is another session's
-}
-"""What a connection of our own is made with, whatever the pool's."""
+
+def ours() -> dict[str, Any]:
+    """What a connection of our own is made with, whatever the pool's."""
+    return {
+        "connection_class": asyncpg.Connection,
+        "record_class": asyncpg.Record,
+        "command_timeout": None,  # a limit of the user's is for the user's statements
+        "statement_cache_size": 0,  # behind a pooler, a prepared statement is another session's
+        "timeout": CONNECT_LIMIT,
+        "loop": _ByAddress(asyncio.get_running_loop()),
+    }
+
+
+class _ByAddress:
+    """The event loop, except that it looks up names of hosts itself, and tries each address of one.
+
+    A loop looks them up in its default executor, where that would wait behind the application's threads. asyncpg knows
+    the name all the same: that is what TLS verifies.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    async def create_connection(self, factory: Any, host: str, port: int, **options: Any) -> Any:
+        """See `asyncio.AbstractEventLoop.create_connection`."""
+        if options.get("ssl"):
+            options.setdefault("server_hostname", host)
+        addresses = await resolve(host)
+        for left in reversed(range(len(addresses))):
+            try:
+                async with asyncio.timeout(CONNECT_LIMIT / len(addresses)):
+                    return await self._loop.create_connection(factory, addresses[-1 - left], port, **options)
+            except OSError:  # and `TimeoutError`, which is one
+                if not left:
+                    raise
+        raise OSError(f"no address of {host}")
 
 
 class AsyncpgLink(Link):
@@ -26,6 +60,7 @@ class AsyncpgLink(Link):
 
     def __init__(self, raw: asyncpg.Connection) -> None:
         super().__init__(raw)
+        give_loop(raw, asyncio.get_running_loop())
         self._prepared: dict[str, Any] = {}
         self._rings: dict[str, Callable[[str], None]] = {}
         raw.add_termination_listener(self._ended)
@@ -139,5 +174,8 @@ def is_busy(error: BaseException) -> bool:
 
 async def connect(limit: float, **parameters: Any) -> Any:
     """Makes a connection; closes what is half made when it is cancelled."""
+    loop = asyncio.get_running_loop()
     async with asyncio.timeout(limit):
-        return await asyncpg.connect(**parameters)
+        made = await asyncpg.connect(**{"loop": _ByAddress(loop), **parameters})
+    give_loop(made, loop)
+    return made

@@ -11,12 +11,35 @@ import psycopg
 from psycopg import AsyncConnection, pq, waiting
 from psycopg.rows import tuple_row
 
+from aiolease.stores.network.connecting import CONNECT_LIMIT
+from aiolease.stores.network.resolve import resolve
 from aiolease.stores.postgresql.links import Link, Row
 
-__all__ = ["OURS", "AsyncConnection", "OwnConnection", "PsycopgLink", "connect"]
+
+class ByAddress(AsyncConnection[Any]):
+    """A connection that has names of hosts looked up by us, and tries each address of one.
+
+    psycopg has the loop look them up in its default executor, where that would wait behind the application's threads.
+    """
+
+    @classmethod
+    async def _get_connection_params(cls, conninfo: str, **kwargs: Any) -> dict[str, Any]:
+        given = await super()._get_connection_params(conninfo, **kwargs)
+        hosts, ports = (str(given.get(name) or "").split(",") for name in ("host", "port"))
+        if "hostaddr" in given or any(not host or host[0] in "/@" for host in hosts):  # a socket of this machine
+            return given
+        ports = ports * len(hosts) if len(ports) == 1 else ports
+        addresses = [await resolve(host) for host in hosts]
+        counts = list(map(len, addresses))
+        each = {
+            "host": ",".join(host for host, count in zip(hosts, counts, strict=True) for _ in range(count)),
+            "port": ",".join(port for port, count in zip(ports, counts, strict=True) for _ in range(count)),
+            "hostaddr": ",".join(address for found in addresses for address in found),
+        }
+        return {"connect_timeout": max(2, int(CONNECT_LIMIT / sum(counts))), **given, **each}
 
 
-class OwnConnection(AsyncConnection[Any]):
+class OwnConnection(ByAddress):
     """One of our own: who cancels what it waits for throws it away, so it does not ask the server to cancel first.
 
     psycopg would wait for the server then, which may be the one that does not answer.

@@ -61,14 +61,14 @@ class Connector:
 
 def of_asyncpg_pool(pool: Any) -> Connector:
     """Connections as a pool of asyncpg makes them; a callable that it has for the password is called for each."""
-    from aiolease.stores.postgresql.by_asyncpg import OURS, AsyncpgLink
+    from aiolease.stores.postgresql.by_asyncpg import AsyncpgLink, ours
 
     async def connect() -> Link:
         function, arguments, given = pool_connects(pool)
         for dsn in _dsn(arguments, given):
             read_url(dsn)  # what cannot be read is refused before the driver quotes it
         primary = {"target_session_attrs": "primary"} if _several(arguments, given) else {}
-        return AsyncpgLink(await function(*arguments, **{**given, **OURS, **primary, "timeout": CONNECT_LIMIT}))
+        return AsyncpgLink(await function(*arguments, **{**given, **ours(), **primary}))
 
     _, arguments, given = pool_connects(pool)
     return Connector(described(given, *_dsn(arguments, given)), connect, talk=talk_by("asyncpg"))
@@ -117,9 +117,9 @@ def _as_ours(dialect: Any, record: Any, args: list[Any], parameters: dict[str, A
     if not _connecting_for_us.get():
         return
     if dialect.driver == "asyncpg":
-        from aiolease.stores.postgresql.by_asyncpg import OURS
+        from aiolease.stores.postgresql.by_asyncpg import ours
 
-        parameters.update(OURS, timeout=CONNECT_LIMIT)
+        parameters.update(ours())
     else:
         from aiolease.stores.postgresql.by_psycopg import OURS as OF_PSYCOPG
         from aiolease.stores.postgresql.by_psycopg import OwnConnection
@@ -187,14 +187,14 @@ def of_url(driver: str, description: str, parameters: Parameters, hosts: Sequenc
         from aiolease.stores.postgresql import by_asyncpg
 
         async def make(ours: bool, limit: float, host: str, port: int) -> Any:
-            more: Mapping[str, Any] = by_asyncpg.OURS if ours else {}
+            more = by_asyncpg.ours() if ours else {}
             return await by_asyncpg.connect(limit, **{**parameters(), **more, "host": host, "port": port})
     else:
         from aiolease.stores.postgresql import by_psycopg
 
         async def make(ours: bool, limit: float, host: str, port: int) -> Any:
             more = by_psycopg.OURS if ours else {}
-            kind = by_psycopg.OwnConnection if ours else by_psycopg.AsyncConnection
+            kind = by_psycopg.OwnConnection if ours else by_psycopg.ByAddress
             given = {**parameters(), **more, "host": host, "port": port}
             return await by_psycopg.connect(limit, kind, "", **given)
 

@@ -23,6 +23,12 @@ async def pool_parameters(pool: Any) -> tuple[str, Mapping[str, Any]]:
     return pool.conninfo or "", pool.kwargs or {}
 
 
+def give_loop(connection: Any, loop: Any) -> None:
+    """Has a connection of asyncpg use a loop from now on, where another one stood in for it while it was made."""
+    if hasattr(connection, "_loop"):
+        setattr(connection, "_loop", loop)  # noqa: B010 - see above
+
+
 def forget_transaction(connection: Any) -> None:
     """Tells asyncpg that its transaction is over: the COMMIT went out by another way than its own."""
     connection = getattr(connection, "_con", connection)  # behind what a pool lends

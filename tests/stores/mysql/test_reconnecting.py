@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiomysql
@@ -26,7 +25,7 @@ from aiolease.stores.mysql.session import MySQLSession
 from aiolease.stores.network.connecting import Connecting
 from aiolease.stores.network.resolve import resolve
 from aiolease.testing import virtual_time
-from tests.campaigns import LIMIT, Recorder, database_of, sessions
+from tests.campaigns import LIMIT, Recorder, database_of, full_executor, sessions
 from tests.servers import MariaDBServer, Server, TCPProxy
 from tests.stores.mysql.connecting import user
 
@@ -111,22 +110,6 @@ async def test_a_password_that_was_changed_is_used_for_the_next_connection(
 
 
 # -- names of hosts
-
-
-@contextmanager
-def full_executor() -> Iterator[None]:
-    """The loop's default executor is busy with an application's threads, and stays so."""
-    loop, over = asyncio.get_running_loop(), threading.Event()
-    executor = ThreadPoolExecutor(1)
-    loop.set_default_executor(executor)
-    busy = [loop.run_in_executor(None, over.wait) for _ in range(3)]
-    try:
-        yield
-    finally:
-        over.set()
-        executor.shutdown()
-        for future in busy:
-            future.cancel()
 
 
 @pytest.mark.parametrize("kind", KINDS)
