@@ -7,7 +7,7 @@ import contextlib
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +148,19 @@ class OnServer(Database):
         url = f"{self.server.url(self.schema)}?{'&'.join(['charset=utf8mb4'] * self._handles)}"
         return open_store(url, table_prefix=prefix, create_tables=create_tables)
 
+    @contextlib.contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """While the block runs, a stranger has locked the row of a lease."""
+        with self.stranger() as connection, connection.cursor() as cursor:
+            cursor.execute("BEGIN")
+            cursor.execute(f"SELECT 1 FROM aiolease_lease WHERE name = {self.literal(name)} FOR UPDATE")
+            yield
+            connection.rollback()
+
+    def stranger(self) -> Any:
+        """A connection of somebody else's, which blocks."""
+        return pymysql.connect(host=self.server.host, port=self.server.port, user="root", database=self.schema)
+
     def fence(self, name: str) -> tuple[str | None, int] | None:
         where = f"name = {self.literal(name)}"
         rows = self.server.sql(f"SELECT holder, token FROM aiolease_fence WHERE {where}", self.schema)
@@ -185,6 +198,9 @@ class InPostgreSQL(OnServer):
 
     def damage(self, column: str) -> None:
         self.server.sql(f"UPDATE aiolease_lease SET {column} = '0044-03-15 BC'", self.schema)
+
+    def stranger(self) -> Any:
+        return psycopg.connect(self.server.url(self.schema), sslmode="disable", autocommit=True)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:

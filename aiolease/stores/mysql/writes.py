@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from aiolease.errors import StoreUnavailable
 from aiolease.stores.mysql.drivers import Rows, error_number
 from aiolease.stores.network.polls import while_wanted
+from aiolease.stores.network.queued import Queue
 
 _MOST = 100
 """How many writes one packet has at most: they take the server some 10 ms."""
@@ -90,7 +91,7 @@ class Write:
     after_parameters: tuple[object, ...] = ()
 
 
-class Writes:
+class Writes(Queue[Write, list[Rows]]):
     """Sends the writes of one process, as soon as the connection is free."""
 
     def __init__(
@@ -113,15 +114,13 @@ class Writes:
             table: The table of the leases.
             fence_table: The table of the fences.
         """
+        super().__init__(gave_up)
         self._description = description
         self._run = run
-        self._gave_up = gave_up
         self._has_others = has_others
         # Each row by its key: a range would also lock the rows between, which may be another process's.
         self._lock_sql = f"(SELECT 1 FROM {table} WHERE name = %s FOR UPDATE NOWAIT)"
         self._lock_fence_sql = f"(SELECT 1 FROM {fence_table} WHERE name = %s FOR UPDATE NOWAIT)"
-        self._waiting: dict[asyncio.Future[list[Rows]], Write] = {}
-        self._task: asyncio.Task[None] | None = None
         self._one_is_under_way = False
         self._most = _MOST
         self._failures: dict[str, int] = {}  # by lease, how many of its batches failed in a row
@@ -142,19 +141,9 @@ class Writes:
         return await self._send(write)
 
     async def _send(self, write: Write) -> list[Rows]:
-        sending = self._task is not None and not self._task.done()
-        if not (sending or self._one_is_under_way or self._turn(write)[1]):
+        if not (self.sending or self._one_is_under_way or self._turn(write)[1]):
             return await self._send_one(write)
-        answer: asyncio.Future[list[Rows]] = asyncio.get_running_loop().create_future()
-        self._waiting[answer] = write
-        if not sending:
-            self._start()
-        try:
-            return await answer
-        except asyncio.CancelledError:
-            if self._waiting.pop(answer, None) is not None:
-                self._gave_up()
-            raise
+        return await self.ask(write)
 
     async def _send_one(self, write: Write) -> list[Rows]:
         """Sends a write at once, without the queue, when nothing else waits: most processes have one lease."""
@@ -165,22 +154,14 @@ class Writes:
         finally:
             self._one_is_under_way = False
 
-    def _start(self) -> None:
-        self._task = asyncio.create_task(self._send_all())
-        self._task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if self._waiting and task is self._task:  # somebody cancelled it who cancels all tasks of the loop
-            self._start()
-
-    async def _send_all(self) -> None:
-        while self._waiting:
-            first = min(map(self._turn, self._waiting.values()))
-            alike = (answer for answer, write in self._waiting.items() if self._turn(write) == first)
-            batch = {answer: self._waiting[answer] for answer in islice(alike, self._most)}
-            for answer in batch:
-                del self._waiting[answer]
-            await self._exchange(dict(sorted(batch.items(), key=lambda item: item[1].name)))
+    async def send_next(self) -> None:
+        """See `Queue.send_next`."""
+        first = min(map(self._turn, self.waiting.values()))
+        alike = (answer for answer, write in self.waiting.items() if self._turn(write) == first)
+        batch = {answer: self.waiting[answer] for answer in islice(alike, self._most)}
+        for answer in batch:
+            del self.waiting[answer]
+        await self._exchange(dict(sorted(batch.items(), key=lambda item: item[1].name)))
 
     def _turn(self, write: Write) -> tuple[Kind, int]:
         """The order of sending, lowest first. Writes with the same turn share a batch."""
@@ -214,7 +195,7 @@ class Writes:
                 if _is_locked(error) or not write.kind.is_of_own_rows:  # which row is locked is not known yet
                     self._failures[write.name] = self._failures.get(write.name, 0) + 1
             if _is_locked(error):
-                self._waiting.update((answer, write) for answer, write in batch.items() if not answer.done())
+                self.waiting.update((answer, write) for answer, write in batch.items() if not answer.done())
                 return
         for answer in batch:
             if not answer.done():
@@ -238,11 +219,6 @@ class Writes:
         parameters += (parameter for write in writes for parameter in write.parameters)
         parameters += (parameter for write in writes for parameter in write.after_parameters)
         return "; ".join(parts), tuple(parameters), len(before)
-
-    async def aclose(self) -> None:
-        """Waits until nothing is under way. Call it once the connection is closed: then everything fails at once."""
-        if self._task is not None:
-            await asyncio.wait([self._task])
 
 
 def _is_locked(error: BaseException) -> bool:

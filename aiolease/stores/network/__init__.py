@@ -3,5 +3,6 @@
 * `session`: one connection, made when it is needed, discarded at trouble, one exchange at a time;
 * `connecting`, `resolve`, `tls`: how a connection is made;
 * `polls`: the readings of one process's candidates, made together;
+* `queued`: what its leases write, in a queue;
 * `lending`: where the connections of transactions come from.
 """

@@ -192,6 +192,8 @@ def quote(value: object) -> str:
 
 
 def _type(value: object) -> str:
+    if isinstance(value, list):
+        return f"{_type(value[0])}[]"
     for kind, name in _TYPES:
         if isinstance(value, kind):
             return name

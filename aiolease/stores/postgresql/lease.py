@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiolease.stores.postgresql.dialect import Bound, LeaseDialect
+from aiolease.stores.postgresql.renewals import Renewal
 from aiolease.stores.records import Lease
 from aiolease.stores.sql.dialect import microseconds
 from aiolease.stores.sql.lease import TERM, LeaseStatements
@@ -55,6 +56,17 @@ class LeaseSQL:
         self._renew = Statement(
             f"UPDATE {lease} AS l SET beat = :beat, renewed_at = clock.now, expires_at = {expires} FROM {clock} "
             f"WHERE {TERM} AND beat < :beat RETURNING {columns}clock.now"
+        )
+        # Rows that somebody has locked are passed over. They are locked by their names, as two processes may have them.
+        self._renew_all = Statement(
+            "WITH asked AS (SELECT * FROM unnest(:names, :holders, :tokens, :beats, :durations) "
+            "AS asked (of_lease, of_holder, of_token, new_beat, lasting)), free AS (SELECT l.name AS of_lease "
+            f"FROM {lease} AS l JOIN asked ON asked.of_lease = l.name ORDER BY l.name FOR UPDATE OF l SKIP LOCKED) "
+            f"UPDATE {lease} AS l SET beat = new_beat, renewed_at = clock.now, "
+            "expires_at = clock.now + lasting * INTERVAL '1 microsecond' "
+            f"FROM asked JOIN free USING (of_lease), {clock} "
+            "WHERE name = of_lease AND holder = of_holder AND token = of_token AND beat < new_beat "
+            f"RETURNING {columns}clock.now"
         )
         self._release = Statement(
             f"WITH released AS ({self._shared.release.text} RETURNING 1) SELECT pg_notify(:channel, '') FROM released"
@@ -101,6 +113,17 @@ class LeaseSQL:
         """Extends a term's lease; gives the row, or none."""
         values = {"name": name, "holder": holder, "token": token, "beat": beat, "duration": microseconds(duration)}
         return self._dialect.bind(self._renew, values)
+
+    def renew_all(self, renewals: Sequence[Renewal]) -> Bound:
+        """Extends many terms' leases; gives the rows of those that it extended."""
+        values = {
+            "names": [renewal.name for renewal in renewals],
+            "holders": [renewal.holder for renewal in renewals],
+            "tokens": [renewal.token for renewal in renewals],
+            "beats": [renewal.beat for renewal in renewals],
+            "durations": [microseconds(renewal.duration) for renewal in renewals],
+        }
+        return self._dialect.bind(self._renew_all, values)
 
     def release(self, name: str, holder: str, token: int) -> Bound:
         """Clears the holder, and tells the candidates; gives a row if it did."""

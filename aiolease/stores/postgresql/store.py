@@ -3,12 +3,15 @@
 Three connections at most, however many leases this process has: one for the leases, one for the ledger, and one for
 what people ask.
 
-Each writing of a lease is one statement, a transaction of its own. A claim compares and swaps (token, beat), and writes
-the lease and the fence. How candidates wait for a release is told in `aiolease.stores.postgresql.waiting`.
+Each writing of a lease is one statement, a transaction of its own; the renewals of a process that are due together are
+one (see `aiolease.stores.postgresql.renewals`), so it can lead hundreds of leases. A claim compares and swaps
+(token, beat), and writes the lease and the fence. How candidates wait for a release is told in
+`aiolease.stores.postgresql.waiting`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from aiolease._names import check_name
@@ -22,6 +25,7 @@ from aiolease.stores.postgresql.lease import LeaseSQL
 from aiolease.stores.postgresql.ledger import ASK_LIMIT, PostgreSQLLedger
 from aiolease.stores.postgresql.lenders import Beginning, OwnLender
 from aiolease.stores.postgresql.links import Link, Row
+from aiolease.stores.postgresql.renewals import Renewal, Renewals
 from aiolease.stores.postgresql.schema import PostgreSQLSchema
 from aiolease.stores.postgresql.session import PostgreSQLSession
 from aiolease.stores.postgresql.settling import LOCK_WAIT, settle
@@ -60,6 +64,7 @@ class PostgreSQLStore(SQLLedger):
         self._lease_session = PostgreSQLSession(connector, self._prepare, stuck=0.2)
         self._polls = Polls(self._read_many, self.description)
         self._waiting = Waiting(self._polls, self._sql.channel)
+        self._renewals = Renewals(self.description, self._renew_all, self._read_all, self._lease_session.gave_up)
         self._ledger_session = PostgreSQLSession(connector, self._prepare, stuck=ASK_LIMIT)
         # What people ask must not wait for what the leader writes, nor hold it up.
         self._asking_session = PostgreSQLSession(connector, self._prepare, stuck=ASK_LIMIT)
@@ -101,7 +106,7 @@ class PostgreSQLStore(SQLLedger):
         except SchemaMissing:
             self._ready = False
             raise
-        return {lease.name: lease for lease in map(self._sql.lease, rows)}
+        return self._by_name(rows)
 
     # -- the lease
 
@@ -135,8 +140,20 @@ class PostgreSQLStore(SQLLedger):
         """See `LeaseStore.renew`."""
         self._leading.add(name)
         self._keep(duration)
+        if len(self._leading) > 1:
+            renewal = Renewal(name=name, holder=holder, token=token, beat=beat, duration=duration)
+            return await self._renewals.ask(renewal)
         rows = await self._fetch(self._sql.renew(name, holder, token, beat, duration))
         return self._sql.lease(rows[0]) if rows else await self.read(name)
+
+    async def _renew_all(self, renewals: Sequence[Renewal]) -> dict[str, Lease]:
+        return self._by_name(await self._fetch(self._sql.renew_all(renewals)))
+
+    async def _read_all(self, names: Sequence[str]) -> dict[str, Lease]:
+        return self._by_name(await self._fetch(self._sql.read(names)))
+
+    def _by_name(self, rows: list[Row]) -> dict[str, Lease]:
+        return {lease.name: lease for lease in map(self._sql.lease, rows)}
 
     def _keep(self, duration: float) -> None:
         """The connection is idle between heartbeats, at most for half of a lease."""
@@ -199,3 +216,4 @@ class PostgreSQLStore(SQLLedger):
         await self._polls.aclose()
         for session in (self._lease_session, self._ledger_session, self._asking_session):
             await session.aclose()
+        await self._renewals.aclose()

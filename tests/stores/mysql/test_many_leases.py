@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
 from typing import Any
 
 import asyncmy
 import pytest
 
-from aiolease import leadership, open_store
+from aiolease import open_store
 from aiolease._election.claim import new_holder
 from aiolease._waiting import time_limited
 from aiolease.errors import StoreUnavailable
-from aiolease.events import Lost, Renewed, RenewFailed
 from aiolease.stores.mysql.drivers import Rows
 from aiolease.stores.mysql.writes import Kind, Write, Writes
-from tests.campaigns import LIMIT, Recorder, apart, counter, database_of, row
+from tests.campaigns import LIMIT, apart, counter, database_of, row
 from tests.servers import Server
 
 everywhere = pytest.mark.parametrize("mysql_server", ["mariadb", "mariadb_snapshot", "mysql9"], indirect=True)
@@ -77,34 +75,6 @@ async def test_many_claims_of_two_processes(mysql_server: Server, mysql_url: str
                 assert shown
                 assert len(set(shown)) == 1
         assert await first.release(names[0], shown[0] or "", 1) is False
-
-
-async def test_a_locked_row_costs_no_other_lease_a_beat(mysql_server: Server, mysql_url: str) -> None:
-    """A stranger locks the row of one of 40 leases for longer than it lasts: the others never miss a renewal."""
-    heard = [Recorder() for _ in range(40)]
-    async with AsyncExitStack() as stack:
-        for number, recorder in enumerate(heard[1:], 1):
-            lead = leadership(mysql_url, f"lease-{number}", timeout=LIMIT, lease_duration=6.0, on_event=recorder)
-            await stack.enter_async_context(lead)
-
-        async def locked_out() -> None:
-            async with leadership(mysql_url, "lease-0", timeout=LIMIT, lease_duration=6.0, on_event=heard[0]):
-                stranger = await connect(mysql_server, database_of(mysql_url))
-                try:
-                    await stranger.begin()
-                    async with stranger.cursor() as cursor:
-                        await cursor.execute("SELECT * FROM aiolease_lease WHERE name = 'lease-0' FOR UPDATE")
-                    await asyncio.sleep(LIMIT)
-                finally:
-                    stranger.close()
-
-        with pytest.raises(Exception, match="expired"):
-            await locked_out()
-        assert heard[0].of(RenewFailed)
-        for recorder in heard[1:]:
-            assert len(recorder.of(Renewed)) >= 2
-            assert not recorder.of(RenewFailed)
-            assert not recorder.of(Lost)
 
 
 async def test_a_locked_fence_holds_up_its_own_claim_only(mysql_server: Server, mysql_url: str) -> None:
