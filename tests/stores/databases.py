@@ -109,6 +109,8 @@ class InSQLite(Database):
 class OnServer(Database):
     utc = ""
     """How a moment in UTC ends, as it stands in a statement."""
+    harmless = "charset=utf8mb4"
+    """A parameter of a URL that changes nothing."""
 
     def __init__(self, server: Server) -> None:
         self.kind = server.kind
@@ -142,10 +144,15 @@ class OnServer(Database):
         finally:
             await own.ensure_closed()
 
+    @property
+    def url(self) -> str:
+        """Where it is, by its driver."""
+        return self.server.url(self.schema)
+
     def open(self, prefix: str, create_tables: bool) -> AbstractAsyncContextManager[Store]:
         # Within a process, a URL that is the same to the letter gets the same store.
         self._handles += 1
-        url = f"{self.server.url(self.schema)}?{'&'.join(['charset=utf8mb4'] * self._handles)}"
+        url = f"{self.url}?{'&'.join([self.harmless] * self._handles)}"
         return open_store(url, table_prefix=prefix, create_tables=create_tables)
 
     @contextlib.contextmanager
@@ -181,17 +188,15 @@ class InPostgreSQL(OnServer):
     """A database of PostgreSQL, by one of its drivers."""
 
     utc = "+00"
+    harmless = "sslmode=disable"
 
     def __init__(self, server: Server, driver: str) -> None:
         super().__init__(server)
         self._driver = driver
 
-    def open(self, prefix: str, create_tables: bool) -> AbstractAsyncContextManager[Store]:
-        # Within a process, a URL that is the same to the letter gets the same store.
-        self._handles += 1
-        url = self.server.url(self.schema).replace("postgresql:", f"postgresql+{self._driver}:")
-        parameters = "&".join(["sslmode=disable"] * self._handles)
-        return open_store(f"{url}?{parameters}", table_prefix=prefix, create_tables=create_tables)
+    @property
+    def url(self) -> str:
+        return self.server.url(self.schema).replace("postgresql:", f"postgresql+{self._driver}:")
 
     def literal(self, name: str) -> str:
         return "'" + name.replace("'", "''") + "'"

@@ -10,9 +10,9 @@ import pytest
 
 from aiolease import leadership
 from aiolease._election.claim import new_holder
-from aiolease.events import Lost, Renewed, RenewFailed
+from aiolease.events import Following, Lost, Renewed, RenewFailed
 from aiolease.stores.postgresql.links import Link
-from tests.campaigns import LIMIT, Recorder
+from tests.campaigns import LIMIT, Recorder, campaign, proxied
 from tests.stores.databases import Database, MakeStore, OnServer
 
 on_servers = pytest.mark.parametrize(
@@ -44,6 +44,24 @@ async def test_a_locked_row_costs_no_other_lease_a_beat(database: Database, make
             assert len(recorder.of(Renewed)) >= 2
             assert not recorder.of(RenewFailed)
             assert not recorder.of(Lost)
+
+
+@on_servers
+async def test_candidates_for_many_leases_over_a_slow_network(database: Database, make_store: MakeStore) -> None:
+    """What they ask at one moment costs the round trips of one question: all learn who leads, and wait."""
+    server, store = cast(OnServer, database), await make_store()
+    names = [f"lease-{number}" for number in range(32)]
+    assert all(await asyncio.gather(*[store.claim(name, "me", 60.0, seen=None, force=False) for name in names]))
+    async with proxied(server.server, server.url) as (proxy, slow), AsyncExitStack() as stack:
+        proxy.delay(0.05)
+        heard = [
+            await stack.enter_async_context(campaign(f"{slow}?{server.harmless}", name, lease_duration=6.0))
+            for name in names
+        ]
+        await asyncio.gather(*(recorder.first(Following) for recorder in heard))
+        connections = proxy.connections
+        await asyncio.sleep(3.0)
+        assert proxy.connections == connections
 
 
 @on_postgresql

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -11,8 +11,8 @@ import asyncpg
 
 from aiolease.stores.network.connecting import CONNECT_LIMIT
 from aiolease.stores.network.resolve import resolve
-from aiolease.stores.postgresql.links import Link, Row
-from aiolease.stores.postgresql.unofficial import forget_transaction, give_loop
+from aiolease.stores.postgresql.links import Link, Row, listening
+from aiolease.stores.postgresql.unofficial import forget_transaction, give_loop, listens_on
 
 
 def ours() -> dict[str, Any]:
@@ -94,10 +94,15 @@ class AsyncpgLink(Link):
         """See `Link.tell`."""
         await self.raw.execute(message)
 
-    async def hear(self, channel: str, ring: Callable[[str], None]) -> None:
+    async def hear(self, channels: Sequence[str], ring: Callable[[str], None], *, instead: Collection[str]) -> None:
         """See `Link.hear`."""
-        self._rings[channel] = ring
-        await self.raw.add_listener(channel, self._notified)
+        self._rings |= dict.fromkeys(channels, ring)
+        await self.raw.execute(listening(channels, instead))
+        listens_on(self.raw, channels, instead)
+        for channel in channels:
+            await self.raw.add_listener(channel, self._notified)
+        for channel in instead:
+            self._rings.pop(channel, None)
 
     def _notified(self, _connection: Any, _pid: int, channel: str, _payload: object) -> None:
         if (ring := self._rings.get(channel)) is not None:

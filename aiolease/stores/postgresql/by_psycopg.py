@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -13,7 +13,7 @@ from psycopg.rows import tuple_row
 
 from aiolease.stores.network.connecting import CONNECT_LIMIT
 from aiolease.stores.network.resolve import resolve
-from aiolease.stores.postgresql.links import Link, Row
+from aiolease.stores.postgresql.links import Link, Row, listening
 
 
 class ByAddress(AsyncConnection[Any]):
@@ -104,10 +104,12 @@ class PsycopgLink(Link):
         await _execute(self.raw, message)
         self._watch()
 
-    async def hear(self, channel: str, ring: Callable[[str], None]) -> None:
+    async def hear(self, channels: Sequence[str], ring: Callable[[str], None], *, instead: Collection[str]) -> None:
         """See `Link.hear`."""
-        self._rings[channel] = ring
-        await self.tell(f'LISTEN "{channel}"')
+        self._rings |= dict.fromkeys(channels, ring)
+        await self.tell(listening(channels, instead))
+        for channel in instead:
+            self._rings.pop(channel, None)
 
     def _notified(self, notify: psycopg.Notify) -> None:
         if (ring := self._rings.get(notify.channel)) is not None:

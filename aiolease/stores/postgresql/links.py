@@ -7,7 +7,7 @@ settled for the session there, but in each transaction; no statement is prepared
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from aiolease.stores.postgresql.dialect import Bound
@@ -60,8 +60,11 @@ class Link(ABC):
         """
 
     @abstractmethod
-    async def hear(self, channel: str, ring: Callable[[str], None]) -> None:
-        """Listens on a channel; has `ring` called with its name when somebody notifies, or when it ends."""
+    async def hear(self, channels: Sequence[str], ring: Callable[[str], None], *, instead: Collection[str]) -> None:
+        """Listens on channels, in one round trip, and no longer on those that these stand `instead` of.
+
+        Has `ring` called with the name of a channel when somebody notifies, or when the connection ends.
+        """
 
     @abstractmethod
     def drop(self) -> None:
@@ -100,10 +103,16 @@ class Link(ABC):
         await self.tell(f"{self.settle}; {message}" if self.pooled else message)
 
     async def listen(self, channels: Sequence[str], ring: Callable[[str], None]) -> None:
-        """Listens on channels on which it does not yet, where that reaches it."""
+        """Listens on channels, where that reaches it; once there is a new one, no longer on any others."""
         if self.pooled:
             return
-        for channel in channels:
-            if channel not in self.heard:
-                await self.hear(channel, ring)
-                self.heard.add(channel)
+        if missing := [channel for channel in channels if channel not in self.heard]:
+            gone = self.heard.difference(channels)
+            await self.hear(missing, ring, instead=gone)
+            self.heard.difference_update(gone)
+            self.heard.update(missing)
+
+
+def listening(channels: Sequence[str], instead: Collection[str]) -> str:
+    """The message with which `Link.hear` does so."""
+    return "; ".join([*(f'UNLISTEN "{channel}"' for channel in instead), *(f'LISTEN "{each}"' for each in channels)])

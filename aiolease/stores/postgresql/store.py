@@ -112,7 +112,7 @@ class PostgreSQLStore(SQLLedger):
 
     async def read(self, name: str) -> Lease | None:
         """See `LeaseStore.read`."""
-        return (await self._read_many([name])).get(name)
+        return await self._polls.read(name, 0.0, 0.0)
 
     async def watch(self, name: str, seconds: float, *, lease: Lease | None, poll: float, hint: bool) -> Lease | None:
         """See `LeaseStore.watch`."""

@@ -5,7 +5,7 @@ By `getattr`, so that each such place is here and nowhere else: a new version of
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from typing import Any
 
 
@@ -27,6 +27,15 @@ def give_loop(connection: Any, loop: Any) -> None:
     """Has a connection of asyncpg use a loop from now on, where another one stood in for it while it was made."""
     if hasattr(connection, "_loop"):
         setattr(connection, "_loop", loop)  # noqa: B010 - see above
+
+
+def listens_on(connection: Any, channels: Iterable[str], instead: Iterable[str]) -> None:
+    """Tells asyncpg on which channels its session listens now: its `add_listener` takes a round trip for each."""
+    listeners = _get(connection, "_listeners")
+    for channel in instead:
+        listeners.pop(channel, None)
+    for channel in channels:
+        listeners.setdefault(channel, set())
 
 
 def forget_transaction(connection: Any) -> None:

@@ -22,7 +22,7 @@ from aiolease.stores.postgresql.links import Link
 from aiolease.stores.records import Lease
 
 MOST = 32
-"""Leases of one process that listen: each channel costs a round trip when it is connected."""
+"""Leases of one process that listen: so many channels are named in one message."""
 
 _GONE = 30.0
 """Seconds after which a candidate that did not come back is not listened for any more."""
@@ -94,6 +94,9 @@ class Waiting:
         now = asyncio.get_running_loop().time()
         for other in [other for other, until in self._watched.items() if until < now]:
             del self._watched[other]
+            self._bells.pop(other, None)
+            for seen in self._seen.values():
+                seen.pop(other, None)
         if name not in self._watched and len(self._watched) >= MOST:
             return False
         self._watched[name] = now + seconds + _GONE

@@ -17,6 +17,8 @@ from aiolease import ConfigurationError, SchemaMissing, StoreRejected, StoreUnav
 from aiolease._waiting import time_limited
 from aiolease.stores import migrate, schema
 from aiolease.stores.contract import FenceBroken
+from aiolease.stores.postgresql import waiting
+from aiolease.stores.postgresql.links import Link
 from aiolease.stores.records import TermKey
 from tests.campaigns import LIMIT, apart, database_of, until
 from tests.servers import PgBouncer, PostgreSQLServer
@@ -213,6 +215,33 @@ async def test_a_release_is_heard_within_milliseconds(postgresql_url: str, drive
             assert found is not None
             assert found.holder is None
         assert sorted(took)[5] < 0.1
+
+
+@drivers
+async def test_nobody_listens_for_a_lease_that_nobody_waits_for(
+    postgresql_url: str, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that waits for ever new leases listens for a few; for one that it waits for again, again."""
+    links: list[Link] = []
+    listen = Link.listen
+
+    async def seen(self: Link, *given: Any) -> None:
+        links.append(self)
+        await listen(self, *given)
+
+    monkeypatch.setattr(Link, "listen", seen)
+    monkeypatch.setattr(waiting, "_GONE", 0.0)
+    async with open_store(by(driver, postgresql_url)) as first, open_store(by(driver, postgresql_url)) as second:
+        for number in range(50):
+            await second.watch(f"lease-{number}", 0.001, lease=None, poll=30.0, hint=True)
+        assert 1 <= len(links[-1].heard) <= 3
+        lease = await claim(first, "lease-0")
+        watching = asyncio.create_task(second.watch("lease-0", 30.0, lease=lease, poll=30.0, hint=True))
+        await asyncio.sleep(0.2)
+        await free(first, lease)
+        found = await asyncio.wait_for(watching, 5.0)
+        assert found is not None
+        assert found.holder is None
 
 
 @drivers
