@@ -151,6 +151,10 @@ class PsycopgLink(Link):
         self.drop()
 
 
+class NothingSent(Exception):
+    """Something else had the connection until there was no more time."""
+
+
 async def _execute(raw: Any, message: str) -> None:
     """Sends statements by a cursor of psycopg's plain kind, whatever kind, and rows, the connection makes.
 
@@ -164,11 +168,22 @@ async def send(raw: Any, message: str) -> None:
 
     Cancelled, psycopg would ask the server to cancel, and wait for it: a server that does not answer would hold up who
     has no more time. So the connection is closed; nobody knows what became of its transaction.
+
+    Raises:
+        NothingSent: It was cancelled while it still waited for the connection.
     """
-    sending = asyncio.ensure_future(_execute(raw, message))
+    waiting_for, turn = raw.lock.locked(), asyncio.Event()
+
+    async def execute() -> None:
+        async with raw.lock:
+            turn.set()
+        await _execute(raw, message)
+
+    sending = asyncio.ensure_future(execute())
     try:
         await asyncio.wait([sending])
     except asyncio.CancelledError:
+        never = waiting_for and not turn.is_set()
         sending.cancel()
         try:
             await asyncio.sleep(0)  # it waits for the socket no longer, which another connection may have next
@@ -177,6 +192,8 @@ async def send(raw: Any, message: str) -> None:
             sending.cancel()
             sending.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         await asyncio.wait([sending], timeout=1.0)
+        if never:
+            raise NothingSent("a stream, a COPY or a statement of the block is still under way") from None
         raise
     sending.result()
 
@@ -222,8 +239,8 @@ async def close(raw: Any) -> None:
 
 
 def is_busy(error: BaseException) -> bool:
-    """See `Talk.is_busy`. psycopg lets one wait for the other."""
-    return False
+    """See `Talk.is_busy`. psycopg lets one wait for the other, as long as there is time."""
+    return isinstance(error, NothingSent)
 
 
 async def connect(limit: float, kind: type[AsyncConnection[Any]], conninfo: str, **parameters: Any) -> Any:

@@ -80,6 +80,11 @@ def refuses(error: BaseException | None) -> bool:
     return code is not None and (code[:2] in {"22", "23", "P0"} or code == "44000")
 
 
+def refuses_to_notify(error: BaseException | None) -> bool:
+    """Whether an error may say that only the notification of a release is refused: its queue is full, or no right."""
+    return code_of(error) in {"54000", DENIED}
+
+
 def is_final(error: BaseException) -> bool:
     """Whether waiting will not mend what a driver reports."""
     if (code := code_of(error)) not in {None, POOLER}:

@@ -71,6 +71,7 @@ class LeaseSQL:
         self._release = Statement(
             f"WITH released AS ({self._shared.release.text} RETURNING 1) SELECT pg_notify(:channel, '') FROM released"
         )
+        self._release_unheard = Statement(f"{self._shared.release.text} RETURNING 1")
 
     def lease(self, row: tuple[Any, ...]) -> Lease:
         """Makes a lease of a row.
@@ -129,6 +130,10 @@ class LeaseSQL:
         """Clears the holder, and tells the candidates; gives a row if it did."""
         values = {"name": name, "holder": holder, "token": token, "channel": self.channel(name)}
         return self._dialect.bind(self._release, values)
+
+    def release_unheard(self, name: str, holder: str, token: int) -> Bound:
+        """Clears the holder, and tells nobody; gives a row if it did."""
+        return self._dialect.bind(self._release_unheard, {"name": name, "holder": holder, "token": token})
 
     def resign(self, name: str) -> list[Bound]:
         """Asks the term to resign, and reads the row."""

@@ -16,10 +16,11 @@ from typing import Any
 
 from aiolease._names import check_name
 from aiolease._waiting import time_limited
-from aiolease.errors import SchemaMissing, StoreRejected, StoreUnavailable
+from aiolease.errors import AioleaseError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.stores.network.polls import Polls
 from aiolease.stores.postgresql.connectors import Connector
 from aiolease.stores.postgresql.dialect import Bound, LeaseDialect, PostgreSQLDialect
+from aiolease.stores.postgresql.errors import refuses_to_notify
 from aiolease.stores.postgresql.fence import FenceSQL
 from aiolease.stores.postgresql.lease import LeaseSQL
 from aiolease.stores.postgresql.ledger import ASK_LIMIT, PostgreSQLLedger
@@ -162,7 +163,12 @@ class PostgreSQLStore(SQLLedger):
     async def release(self, name: str, holder: str, token: int) -> bool:
         """See `LeaseStore.release`."""
         self._leading.discard(name)
-        released = bool(await self._fetch(self._sql.release(name, holder, token), repeat=False))
+        try:
+            released = bool(await self._fetch(self._sql.release(name, holder, token), repeat=False))
+        except AioleaseError as error:
+            if not refuses_to_notify(error.__cause__):
+                raise
+            released = bool(await self._fetch(self._sql.release_unheard(name, holder, token), repeat=False))
         self._polls.wake()
         return released
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from psycopg.rows import tuple_row
 
-from aiolease import leadership
+from aiolease import StoreUnavailable, leadership
 from tests.campaigns import LIMIT
 from tests.stores.transactions.lending import Work, insert, lent
 
@@ -46,3 +46,25 @@ async def test_pools_of_psycopg_in_any_fashion(postgresql_url: str, work: Work, 
                 await connection.execute(insert("fenced twice"))
                 await lead.fence(connection)
     assert work.rows() == [*map(str, range(8)), "fenced twice"]
+
+
+@pytest.mark.parametrize("left_open", ["stream", "copy"])
+async def test_what_a_block_of_psycopg_leaves_open_is_no_unknown_commit(
+    postgresql_url: str, work: Work, left_open: str
+) -> None:
+    """The fence waits for it, as psycopg has it, and in the end says that nothing was committed."""
+    lease: dict[str, Any] = {"timeout": LIMIT, "lease_duration": 3.0}
+    async with lent("psycopg", postgresql_url, size=1) as lend, leadership(lend.target, **lease) as lead:
+        with pytest.raises(StoreUnavailable, match="nothing was committed"):
+            async with lead.transaction() as connection:
+                await connection.execute(insert("never"))
+                cursor = connection.cursor()
+                if left_open == "stream":
+                    rows = cursor.stream("SELECT * FROM generate_series(1, 100000)")
+                    assert await anext(rows) == (1,)
+                else:
+                    copy = cursor.copy("COPY (SELECT * FROM generate_series(1, 100000)) TO STDOUT")
+                    assert await (await copy.__aenter__()).read()
+        async with lead.transaction() as connection:
+            await connection.execute(insert("next"))
+    assert work.rows() == ["next"]
