@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import asyncpg
 
+from aiolease.stores.network.connecting import CONNECT_LIMIT
+from aiolease.stores.network.resolve import LookupLoop
 from aiolease.stores.postgresql.links import Link, Row
 from aiolease.stores.postgresql.unofficial import forget_transaction
 
@@ -48,12 +49,20 @@ class AsyncpgLink(Link):
         """See `Link.query`."""
         if self.pooled or len(sql) > _LONGEST:
             return [tuple(row) for row in await self.raw.fetch(sql, *parameters)]
-        statement = self._prepared.get(sql)
-        if statement is None:
-            if len(self._prepared) >= _MOST:
-                self._prepared.clear()
-            statement = self._prepared[sql] = await self.raw.prepare(sql)
-        return [tuple(row) for row in await statement.fetch(*parameters)]
+        if sql not in self._prepared:
+            await self._prepare(sql)
+        return [tuple(row) for row in await self._prepared[sql].fetch(*parameters)]
+
+    async def _prepare(self, sql: str) -> None:
+        if len(self._prepared) >= _MOST:
+            self._prepared.clear()
+        self._prepared[sql] = await self.raw.prepare(sql)
+
+    async def get_ready(self, statements: Sequence[str]) -> None:
+        """See `Link.get_ready`."""
+        if not self.pooled:
+            for sql in statements:
+                await self._prepare(sql)
 
     async def tell(self, message: str) -> None:
         """See `Link.tell`."""
@@ -137,7 +146,14 @@ def is_busy(error: BaseException) -> bool:
     return isinstance(error, asyncpg.InterfaceError) and "another operation is in progress" in str(error)
 
 
+def in_time(hosts: int = 1, limit: float = CONNECT_LIMIT) -> dict[str, Any]:
+    """What has asyncpg connect within so many seconds, each of several hosts in its part of them.
+
+    And has it look up their names in no thread of the application's: by itself, it asks the default executor.
+    """
+    return {"timeout": limit, "loop": LookupLoop(limit / hosts)}
+
+
 async def connect(limit: float, **parameters: Any) -> Any:
     """Makes a connection; closes what is half made when it is cancelled."""
-    async with asyncio.timeout(limit):
-        return await asyncpg.connect(**parameters)
+    return await asyncpg.connect(**parameters, **in_time(limit=limit))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -11,12 +12,62 @@ import psycopg
 from psycopg import AsyncConnection, pq, waiting
 from psycopg.rows import tuple_row
 
+from aiolease.stores.network.connecting import CONNECT_LIMIT
+from aiolease.stores.network.resolve import resolve
 from aiolease.stores.postgresql.links import Link, Row
 
-__all__ = ["OURS", "AsyncConnection", "OwnConnection", "PsycopgLink", "connect"]
+
+class ByAddress(AsyncConnection[Any]):
+    """One that is made by the addresses of its hosts.
+
+    psycopg looks names up in the loop's default executor, where it would wait behind the application's threads.
+    """
+
+    @classmethod
+    async def _get_connection_params(cls, conninfo: str, **given: Any) -> dict[str, Any]:
+        """See `psycopg.AsyncConnection`, which has it for this."""
+        return await _by_address(await super()._get_connection_params(conninfo, **given))
 
 
-class OwnConnection(AsyncConnection[Any]):
+async def _by_address(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with an address beside the name of each host, by which TLS still verifies it.
+
+    Each address has an equal part of `CONNECT_LIMIT`.
+
+    Raises:
+        OSError: No name is known, or no server of names answers.
+    """
+    # What is not given is the environment's, as with every client of PostgreSQL.
+    host, address, port = (
+        str(given.get(name) or os.environ.get(f"PG{name.upper()}", "")) for name in ("host", "hostaddr", "port")
+    )
+    hosts, ports = host.split(","), port.split(",")
+    if not host or address or len(ports) not in {1, len(hosts)}:
+        return {**given}  # the host is known by its address, or psycopg says what is wrong
+    looked_up = await asyncio.gather(*map(_addresses, hosts), return_exceptions=True)
+    failed = [each for each in looked_up if isinstance(each, BaseException)]
+    if len(failed) == len(hosts):
+        raise failed[0]
+    ports *= len(hosts) // len(ports)
+    ways = [
+        (*way, address)
+        for way, addresses in zip(zip(hosts, ports, strict=True), looked_up, strict=True)
+        if not isinstance(addresses, BaseException)
+        for address in addresses
+    ]
+    limit = max(int(CONNECT_LIMIT / len(ways)), 2)  # psycopg takes no less
+    if 0 < float(given.get("connect_timeout") or 0) < limit:
+        limit = given["connect_timeout"]
+    joined = map(",".join, zip(*ways, strict=True))
+    return {**given, **dict(zip(("host", "port", "hostaddr"), joined, strict=True)), "connect_timeout": limit}
+
+
+async def _addresses(host: str) -> list[str]:
+    """Those of a host; an empty one for a socket of the file system."""
+    return [""] if host.startswith(("/", "@")) else await resolve(host)
+
+
+class OwnConnection(ByAddress):
     """One of our own: who cancels what it waits for throws it away, so it does not ask the server to cancel first.
 
     psycopg would wait for the server then, which may be the one that does not answer.
@@ -73,6 +124,9 @@ class PsycopgLink(Link):
         rows = await cursor.fetchall() if cursor.description else []
         self._watch()
         return rows
+
+    async def get_ready(self, statements: Sequence[str]) -> None:
+        """See `Link.get_ready`. It always takes one round trip."""
 
     async def tell(self, message: str) -> None:
         """See `Link.tell`."""

@@ -56,8 +56,9 @@ class LeaseSQL:
             f"UPDATE {lease} AS l SET beat = :beat, renewed_at = clock.now, expires_at = {expires} FROM {clock} "
             f"WHERE {TERM} AND beat < :beat RETURNING {columns}clock.now"
         )
+        self._release_unheard = Statement(f"{self._shared.release.text} RETURNING 1")
         self._release = Statement(
-            f"WITH released AS ({self._shared.release.text} RETURNING 1) SELECT pg_notify(:channel, '') FROM released"
+            f"WITH released AS ({self._release_unheard.text}) SELECT pg_notify(:channel, '') FROM released"
         )
 
     def lease(self, row: tuple[Any, ...]) -> Lease:
@@ -72,6 +73,14 @@ class LeaseSQL:
         """The channel of a lease: at most 63 bytes, and the database's own."""
         key = f"{self.home}\0{self._dialect.prefix}\0{name}".encode()
         return f"aiolease_{hashlib.sha256(key).hexdigest()[:40]}"
+
+    @property
+    def urgent(self) -> list[str]:
+        """The statements by which a lease is read, won, kept and given up."""
+        some = {"name": "", "holder": "", "token": 0, "beat": 0, "duration": 0, "force": False}
+        some |= {"patience": "", "channel": ""}
+        bound = [self._dialect.bind(each, some) for each in (self._claim, self._renew, self._release)]
+        return [sql for sql, _ in (self.read([""]), *bound)]
 
     def read(self, names: Sequence[str]) -> Bound:
         """Reads rows."""
@@ -102,10 +111,10 @@ class LeaseSQL:
         values = {"name": name, "holder": holder, "token": token, "beat": beat, "duration": microseconds(duration)}
         return self._dialect.bind(self._renew, values)
 
-    def release(self, name: str, holder: str, token: int) -> Bound:
+    def release(self, name: str, holder: str, token: int, *, tell: bool = True) -> Bound:
         """Clears the holder, and tells the candidates; gives a row if it did."""
         values = {"name": name, "holder": holder, "token": token, "channel": self.channel(name)}
-        return self._dialect.bind(self._release, values)
+        return self._dialect.bind(self._release if tell else self._release_unheard, values)
 
     def resign(self, name: str) -> list[Bound]:
         """Asks the term to resign, and reads the row."""

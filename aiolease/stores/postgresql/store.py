@@ -9,6 +9,7 @@ the lease and the fence. How candidates wait for a release is told in `aiolease.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any
 
 from aiolease._names import check_name
@@ -17,6 +18,7 @@ from aiolease.errors import SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.stores.network.polls import Polls
 from aiolease.stores.postgresql.connectors import Connector
 from aiolease.stores.postgresql.dialect import Bound, LeaseDialect, PostgreSQLDialect
+from aiolease.stores.postgresql.errors import TOO_MUCH, code_of
 from aiolease.stores.postgresql.fence import FenceSQL
 from aiolease.stores.postgresql.lease import LeaseSQL
 from aiolease.stores.postgresql.ledger import ASK_LIMIT, PostgreSQLLedger
@@ -24,7 +26,7 @@ from aiolease.stores.postgresql.lenders import Beginning, OwnLender
 from aiolease.stores.postgresql.links import Link, Row
 from aiolease.stores.postgresql.schema import PostgreSQLSchema
 from aiolease.stores.postgresql.session import PostgreSQLSession
-from aiolease.stores.postgresql.settling import LOCK_WAIT, settle
+from aiolease.stores.postgresql.settling import LOCK_WAIT, Measured, settle
 from aiolease.stores.postgresql.transactions import PostgreSQLTransaction, fence_connection
 from aiolease.stores.postgresql.waiting import Waiting
 from aiolease.stores.records import Lease, RunKey, TermKey
@@ -57,7 +59,7 @@ class PostgreSQLStore(SQLLedger):
         self._fence = FenceSQL(dialect)
         self._ready = False
         self._leading: set[str] = set()  # the leases that this process holds
-        self._lease_session = PostgreSQLSession(connector, self._prepare, stuck=0.2)
+        self._lease_session = PostgreSQLSession(connector, self._prepare_leases, stuck=0.2)
         self._polls = Polls(self._read_many, self.description)
         self._waiting = Waiting(self._polls, self._sql.channel)
         self._ledger_session = PostgreSQLSession(connector, self._prepare, stuck=ASK_LIMIT)
@@ -68,9 +70,9 @@ class PostgreSQLStore(SQLLedger):
 
     # -- the sessions
 
-    async def _prepare(self, link: Link) -> None:
+    async def _prepare(self, link: Link, measured: Measured) -> None:
         """Settles all that a server, a pool or a role may have set otherwise, and looks for the tables once."""
-        home, standby = await settle(link, self._dialect.table("lease"), self._dialect.schema)
+        home, standby = await settle(link, self._dialect.table("lease"), self._dialect.schema, measured)
         if standby:
             raise StoreUnavailable(self.description, "this server is a standby; the primary is looked for")
         if home is not None and not {*"[]:%"}.isdisjoint(home):
@@ -79,6 +81,16 @@ class PostgreSQLStore(SQLLedger):
             await self._schema.find(link, home)
             self._ready = True
         self._sql.home = self._fence.home = home
+
+    async def _prepare_leases(self, link: Link, measured: Measured) -> None:
+        """Does that, and what the first exchange would have no time for on a slow network."""
+        await self._prepare(link, measured)
+        await self._listen(link)
+        await link.get_ready(self._sql.urgent)
+
+    async def _listen(self, link: Link) -> None:
+        await link.listen(self._waiting.wanted, self._waiting.ring)
+        self._waiting.listening(link)
 
     async def _fetch(self, asked: Bound, *, repeat: bool = True) -> list[Row]:
         """An exchange over the connection of the leases."""
@@ -91,8 +103,7 @@ class PostgreSQLStore(SQLLedger):
     async def _read_many(self, names: list[str]) -> dict[str, Lease]:
         async def work(link: Link) -> list[Row]:
             # Before the reading: what is released between the two is heard.
-            await link.listen(self._waiting.wanted, self._waiting.ring)
-            self._waiting.listening(link)
+            await self._listen(link)
             return await link.fetch(*self._sql.read(names))
 
         try:
@@ -144,9 +155,16 @@ class PostgreSQLStore(SQLLedger):
     async def release(self, name: str, holder: str, token: int) -> bool:
         """See `LeaseStore.release`."""
         self._leading.discard(name)
-        released = bool(await self._fetch(self._sql.release(name, holder, token), repeat=False))
+        try:
+            rows = await self._fetch(self._sql.release(name, holder, token), repeat=False)
+        except StoreUnavailable as error:
+            if code_of(error.__cause__) != TOO_MUCH:
+                raise
+            # Some session that listens has been in one transaction for so long that the server takes no further
+            # notifications. The candidates hear nothing, and read the row when they would have anyhow.
+            rows = await self._fetch(self._sql.release(name, holder, token, tell=False), repeat=False)
         self._polls.wake()
-        return released
+        return bool(rows)
 
     def abandon(self, name: str) -> None:
         """See `LeaseStore.abandon`."""
@@ -182,7 +200,7 @@ class PostgreSQLStore(SQLLedger):
         link = None
         try:
             link = await self._connector.connect()
-            home, _ = await settle(link, self._dialect.table("lease"), self._dialect.schema)
+            home, _ = await settle(link, self._dialect.table("lease"), self._dialect.schema, _as_it_comes)
             statements = await self._schema.missing(link, home)
             if statements and not check:
                 await self._schema.upgrade(link, home)
@@ -198,3 +216,8 @@ class PostgreSQLStore(SQLLedger):
         await self._polls.aclose()
         for session in (self._lease_session, self._ledger_session, self._asking_session):
             await session.aclose()
+
+
+async def _as_it_comes(answer: Awaitable[None]) -> None:
+    """For an exchange that nobody measures."""
+    await answer

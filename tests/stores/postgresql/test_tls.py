@@ -26,10 +26,10 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def secured(folder: Path) -> Iterator[PostgreSQLServer]:
-    """A server with TLS; its certificate is for 127.0.0.1."""
+    """A server with TLS; its certificate is for ``localhost``."""
     if reason := PostgreSQLServer.available():
         pytest.skip(reason)
-    certificate, key = Authority.make(folder).sign("127.0.0.1")
+    certificate, key = Authority.make(folder).sign("localhost")
     Authority.make(folder, "stranger")
     if os.geteuid() == 0:
         shutil.chown(key, "postgres")
@@ -63,14 +63,14 @@ async def encrypted(url: str) -> bool:
         ("sslmode=disable", "127.0.0.1", False),
         ("sslmode=require", "127.0.0.1", True),
         ("ssl_mode=required", "localhost", True),
-        ("sslmode=verify-ca&sslrootcert={ca}", "localhost", True),
-        ("sslmode=verify-full&sslrootcert={ca}", "127.0.0.1", True),
-        ("sslrootcert={ca}", "127.0.0.1", True),
-        ("ssl_ca={ca}", "127.0.0.1", True),
-        ("sslmode=verify-full&sslrootcert={ca}", "localhost", None),
-        ("sslrootcert={ca}", "localhost", None),
-        ("sslmode=verify-ca&sslrootcert={stranger}", "127.0.0.1", None),
-        ("ssl_ca={stranger}", "127.0.0.1", None),
+        ("sslmode=verify-ca&sslrootcert={ca}", "127.0.0.1", True),
+        ("sslmode=verify-full&sslrootcert={ca}", "localhost", True),
+        ("sslrootcert={ca}", "localhost", True),
+        ("ssl_ca={ca}", "localhost", True),
+        ("sslmode=verify-full&sslrootcert={ca}", "127.0.0.1", None),
+        ("sslrootcert={ca}", "127.0.0.1", None),
+        ("sslmode=verify-ca&sslrootcert={stranger}", "localhost", None),
+        ("ssl_ca={stranger}", "localhost", None),
     ],
 )
 async def test_tls_is_what_the_url_says(  # noqa: PLR0917 - its parameters
