@@ -13,18 +13,14 @@ import pytest
 
 from aiolease import StoreUnavailable, leadership, open_store
 from aiolease._waiting import time_limited
+from aiolease.events import Renewed
 from aiolease.stores.contract import FenceBroken, Refused
-from tests.campaigns import LIMIT, apart, database_of, once, through
+from tests.campaigns import LIMIT, Recorder, apart, database_of, kill_sessions, once, through
 from tests.servers import Action, PostgreSQLServer, TCPProxy
 from tests.stores.databases import claim, free, renew, row
 from tests.stores.ledgers import claiming, enrolled, now_of, run
+from tests.stores.postgresql.using import by, drivers
 from tests.stores.transactions.lending import lent
-
-drivers = pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-
-
-def by(driver: str, url: str) -> str:
-    return apart(url.replace("postgresql:", f"postgresql+{driver}:"))
 
 
 @drivers
@@ -148,13 +144,20 @@ async def test_a_server_that_restarts_is_found_again(
 async def test_a_database_that_is_read_only_by_default(
     postgresql: PostgreSQLServer, postgresql_url: str, driver: str
 ) -> None:
-    """Our own sessions are settled to write all the same; the user's transactions obey it, and the term goes on."""
-    database = database_of(postgresql_url)
-    postgresql.sql(f'ALTER DATABASE "{database}" SET default_transaction_read_only = on')
-    async with leadership(by(driver, postgresql_url)) as lead:
+    """Our own sessions are settled to write all the same; the user's transactions obey it, and the term goes on.
+
+    Also if it is switched on under the leader, whose connections end then.
+    """
+    database, heard = database_of(postgresql_url), Recorder()
+    async with leadership(by(driver, postgresql_url), lease_duration=1.5, on_event=heard) as lead:
+        postgresql.sql(f'ALTER DATABASE "{database}" SET default_transaction_read_only = on')
+        assert kill_sessions(postgresql, postgresql_url)
+        await heard.next(Renewed, 2)
         with pytest.raises(Exception, match=r"read-only|25006"):
             async with lead.transaction() as connection:
                 await connection.execute("CREATE TABLE never (id INT)")
+        lead.check()
+    async with leadership(by(driver, postgresql_url), timeout=LIMIT) as lead:
         lead.check()
 
 
