@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, pq, waiting
@@ -15,6 +15,8 @@ from psycopg.rows import tuple_row
 from aiolease.stores.network.connecting import CONNECT_LIMIT
 from aiolease.stores.network.resolve import resolve
 from aiolease.stores.postgresql.links import Link, Row
+
+T = TypeVar("T")
 
 
 class ByAddress(AsyncConnection[Any]):
@@ -180,12 +182,17 @@ class PsycopgLink(Link):
 
 
 async def send(raw: Any, message: str) -> None:
-    """See `Talk.send`. A cursor of psycopg's plain kind, whatever the connection makes.
+    """See `Talk.send`. A cursor of psycopg's plain kind, whatever the connection makes."""
+    await _or_drop(raw, psycopg.AsyncCursor(raw).execute(message.encode()))
 
-    Cancelled, psycopg would ask the server to cancel, and wait for it: a server that does not answer would hold up who
-    has no more time. So the connection is closed; nobody knows what became of its transaction.
+
+async def _or_drop(raw: Any, exchange: Coroutine[Any, Any, T]) -> T:
+    """Awaits an exchange over a connection; closes it if that is cancelled.
+
+    psycopg would ask the server to cancel, and wait for it: a server that does not answer would hold up who has no more
+    time. Nobody knows what becomes of the transaction.
     """
-    sending = asyncio.ensure_future(psycopg.AsyncCursor(raw).execute(message.encode()))
+    sending = asyncio.ensure_future(exchange)
     try:
         await asyncio.wait([sending])
     except asyncio.CancelledError:
@@ -198,7 +205,7 @@ async def send(raw: Any, message: str) -> None:
             sending.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         await asyncio.wait([sending], timeout=1.0)
         raise
-    sending.result()
+    return sending.result()
 
 
 def in_transaction(raw: Any) -> bool:
@@ -213,12 +220,16 @@ def will_begin(raw: Any) -> bool:
 
 async def is_primary(raw: Any) -> bool:
     """See `Talk.is_primary`."""
-    cursor = psycopg.AsyncCursor(raw, row_factory=tuple_row)
-    await cursor.execute("SELECT pg_is_in_recovery()")
-    row = await cursor.fetchone()
-    if not raw.autocommit:
-        await raw.rollback()
-    return row is not None and not row[0]
+
+    async def ask() -> bool:
+        cursor = psycopg.AsyncCursor(raw, row_factory=tuple_row)
+        await cursor.execute("SELECT pg_is_in_recovery()")
+        row = await cursor.fetchone()
+        if not raw.autocommit:
+            await raw.rollback()
+        return row is not None and not row[0]
+
+    return await _or_drop(raw, ask())
 
 
 async def begin(raw: Any, first: str) -> None:

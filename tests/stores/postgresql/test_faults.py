@@ -10,11 +10,14 @@ import time
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from aiolease import StoreUnavailable, leadership, open_store
 from aiolease._waiting import time_limited
 from aiolease.events import Renewed
 from aiolease.stores.contract import FenceBroken, Refused
+from aiolease.stores.postgresql import connectors
+from aiolease.stores.postgresql.links import Link
 from tests.campaigns import LIMIT, Recorder, apart, database_of, kill_sessions, once, through
 from tests.servers import Action, PostgreSQLServer, TCPProxy
 from tests.stores.databases import claim, free, renew, row
@@ -197,3 +200,72 @@ async def test_a_connection_that_cannot_be_reset_is_thrown_away_in_silence(
         gc.collect()
         await lend.whole()
     assert complaints == []
+
+
+@drivers
+async def test_a_process_that_stood_still_within_a_transaction_of_ours_goes_on(
+    postgresql_url: str, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has ended the transaction, which held what others wait for; what was asked is done over another."""
+    stood_still: list[Link] = []
+
+    async def stands_still(link: Link, message: str) -> None:
+        if message == "COMMIT" and not stood_still:
+            stood_still.append(link)
+            time.sleep(2.5)
+        await tell(link, message)
+
+    async with open_store(by(driver, postgresql_url)) as store, open_store(apart(postgresql_url)) as other:
+        lease = await claim(store, "cron")
+        await store.status("cron")
+        kind = type(store._asking_session._connection)  # type: ignore[attr-defined]
+        tell = kind.tell
+        monkeypatch.setattr(kind, "tell", stands_still)
+        assert await store.resign("cron") == lease.token
+        assert len(stood_still) == 1
+        assert (await row(other, "cron")).resign_token == lease.token
+
+
+@drivers
+async def test_a_host_that_answers_the_login_alone_is_passed_over(
+    postgresql: PostgreSQLServer, postgresql_url: str, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several hosts one hangs as it is asked whether it is the primary: the next one is found."""
+    monkeypatch.setattr(connectors, "CONNECT_LIMIT", 1.0)
+    async with TCPProxy(postgresql.host, postgresql.port, "postgresql") as proxy:
+        proxy.on_query = lambda query: Action(answer="swallow") if b"pg_is_in_recovery" in query else None
+        hosts = f"127.0.0.1:{proxy.port},{postgresql.host}:{postgresql.port}"
+        url = f"postgresql+{driver}://postgres@{hosts}/{database_of(postgresql_url)}?sslmode=disable"
+        async with leadership(url, timeout=LIMIT) as lead, lead.transaction() as connection:
+            await connection.execute("SELECT 1")
+        assert proxy.connections >= 2, "of ours, and of the transaction"
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_an_engines_connection_that_hangs_as_it_is_made_is_not_left_open(
+    postgresql: PostgreSQLServer, postgresql_url: str, number: int
+) -> None:
+    """Whichever rollback has no answer: SQLAlchemy's, or ours of what the event `connect` has begun."""
+    seen = 0
+
+    def swallow(query: bytes) -> Action | None:
+        nonlocal seen
+        seen += query.startswith(b"ROLLBACK")
+        return Action(answer="swallow") if seen == number else None
+
+    async with (
+        TCPProxy(postgresql.host, postgresql.port, "postgresql") as proxy,
+        lent("engine-psycopg", postgresql_url, port=proxy.port) as lend,
+    ):
+
+        @event.listens_for(lend.target.sync_engine, "connect")
+        def connected(connection: Any, _: object) -> None:
+            cursor = connection.cursor()
+            cursor.execute("SELECT 1")
+            cursor.close()
+
+        async with open_store(lend.target) as store:
+            proxy.on_query = swallow
+            with pytest.raises(StoreUnavailable):
+                await time_limited(0.7, "store", store.read("cron"))
+            assert seen == number
