@@ -30,7 +30,7 @@ ONE_DRIVER = ("test_ledger_again", "test_ledger_jobs", "test_ledger_requests", "
 """Where the statements are tried, and no longer how PostgreSQL's drivers send them and read their rows."""
 
 
-AWKWARD = ("test_claiming", "test_ledger_commits", "test_ledger_jobs", "test_ledger_requests")
+AWKWARD = ("test_claiming", "test_ledger_jobs")
 """Where PostgreSQL's awkward sessions are tried; elsewhere are the same statements."""
 
 

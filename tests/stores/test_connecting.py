@@ -104,7 +104,7 @@ async def test_every_address_of_a_host_is_tried(
         assert lead.is_leader
 
 
-@pairs(*ON_MYSQL, ("postgresql", "url-asyncpg"), ("postgresql", "psycopg"))
+@pairs(*ON_MYSQL, ("postgresql", "url-asyncpg"))
 async def test_a_short_lease_connects_over_a_slow_network(mysql_server: Server, mysql_url: str, kind: str) -> None:
     """With attempts that end after a sixth of the lease, and a round trip of a third of that, a leader is elected."""
     async with leadership(mysql_url, timeout=LIMIT):
