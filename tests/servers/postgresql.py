@@ -243,14 +243,16 @@ class NewPostgreSQLServer(PostgreSQLServer):
     """The newest PostgreSQL, from Debian unstable: downloaded once, unpacked beside the system."""
 
     _root: ClassVar[Path | None] = None
+    _missing: ClassVar[str | None] = None  # kept: to find out may take as long as a network needs to say no
 
     @classmethod
     def available(cls) -> str | None:
-        try:
-            cls._programs()
-        except ServerFailed as error:
-            return f"a newer PostgreSQL cannot be had here: {error}"
-        return super().available()
+        if cls._missing is None:
+            try:
+                cls._programs()
+            except ServerFailed as error:
+                cls._missing = f"a newer PostgreSQL cannot be had here: {error}"
+        return cls._missing or super().available()
 
     @classmethod
     def _programs(cls) -> Path:

@@ -23,8 +23,9 @@ async def uses_all(url: str, **options: Any) -> None:
     async with open_store(url, **options) as store:
         term = await enrolled(store, "a", "b")
         now = await now_of(store)
-        await store.record(term, claiming(run(term, "a", now, error="'\\ \0 ü")))
-        assert [each.job for each in (await store.take_stock("cron")).unfinished] == ["a"]
+        await store.record(term, claiming(run(term, "a", now, error="'\\ \0 ü €")))
+        unfinished = (await store.take_stock("cron")).unfinished
+        assert [(each.job, each.error) for each in unfinished] == [("a", "'\\ \ufffd ü €")]
         await store.pause("cron", "a")
         await store.trigger("cron", "b")
         await store.prune("cron", ["a"], 1)
