@@ -16,8 +16,6 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import pymysql
-
 from aiolease import Leadership, run_as_leader
 from aiolease._clock import boot_clock
 from aiolease.events import Elected, Event
@@ -188,8 +186,7 @@ async def leader_process(url: str, name: str = "default", **options: Any) -> Asy
 
 def sessions(server: Server, url: str) -> dict[int, str]:
     """The connections to a database, by id, and what each is doing."""
-    wanted = database_of(url)
-    return {row[0]: str(row[7] or "") for row in server.sql("SHOW PROCESSLIST") if row[3] == wanted}
+    return server.sessions(database_of(url))
 
 
 async def until(condition: Callable[[], object], what: str, limit: float = LIMIT) -> None:
@@ -203,8 +200,8 @@ async def until(condition: Callable[[], object], what: str, limit: float = LIMIT
 def row(server: Server, url: str, name: str = "default") -> dict[str, Any]:
     """The row of a lease, as the administrator sees it."""
     columns = ("holder", "token", "beat", "elected_at", "renewed_at", "expires_at")
-    where = f"name = X'{name.encode().hex()}'"
-    rows = server.sql(f"SELECT {', '.join(columns)} FROM aiolease_lease WHERE {where}", database_of(url))
+    statement = f"SELECT {', '.join(columns)} FROM aiolease_lease WHERE name = {server.text(name)}"
+    rows = server.sql(statement, database_of(url))
     return dict(zip(columns, rows[0], strict=True)) if rows else {}
 
 
@@ -252,8 +249,8 @@ def kill_sessions(server: Server, url: str) -> set[int]:
     """Ends all connections to a database, as an administrator does; gives their ids."""
     killed = set(sessions(server, url))
     for number in killed:
-        with contextlib.suppress(pymysql.Error):  # gone by itself
-            server.sql(f"KILL {number}")
+        with contextlib.suppress(server.driver_errors):  # gone by itself
+            server.end_session(number)
     return killed
 
 

@@ -14,15 +14,24 @@ import socket
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 import pytest
 from loguru import logger
 
 from tests.quick import is_quick
-from tests.servers import GaleraCluster, MariaDBServer, MySQLServer, PgBouncer, PostgreSQLServer, Server
+from tests.servers import (
+    GaleraCluster,
+    MariaDBServer,
+    MySQLServer,
+    NewPostgreSQLServer,
+    PgBouncer,
+    PostgreSQLServer,
+    Server,
+)
 from tests.servers.awkward import make_awkward
+from tests.servers.postgresql import QUICK
 
 if TYPE_CHECKING:
     from loguru import Message
@@ -98,7 +107,27 @@ def postgresql() -> Iterator[PostgreSQLServer]:
     """A PostgreSQL server."""
     if reason := PostgreSQLServer.available():
         pytest.skip(reason)
-    with PostgreSQLServer.start() as server:
+    with PostgreSQLServer.start(options=QUICK) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql_new() -> Iterator[NewPostgreSQLServer]:
+    """The newest PostgreSQL that can be had."""
+    if reason := NewPostgreSQLServer.available():
+        pytest.skip(reason)
+    with NewPostgreSQLServer.start(options=QUICK) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql_awkward() -> Iterator[PostgreSQLServer]:
+    """A PostgreSQL server, the newest if it can be had, on which sessions are as awkward as they may be."""
+    kind = PostgreSQLServer if NewPostgreSQLServer.available() else NewPostgreSQLServer
+    if reason := kind.available():
+        pytest.skip(reason)
+    with kind.start(options=QUICK) as server:
+        make_awkward(server)
         yield server
 
 
@@ -111,20 +140,44 @@ def pgbouncer(request: pytest.FixtureRequest, postgresql: PostgreSQLServer) -> I
         yield bouncer
 
 
+S = TypeVar("S", bound=Server)
+
+
+def on_faked_time(kind: type[S]) -> Iterator[S]:
+    """A server whose clock ``step_clock`` moves."""
+    if reason := kind.available():
+        pytest.skip(reason)
+    with kind.start(faketime=True) as server:
+        yield server
+
+
+def at_real_time(server: S) -> Iterator[S]:
+    """Before a test and behind it."""
+    server.recover()
+    yield server
+    server.recover()
+
+
 @pytest.fixture(scope="session")
 def _mariadb_on_faked_time() -> Iterator[MariaDBServer]:
-    if reason := MariaDBServer.available():
-        pytest.skip(reason)
-    with MariaDBServer.start(faketime=True) as server:
-        yield server
+    yield from on_faked_time(MariaDBServer)
 
 
 @pytest.fixture
 def mariadb_faketime(_mariadb_on_faked_time: MariaDBServer) -> Iterator[MariaDBServer]:
     """A MariaDB server whose clock ``step_clock`` moves; every test finds it at real time."""
-    _mariadb_on_faked_time.recover()
-    yield _mariadb_on_faked_time
-    _mariadb_on_faked_time.recover()
+    yield from at_real_time(_mariadb_on_faked_time)
+
+
+@pytest.fixture(scope="session")
+def _postgresql_on_faked_time() -> Iterator[PostgreSQLServer]:
+    yield from on_faked_time(PostgreSQLServer)
+
+
+@pytest.fixture
+def postgresql_faketime(_postgresql_on_faked_time: PostgreSQLServer) -> Iterator[PostgreSQLServer]:
+    """A PostgreSQL server whose clock ``step_clock`` moves; every test finds it at real time."""
+    yield from at_real_time(_postgresql_on_faked_time)
 
 
 @pytest.fixture(scope="session")
@@ -156,20 +209,21 @@ def own_database(mariadb: MariaDBServer) -> Iterator[str]:
 def mysql_server(request: pytest.FixtureRequest) -> Server:
     """Each kind of server in turn, serving, whatever the test before did to it.
 
-    For others: ``@pytest.mark.parametrize("mysql_server", ["mariadb_snapshot"], indirect=True)``.
+    For others: ``@pytest.mark.parametrize("mysql_server", ["postgresql+psycopg"], indirect=True)``.
     """
-    server = request.getfixturevalue(request.param)
+    server = request.getfixturevalue(request.param.partition("+")[0])
     assert isinstance(server, Server)
     server.recover()
     return server
 
 
 @pytest.fixture
-def mysql_url(mysql_server: Server) -> Iterator[str]:
-    """The URL of a fresh, empty database."""
+def mysql_url(request: pytest.FixtureRequest, mysql_server: Server) -> Iterator[str]:
+    """The URL of a fresh, empty database; with the driver that the server's parameter names, if it does."""
     name = f"test_{uuid4().hex[:12]}"
     mysql_server.create_database(name)
-    yield mysql_server.url(name)
+    _, plus, driver = request.node.callspec.params["mysql_server"].partition("+")
+    yield mysql_server.url(name).replace("://", f"{plus}{driver}://")
     mysql_server.recover()
     mysql_server.drop_database(name)
 

@@ -14,12 +14,14 @@ import pytest
 
 SERVERS = frozenset(
     "mariadb mariadb_snapshot mariadb_awkward mariadb_faketime mysql9 mysql9_awkward galera secured unsecured "
-    "postgresql postgresql+asyncpg postgresql+psycopg pgbouncer".split()
+    "postgresql postgresql+asyncpg postgresql+psycopg postgresql_awkward postgresql_awkward+psycopg postgresql_new "
+    "postgresql_faketime pgbouncer".split()
 )
 """The fixtures that start a server. One is used by its name, by a fixture that uses it, or by a parameter."""
 
 PROCESSES = frozenset(
-    "MariaDBServer MySQLServer PostgreSQLServer GaleraCluster subprocess create_subprocess_exec fork".split()
+    "MariaDBServer MySQLServer PostgreSQLServer NewPostgreSQLServer GaleraCluster subprocess create_subprocess_exec "
+    "fork".split()
 )
 """What a function says that starts a server or a process of its own."""
 

@@ -10,7 +10,7 @@ from tests.servers.galera import GaleraCluster
 from tests.servers.machine import ServerFailed, cache_folder, free_port
 from tests.servers.mariadb import MariaDBServer
 from tests.servers.mysql import MySQLServer
-from tests.servers.postgresql import PgBouncer, PostgreSQLServer
+from tests.servers.postgresql import NewPostgreSQLServer, PgBouncer, PostgreSQLServer
 from tests.servers.proxy import Action, TCPProxy
 from tests.servers.server import Server
 
@@ -19,6 +19,7 @@ __all__ = [
     "GaleraCluster",
     "MariaDBServer",
     "MySQLServer",
+    "NewPostgreSQLServer",
     "PgBouncer",
     "PostgreSQLServer",
     "Server",

@@ -1,6 +1,7 @@
-"""Legal settings that disturb a session. aiolease bears them, or `aiolease.stores.mysql.settling` resets them.
+"""Legal settings that disturb a session. aiolease bears them, or the `settling` of its stores resets them.
 
-Left out: what aiolease cannot have (``max_allowed_packet`` below a megabyte), and what no ordinary user may set.
+Left out: what aiolease cannot have (``max_allowed_packet`` below a megabyte), and what no ordinary user may set; on
+PostgreSQL, where an owner sets what a role's sessions are, what only the owner of the machine may set.
 """
 
 from __future__ import annotations
@@ -82,6 +83,69 @@ _MODES = {
     "mysql": "'ANSI,NO_BACKSLASH_ESCAPES,HIGH_NOT_PRECEDENCE,TIME_TRUNCATE_FRACTIONAL,NO_ZERO_DATE'",
 }
 
+_POSTGRESQL = {
+    # settled: it refuses, ends, hides or delays, or changes what statements do
+    "default_transaction_isolation": "serializable",
+    "default_transaction_read_only": "on",
+    "default_transaction_deferrable": "on",
+    "synchronous_commit": "off",
+    "statement_timeout": "500",  # time for the message that settles it, on a busy machine
+    "transaction_timeout": "500",
+    "lock_timeout": "1",
+    "idle_in_transaction_session_timeout": "1",
+    "idle_session_timeout": "1000",  # of a session that is not settled yet
+    "tcp_user_timeout": "1000",
+    "search_path": "nowhere, public",
+    "TimeZone": "Australia/Lord_Howe",
+    "DateStyle": "SQL, DMY",
+    "standard_conforming_strings": "off",
+    "backslash_quote": "off",
+    "client_encoding": "LATIN1",
+    "row_security": "off",
+    "exit_on_error": "on",
+    # withstood: nothing of aiolease depends on it
+    "IntervalStyle": "sql_standard",
+    "bytea_output": "escape",
+    "extra_float_digits": "-15",
+    "transform_null_equals": "on",
+    "array_nulls": "off",
+    "quote_all_identifiers": "on",
+    "client_min_messages": "debug2",
+    "default_statistics_target": "1",
+    "plan_cache_mode": "force_generic_plan",
+    "enable_indexscan": "off",
+    "enable_indexonlyscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_nestloop": "off",
+    "enable_hashjoin": "off",
+    "enable_partition_pruning": "off",
+    "constraint_exclusion": "on",
+    "geqo_threshold": "2",
+    "join_collapse_limit": "1",
+    "from_collapse_limit": "1",
+    "work_mem": "64",
+    "max_stack_depth": "100",
+    "jit": "on",
+    "jit_above_cost": "0",
+    "force_parallel_mode": "regress",
+    "debug_parallel_query": "regress",
+    "synchronize_seqscans": "off",
+    "default_toast_compression": "pglz",
+    "check_function_bodies": "off",
+    "gin_pending_list_limit": "64",
+    "password_encryption": "md5",
+    "event_triggers": "off",
+    "restrict_nonsystem_relation_kind": "view, foreign-table",
+    # of an owner
+    "session_replication_role": "replica",
+    "deadlock_timeout": "1",
+    "log_statement": "all",
+    "log_lock_failures": "on",
+    "track_activities": "off",
+    "track_counts": "off",
+    "temp_file_limit": "0",
+}
+
 USER = "awkward"
 
 
@@ -97,5 +161,13 @@ def settings(server: Server) -> str:
 
 def make_awkward(server: Server) -> None:
     """Makes every session of an ordinary user of this server awkward, not an administrator's."""
+    if server.kind == "postgresql":
+        server.create_user(USER, "", "")
+        known = {name for (name,) in server.sql("SELECT name FROM pg_settings")}
+        for name, value in _POSTGRESQL.items():
+            if name in known:
+                given = value if name == "search_path" else f"'{value}'"
+                server.sql(f"ALTER ROLE {USER} SET {name} = {given}")
+        return
     server.sql(f"CREATE USER IF NOT EXISTS {USER}@'%'")
     server.sql(f'SET GLOBAL init_connect = "{settings(server)}"')

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Self, final
+from typing import Any, ClassVar, Literal, Self, final
 
 import psycopg
 
@@ -26,14 +26,23 @@ from tests.servers.machine import (
     run,
 )
 from tests.servers.server import Server, starter
+from tests.servers.unstable import loaded, unpack
 
 ACCOUNT = "postgres"
 """The user of the machine who runs the servers where the tests are root's, whom they refuse."""
 
 
-def programs() -> Path | None:
-    """The folder of the newest PostgreSQL of this machine's packages."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name))
+QUICK = ("--fsync=off",)
+"""For tests that make many databases: dropping one takes a hundredth of a second in place of one. What was committed
+outlives a crash of the server all the same, only not one of the machine."""
+
+BY_PASSWORD = "by_password"
+"""A role; its members must log in with their passwords."""
+
+
+def newest(folder: Path) -> Path | None:
+    """The programs of the newest PostgreSQL in a folder."""
+    found = sorted(folder.glob("usr/lib/postgresql/*/bin"), key=lambda programs: int(programs.parent.name))
     return found[-1] if found else None
 
 
@@ -42,13 +51,13 @@ def as_account() -> list[str]:
     return ["setpriv", "--reuid", ACCOUNT, "--clear-groups"] if os.geteuid() == 0 else []
 
 
-@final
 class PostgreSQLServer(Server):
-    """PostgreSQL, from the Debian package ``postgresql``. Every login is trusted."""
+    """PostgreSQL, from the Debian package ``postgresql``. Every login is trusted, but of members of `BY_PASSWORD`."""
 
     kind = "postgresql"
     driver_errors = psycopg.Error
     user = "postgres"
+    system = "postgres"
     serial = "BIGSERIAL PRIMARY KEY"
     uuid = "gen_random_uuid()::text"
     own_id = "pg_backend_pid()"
@@ -63,14 +72,20 @@ class PostgreSQLServer(Server):
 
     @classmethod
     def available(cls) -> str | None:
-        if programs() is None:
+        if newest(Path("/")) is None:
             return "PostgreSQL is not installed (Debian package postgresql)"
         return None if shutil.which("setpriv") else "setpriv is not installed"
 
     @classmethod
-    def _template(cls) -> Path:
-        folder = programs()
+    def _programs(cls) -> Path:
+        """The folder of its programs."""
+        folder = newest(Path("/"))
         assert folder is not None, "not installed"
+        return folder
+
+    @classmethod
+    def _template(cls) -> Path:
+        folder = cls._programs()
         target = cache_folder() / f"postgresql-{folder.parent.name}"
         with made_once(target) as scratch:
             if scratch is not None:
@@ -90,12 +105,14 @@ class PostgreSQLServer(Server):
             self.account = ACCOUNT
         super().prepare()
         self.data.chmod(0o700)
+        logins = self.data / "pg_hba.conf"
+        by_password = f"host all +{BY_PASSWORD} all scram-sha-256\n"  # the first line that fits is what counts
+        logins.write_text(by_password + logins.read_text())
 
     @classmethod
     def standby_of(cls, primary: PostgreSQLServer) -> PostgreSQLServer:
         """Start a server that follows another, until ``promote``."""
-        folder = programs()
-        assert folder is not None, "not installed"
+        folder = cls._programs()
         standby = cls(None, (), False)
         try:
             standby.account = primary.account
@@ -116,9 +133,7 @@ class PostgreSQLServer(Server):
         assert self.sql("SELECT pg_promote()") == [(True,)]
 
     def _command(self) -> list[str]:
-        folder = programs()
-        assert folder is not None, "not installed"
-        return [str(folder / "postgres")]
+        return [str(self._programs() / "postgres")]
 
     def _arguments(self) -> list[str]:
         settings = {
@@ -190,6 +205,20 @@ class PostgreSQLServer(Server):
             cursor = connection.execute(statement.encode())
             return list(cursor.fetchall()) if cursor.description else []
 
+    @staticmethod
+    def text(value: str) -> str:
+        return "'" + value.replace("'", "''") + "'"
+
+    def session(self, database: str | None = None) -> Any:
+        return psycopg.connect(
+            host=self.host, port=self.port, user=self.user, dbname=database or self.system, connect_timeout=10,
+            sslmode="disable",
+        )  # fmt: skip
+
+    def sessions(self, database: str) -> dict[int, str]:
+        own = f"datname = {self.text(database)} AND backend_type = 'client backend'"
+        return {row[0]: str(row[1] or "") for row in self.sql(f"SELECT pid, query FROM pg_stat_activity WHERE {own}")}
+
     def sleeping(self, seconds: float) -> str:
         return f"SELECT pg_sleep({seconds})"
 
@@ -207,6 +236,64 @@ class PostgreSQLServer(Server):
         self.sql(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
         if grants:
             self.sql(f"GRANT {grants} TO {name}")
+
+
+@final
+class NewPostgreSQLServer(PostgreSQLServer):
+    """The newest PostgreSQL, from Debian unstable: downloaded once, unpacked beside the system."""
+
+    _root: ClassVar[Path | None] = None
+    _missing: ClassVar[str | None] = None  # kept: to find out may take as long as a network needs to say no
+
+    @classmethod
+    def available(cls) -> str | None:
+        if cls._missing is None:
+            try:
+                cls._programs()
+            except ServerFailed as error:
+                cls._missing = f"a newer PostgreSQL cannot be had here: {error}"
+        return cls._missing or super().available()
+
+    @classmethod
+    def _programs(cls) -> Path:
+        if cls._root is None:
+            root = _for_all() / "postgresql"
+            with made_once(root) as folder:
+                if folder is not None:
+                    unpack("postgresql", folder)
+                    _make_runnable(folder, root)
+            cls._root = root
+        folder = newest(cls._root)
+        assert folder is not None, "unpacked"
+        return folder
+
+
+def _for_all() -> Path:
+    """The cache, if the user may read there who runs the servers; not so in the home of root."""
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    own = os.geteuid() != 0 or all(folder.stat().st_mode & 0o001 for folder in (cache, *cache.parents))
+    return cache if own else Path("/var/cache/aiolease-tests")
+
+
+def _make_runnable(folder: Path, root: Path) -> None:
+    """Puts a script in the place of each program that was unpacked: they start each other by these paths.
+
+    Args:
+        folder: Where they are.
+        root: Where they will be.
+    """
+    programs = newest(folder)
+    if programs is None:
+        raise ServerFailed("Debian unstable has no PostgreSQL")
+    for name in ("initdb", "pg_basebackup", "postgres"):
+        program = programs / name
+        real = program.rename(program.with_name(f"{name}.real"))
+        loader, *arguments, _ = loaded(folder, program)
+        command = [loader, *arguments, str(real)]
+        words = " ".join(f"'{word}'" for word in command).replace(str(folder), str(root))
+        program.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+        program.chmod(0o755)
 
 
 @final

@@ -44,7 +44,7 @@ class TCPProxy:
 
     Attributes:
         port: Where it listens, on 127.0.0.1.
-        on_query: Called with the text of every query (COM_QUERY; of PostgreSQL Query and Parse); what it returns
+        on_query: Called with the text of every query (COM_QUERY; of PostgreSQL Query and Bind); what it returns
             happens to that one. Queries within TLS or the compressed protocol are not seen.
         connections: How many were accepted since the start.
         live: How many are open now.
@@ -148,16 +148,26 @@ class TCPProxy:
             link.close()
 
     async def _pump_messages(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Of PostgreSQL: first a message without a type, or several, one of which asks for TLS, in vain."""
-        started = False
-        while True:
-            kind = await reader.readexactly(1) if started else b""
-            length = await reader.readexactly(4)
-            body = await reader.readexactly(int.from_bytes(length) - 4)
-            started = started or int.from_bytes(body[:4]) >> 16 == 3
-            if kind in {b"Q", b"P"} and not await self._may_pass(link, body):
-                return
-            await self._pass(link, "to_server", kind + length + body, writer)
+        """Of PostgreSQL: first a message without a type, or several, one of which asks for TLS, in vain.
+
+        Messages that come together are one piece of data.
+        """
+        started, prepared, read = False, dict[bytes, bytes](), b""
+        while data := await reader.read(65536):
+            read, passed = read + data, b""
+            while len(read) >= (head := 4 + started) and len(read) >= (end := _length(read[started:head]) + started):
+                message, read = read[:end], read[end:]
+                kind, body = message[:started], message[head:]
+                started = started or _length(body[:4]) >> 16 == 3
+                query = body if kind == b"Q" else None
+                if kind == b"P":
+                    name, _, prepared[name] = body.partition(b"\0")
+                elif kind == b"B":
+                    query = prepared.get(body.split(b"\0")[1])
+                if query is not None and not await self._may_pass(link, query):
+                    return
+                passed += message
+            await self._pass(link, "to_server", passed, writer)
 
     async def _may_pass(self, link: _Link, query: bytes) -> bool:
         """Has a query wait, vanish or be the last of its connection, if somebody wants that."""
@@ -246,3 +256,7 @@ class _Link:
 
 def _sides(direction: Direction) -> tuple[Side, ...]:
     return ("to_server", "to_client") if direction == "both" else (direction,)
+
+
+def _length(head: bytes) -> int:
+    return int.from_bytes(head)

@@ -35,6 +35,7 @@ class Server:
     user = "root"
     password = ""
     # How it says what the tests of several databases say.
+    system = "mysql"  # a database that is always there
     serial = "BIGINT AUTO_INCREMENT PRIMARY KEY"
     uuid = "UUID()"
     own_id = "CONNECTION_ID()"
@@ -250,6 +251,19 @@ class Server:
         login = f"{user}:{password}" if password else user
         return f"mysql://{login}@{self.host}:{self.port}/{database}"
 
+    @staticmethod
+    def text(value: str) -> str:
+        """A text as it stands in a statement."""
+        return f"X'{value.encode().hex()}'"
+
+    def session(self, database: str | None = None) -> Any:
+        """A blocking session of the administrator's, in a transaction from its first statement on."""
+        return pymysql.connect(host=self.host, port=self.port, user=self.user, database=database or self.system)
+
+    def sessions(self, database: str) -> dict[int, str]:
+        """The sessions in a database, by id, and what each is doing."""
+        return {row[0]: str(row[7] or "") for row in self.sql("SHOW PROCESSLIST") if row[3] == database}
+
     def sql(self, statement: str, database: str | None = None) -> list[tuple[Any, ...]]:
         """Run one statement as the administrator, on a connection of its own.
 
@@ -277,10 +291,9 @@ class Server:
 
     def drop_database(self, name: str) -> None:
         """Drop a database, and first end the connections that could hold it up."""
-        for row in self.sql("SHOW PROCESSLIST"):
-            if row[3] == name:
-                with contextlib.suppress(pymysql.Error):  # it may have gone by itself
-                    self.sql(f"KILL {row[0]}")
+        for number in self.sessions(name):
+            with contextlib.suppress(pymysql.Error):  # it may have gone by itself
+                self.end_session(number)
         self.sql(f"DROP DATABASE IF EXISTS `{name}`")
 
     def sleeping(self, seconds: float) -> str:

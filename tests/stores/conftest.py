@@ -9,11 +9,20 @@ from pathlib import Path
 import pytest
 
 from aiolease.stores import Store
-from tests.stores.databases import Awkward, Database, InMemory, InPostgreSQL, InSQLite, MakeStore, OnServer
+from tests.stores.databases import (
+    Awkward,
+    AwkwardPostgreSQL,
+    Database,
+    InMemory,
+    InPostgreSQL,
+    InSQLite,
+    MakeStore,
+    OnServer,
+)
 
 KINDS = [
     *("memory", "sqlite", "mariadb", "mysql9", "mariadb_awkward", "mysql9_awkward"),
-    *("postgresql+asyncpg", "postgresql+psycopg"),
+    *("postgresql+asyncpg", "postgresql+psycopg", "postgresql_awkward+psycopg"),
 ]
 
 
@@ -21,11 +30,16 @@ ONE_DRIVER = ("test_ledger_again", "test_ledger_jobs", "test_ledger_requests", "
 """Where the statements are tried, and no longer how PostgreSQL's drivers send them and read their rows."""
 
 
+AWKWARD = ("test_claiming", "test_ledger_jobs")
+"""Where PostgreSQL's awkward sessions are tried; elsewhere are the same statements."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what would prove the same of PostgreSQL by its other driver."""
-    again = [item for item in items if item.path.stem in ONE_DRIVER and "[postgresql+psycopg" in item.name]
+    """Leaves out what would prove the same of PostgreSQL by its other driver, or by other sessions."""
+    again = {item for item in items if item.path.stem in ONE_DRIVER and "[postgresql+psycopg" in item.name}
+    again |= {item for item in items if item.path.stem not in AWKWARD and "[postgresql_awkward" in item.name}
     items[:] = [item for item in items if item not in again]
-    config.hook.pytest_deselected(items=again)
+    config.hook.pytest_deselected(items=list(again))
 
 
 @pytest.fixture(params=KINDS)
@@ -39,10 +53,13 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
         kind, _, driver = request.param.partition("+")
         server = request.getfixturevalue(kind)
         server.recover()
+        awkward = kind.endswith("awkward")
         if driver:
-            made: OnServer = InPostgreSQL(server, driver)
+            made: OnServer = (AwkwardPostgreSQL if awkward else InPostgreSQL)(server, driver)
+            if isinstance(made, AwkwardPostgreSQL):
+                made.bear_transactions()
         else:
-            made = Awkward(server) if request.param.endswith("awkward") else OnServer(server)
+            made = (Awkward if awkward else OnServer)(server)
         yield made
         server.drop_database(made.schema)
 

@@ -119,10 +119,6 @@ class OnServer(Database):
         self._handles = 0
         server.create_database(self.schema)
 
-    def literal(self, name: str) -> str:
-        """A name as it stands in a statement."""
-        return f"X'{name.encode().hex()}'"
-
     def damage(self, column: str) -> None:
         """Writes a moment into the row of a lease for which Python has none."""
         server = self.server
@@ -160,7 +156,7 @@ class OnServer(Database):
         """While the block runs, a stranger has locked the row of a lease."""
         with self.stranger() as connection, connection.cursor() as cursor:
             cursor.execute("BEGIN")
-            cursor.execute(f"SELECT 1 FROM aiolease_lease WHERE name = {self.literal(name)} FOR UPDATE")
+            cursor.execute(f"SELECT 1 FROM aiolease_lease WHERE name = {self.server.text(name)} FOR UPDATE")
             yield
             connection.rollback()
 
@@ -169,18 +165,18 @@ class OnServer(Database):
         return pymysql.connect(host=self.server.host, port=self.server.port, user="root", database=self.schema)
 
     def fence(self, name: str) -> tuple[str | None, int] | None:
-        where = f"name = {self.literal(name)}"
+        where = f"name = {self.server.text(name)}"
         rows = self.server.sql(f"SELECT holder, token FROM aiolease_fence WHERE {where}", self.schema)
         return (rows[0][0], rows[0][1]) if rows else None
 
     def delete_lease(self, name: str) -> None:
-        self.server.sql(f"DELETE FROM aiolease_lease WHERE name = {self.literal(name)}", self.schema)
+        self.server.sql(f"DELETE FROM aiolease_lease WHERE name = {self.server.text(name)}", self.schema)
 
     def delete_fence(self, name: str) -> None:
-        self.server.sql(f"DELETE FROM aiolease_fence WHERE name = {self.literal(name)}", self.schema)
+        self.server.sql(f"DELETE FROM aiolease_fence WHERE name = {self.server.text(name)}", self.schema)
 
     def set_token(self, name: str, token: int) -> None:
-        where = f"name = {self.literal(name)}"
+        where = f"name = {self.server.text(name)}"
         self.server.sql(f"UPDATE aiolease_lease SET token = {token} WHERE {where}", self.schema)
 
 
@@ -189,6 +185,7 @@ class InPostgreSQL(OnServer):
 
     utc = "+00"
     harmless = "sslmode=disable"
+    user = "postgres"
 
     def __init__(self, server: Server, driver: str) -> None:
         super().__init__(server)
@@ -196,10 +193,7 @@ class InPostgreSQL(OnServer):
 
     @property
     def url(self) -> str:
-        return self.server.url(self.schema).replace("postgresql:", f"postgresql+{self._driver}:")
-
-    def literal(self, name: str) -> str:
-        return "'" + name.replace("'", "''") + "'"
+        return self.server.url(self.schema, user=self.user).replace("postgresql:", f"postgresql+{self._driver}:")
 
     def damage(self, column: str) -> None:
         self.server.sql(f"UPDATE aiolease_lease SET {column} = '0044-03-15 BC'", self.schema)
@@ -240,6 +234,23 @@ class Awkward(OnServer):
         )  # fmt: skip
         async with pool as made, open_store(made, table_prefix=prefix, create_tables=create_tables) as store:
             yield store
+
+
+class AwkwardPostgreSQL(InPostgreSQL):
+    """Every session has awkward settings, by its role."""
+
+    user = awkward.USER
+
+    def __init__(self, server: Server, driver: str) -> None:
+        super().__init__(server, driver)
+        server.sql(f"GRANT ALL ON SCHEMA public TO {self.user}", self.schema)
+        for what in ("TABLES", "SEQUENCES"):  # that a test makes
+            server.sql(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON {what} TO {self.user}", self.schema)
+
+    def bear_transactions(self) -> None:
+        """Has transactions of the user's own work, which obey the role's settings: they may write, and think."""
+        for name in ("idle_in_transaction_session_timeout", "idle_session_timeout", "default_transaction_read_only"):
+            self.server.sql(f"ALTER ROLE {self.user} IN DATABASE {self.schema} SET {name} = 0")
 
 
 class MakeStore(Protocol):

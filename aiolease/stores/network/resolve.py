@@ -7,7 +7,9 @@ import contextlib
 import os
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any
 
 # A lookup cannot be cancelled, and may take half a minute. So callers for one host share the lookup that is under way.
 # The key has the process id, because a forked child has none of its parent's threads.
@@ -36,6 +38,39 @@ async def resolve(host: str) -> list[str]:
             threading.Thread(target=_look_up, args=(key, answer), name="aiolease-resolver", daemon=True).start()
     # Shielded, because others may wait for the same lookup.
     return await asyncio.shield(asyncio.wrap_future(answer))
+
+
+class LookupLoop:
+    """The running event loop, for a driver that connects by ``loop.create_connection``: names are looked up here.
+
+    The driver goes on to know the host by its name, by which TLS verifies the server.
+    """
+
+    def __init__(self, limit: float) -> None:
+        """Makes it.
+
+        Args:
+            limit: Seconds for all addresses of one host; each has an equal part of them.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._limit = limit
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    async def create_connection(self, protocol: Callable[[], Any], host: str, port: int, **options: Any) -> Any:
+        """Tries the addresses of the host one after the other; see `asyncio.loop.create_connection`."""
+        addresses = await resolve(host)
+        if options.get("ssl"):
+            options.setdefault("server_hostname", host)
+        for left in reversed(range(len(addresses))):
+            try:
+                async with asyncio.timeout(self._limit / len(addresses)):
+                    return await self._loop.create_connection(protocol, addresses[-1 - left], port, **options)
+            except OSError:
+                if not left:
+                    raise
+        raise AssertionError("a host has an address")  # `resolve` raises otherwise
 
 
 def _look_up(key: tuple[int, str], answer: Future[list[str]]) -> None:

@@ -10,49 +10,17 @@ from typing import Any
 import asyncpg
 
 from aiolease.stores.network.connecting import CONNECT_LIMIT
-from aiolease.stores.network.resolve import resolve
+from aiolease.stores.network.resolve import LookupLoop
 from aiolease.stores.postgresql.links import Link, Row, listening
 from aiolease.stores.postgresql.unofficial import forget_transaction, give_loop, listens_on
 
-
-def ours() -> dict[str, Any]:
-    """What a connection of our own is made with, whatever the pool's."""
-    return {
-        "connection_class": asyncpg.Connection,
-        "record_class": asyncpg.Record,
-        "command_timeout": None,  # a limit of the user's is for the user's statements
-        "statement_cache_size": 0,  # behind a pooler, a prepared statement is another session's
-        "timeout": CONNECT_LIMIT,
-        "loop": _ByAddress(asyncio.get_running_loop()),
-    }
-
-
-class _ByAddress:
-    """The event loop, except that it looks up names of hosts itself, and tries each address of one.
-
-    A loop looks them up in its default executor, where that would wait behind the application's threads. asyncpg knows
-    the name all the same: that is what TLS verifies.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loop, name)
-
-    async def create_connection(self, factory: Any, host: str, port: int, **options: Any) -> Any:
-        """See `asyncio.AbstractEventLoop.create_connection`."""
-        if options.get("ssl"):
-            options.setdefault("server_hostname", host)
-        addresses = await resolve(host)
-        for left in reversed(range(len(addresses))):
-            try:
-                async with asyncio.timeout(CONNECT_LIMIT / len(addresses)):
-                    return await self._loop.create_connection(factory, addresses[-1 - left], port, **options)
-            except OSError:  # and `TimeoutError`, which is one
-                if not left:
-                    raise
-        raise OSError(f"no address of {host}")
+OURS = {
+    "connection_class": asyncpg.Connection,
+    "record_class": asyncpg.Record,
+    "command_timeout": None,  # a limit of the user's is for the user's statements
+    "statement_cache_size": 0,  # behind a pooler, a prepared statement is another session's
+}
+"""What a connection of our own is made with, whatever the pool's."""
 
 
 class AsyncpgLink(Link):
@@ -83,12 +51,20 @@ class AsyncpgLink(Link):
         """See `Link.query`."""
         if self.pooled or len(sql) > _LONGEST:
             return [tuple(row) for row in await self.raw.fetch(sql, *parameters)]
-        statement = self._prepared.get(sql)
-        if statement is None:
-            if len(self._prepared) >= _MOST:
-                self._prepared.clear()
-            statement = self._prepared[sql] = await self.raw.prepare(sql)
-        return [tuple(row) for row in await statement.fetch(*parameters)]
+        if sql not in self._prepared:
+            await self._prepare(sql)
+        return [tuple(row) for row in await self._prepared[sql].fetch(*parameters)]
+
+    async def _prepare(self, sql: str) -> None:
+        if len(self._prepared) >= _MOST:
+            self._prepared.clear()
+        self._prepared[sql] = await self.raw.prepare(sql)
+
+    async def get_ready(self, statements: Sequence[str]) -> None:
+        """See `Link.get_ready`."""
+        if not self.pooled:
+            for sql in statements:
+                await self._prepare(sql)
 
     async def tell(self, message: str) -> None:
         """See `Link.tell`."""
@@ -177,10 +153,16 @@ def is_busy(error: BaseException) -> bool:
     return isinstance(error, asyncpg.InterfaceError) and "another operation is in progress" in str(error)
 
 
+def in_time(hosts: int = 1, limit: float = CONNECT_LIMIT) -> dict[str, Any]:
+    """What has asyncpg connect within so many seconds, each of several hosts in its part of them.
+
+    And has it look up their names in no thread of the application's: by itself, it asks the default executor.
+    """
+    return {"timeout": limit, "loop": LookupLoop(limit / hosts)}
+
+
 async def connect(limit: float, **parameters: Any) -> Any:
     """Makes a connection; closes what is half made when it is cancelled."""
-    loop = asyncio.get_running_loop()
-    async with asyncio.timeout(limit):
-        made = await asyncpg.connect(**{"loop": _ByAddress(loop), **parameters})
-    give_loop(made, loop)
+    made = await asyncpg.connect(**parameters, **in_time(limit=limit))
+    give_loop(made, asyncio.get_running_loop())
     return made

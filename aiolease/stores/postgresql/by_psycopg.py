@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+import os
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, pq, waiting
@@ -15,28 +16,57 @@ from aiolease.stores.network.connecting import CONNECT_LIMIT
 from aiolease.stores.network.resolve import resolve
 from aiolease.stores.postgresql.links import Link, Row, listening
 
+T = TypeVar("T")
+
 
 class ByAddress(AsyncConnection[Any]):
-    """A connection that has names of hosts looked up by us, and tries each address of one.
+    """One that is made by the addresses of its hosts.
 
-    psycopg has the loop look them up in its default executor, where that would wait behind the application's threads.
+    psycopg looks names up in the loop's default executor, where it would wait behind the application's threads.
     """
 
     @classmethod
-    async def _get_connection_params(cls, conninfo: str, **kwargs: Any) -> dict[str, Any]:
-        given = await super()._get_connection_params(conninfo, **kwargs)
-        hosts, ports = (str(given.get(name) or "").split(",") for name in ("host", "port"))
-        if "hostaddr" in given or any(not host or host[0] in "/@" for host in hosts):  # a socket of this machine
-            return given
-        ports = ports * len(hosts) if len(ports) == 1 else ports
-        addresses = [await resolve(host) for host in hosts]
-        counts = list(map(len, addresses))
-        each = {
-            "host": ",".join(host for host, count in zip(hosts, counts, strict=True) for _ in range(count)),
-            "port": ",".join(port for port, count in zip(ports, counts, strict=True) for _ in range(count)),
-            "hostaddr": ",".join(address for found in addresses for address in found),
-        }
-        return {"connect_timeout": max(2, int(CONNECT_LIMIT / sum(counts))), **given, **each}
+    async def _get_connection_params(cls, conninfo: str, **given: Any) -> dict[str, Any]:
+        """See `psycopg.AsyncConnection`, which has it for this."""
+        return await _by_address(await super()._get_connection_params(conninfo, **given))
+
+
+async def _by_address(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with an address beside the name of each host, by which TLS still verifies it.
+
+    Each address has an equal part of `CONNECT_LIMIT`.
+
+    Raises:
+        OSError: No name is known, or no server of names answers.
+    """
+    # What is not given is the environment's, as with every client of PostgreSQL.
+    host, address, port = (
+        str(given.get(name) or os.environ.get(f"PG{name.upper()}", "")) for name in ("host", "hostaddr", "port")
+    )
+    hosts, ports = host.split(","), port.split(",")
+    if not host or address or len(ports) not in {1, len(hosts)}:
+        return {**given}  # the host is known by its address, or psycopg says what is wrong
+    looked_up = await asyncio.gather(*map(_addresses, hosts), return_exceptions=True)
+    failed = [each for each in looked_up if isinstance(each, BaseException)]
+    if len(failed) == len(hosts):
+        raise failed[0]
+    ports *= len(hosts) // len(ports)
+    ways = [
+        (*way, address)
+        for way, addresses in zip(zip(hosts, ports, strict=True), looked_up, strict=True)
+        if not isinstance(addresses, BaseException)
+        for address in addresses
+    ]
+    limit = max(int(CONNECT_LIMIT / len(ways)), 2)  # psycopg takes no less
+    if 0 < float(given.get("connect_timeout") or 0) < limit:
+        limit = given["connect_timeout"]
+    joined = map(",".join, zip(*ways, strict=True))
+    return {**given, **dict(zip(("host", "port", "hostaddr"), joined, strict=True)), "connect_timeout": limit}
+
+
+async def _addresses(host: str) -> list[str]:
+    """Those of a host; an empty one for a socket of the file system."""
+    return [""] if host.startswith(("/", "@")) else await resolve(host)
 
 
 class OwnConnection(ByAddress):
@@ -97,6 +127,9 @@ class PsycopgLink(Link):
         rows = await cursor.fetchall() if cursor.description else []
         self._watch()
         return rows
+
+    async def get_ready(self, statements: Sequence[str]) -> None:
+        """See `Link.get_ready`. It always takes one round trip."""
 
     async def tell(self, message: str) -> None:
         """See `Link.tell`."""
@@ -166,9 +199,6 @@ async def _execute(raw: Any, message: str) -> None:
 async def send(raw: Any, message: str) -> None:
     """See `Talk.send`.
 
-    Cancelled, psycopg would ask the server to cancel, and wait for it: a server that does not answer would hold up who
-    has no more time. So the connection is closed; nobody knows what became of its transaction.
-
     Raises:
         NothingSent: It was cancelled while it still waited for the connection.
     """
@@ -179,11 +209,24 @@ async def send(raw: Any, message: str) -> None:
             turn.set()
         await _execute(raw, message)
 
-    sending = asyncio.ensure_future(execute())
+    try:
+        await _or_drop(raw, execute())
+    except asyncio.CancelledError:
+        if waiting_for and not turn.is_set():
+            raise NothingSent("a stream, a COPY or a statement of the block is still under way") from None
+        raise
+
+
+async def _or_drop(raw: Any, exchange: Coroutine[Any, Any, T]) -> T:
+    """Awaits an exchange over a connection; closes it if that is cancelled.
+
+    psycopg would ask the server to cancel, and wait for it: a server that does not answer would hold up who has no more
+    time. Nobody knows what becomes of the transaction.
+    """
+    sending = asyncio.ensure_future(exchange)
     try:
         await asyncio.wait([sending])
     except asyncio.CancelledError:
-        never = waiting_for and not turn.is_set()
         sending.cancel()
         try:
             await asyncio.sleep(0)  # it waits for the socket no longer, which another connection may have next
@@ -192,10 +235,8 @@ async def send(raw: Any, message: str) -> None:
             sending.cancel()
             sending.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         await asyncio.wait([sending], timeout=1.0)
-        if never:
-            raise NothingSent("a stream, a COPY or a statement of the block is still under way") from None
         raise
-    sending.result()
+    return sending.result()
 
 
 def in_transaction(raw: Any) -> bool:
@@ -210,12 +251,16 @@ def will_begin(raw: Any) -> bool:
 
 async def is_primary(raw: Any) -> bool:
     """See `Talk.is_primary`."""
-    cursor = psycopg.AsyncCursor(raw, row_factory=tuple_row)
-    await cursor.execute("SELECT pg_is_in_recovery()")
-    row = await cursor.fetchone()
-    if not raw.autocommit:
-        await raw.rollback()
-    return row is not None and not row[0]
+
+    async def ask() -> bool:
+        cursor = psycopg.AsyncCursor(raw, row_factory=tuple_row)
+        await cursor.execute("SELECT pg_is_in_recovery()")
+        row = await cursor.fetchone()
+        if not raw.autocommit:
+            await raw.rollback()
+        return row is not None and not row[0]
+
+    return await _or_drop(raw, ask())
 
 
 async def begin(raw: Any, first: str) -> None:

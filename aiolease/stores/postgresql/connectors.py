@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -61,14 +62,15 @@ class Connector:
 
 def of_asyncpg_pool(pool: Any) -> Connector:
     """Connections as a pool of asyncpg makes them; a callable that it has for the password is called for each."""
-    from aiolease.stores.postgresql.by_asyncpg import AsyncpgLink, ours
+    from aiolease.stores.postgresql.by_asyncpg import OURS, AsyncpgLink, in_time
 
     async def connect() -> Link:
         function, arguments, given = pool_connects(pool)
         for dsn in _dsn(arguments, given):
             read_url(dsn)  # what cannot be read is refused before the driver quotes it
-        primary = {"target_session_attrs": "primary"} if _several(arguments, given) else {}
-        return AsyncpgLink(await function(*arguments, **{**given, **ours(), **primary}))
+        hosts = _hosts_of(arguments, given)
+        primary = {"target_session_attrs": "primary"} if hosts > 1 else {}
+        return AsyncpgLink(await function(*arguments, **{**given, **OURS, **primary, **in_time(hosts)}))
 
     _, arguments, given = pool_connects(pool)
     return Connector(described(given, *_dsn(arguments, given)), connect, talk=talk_by("asyncpg"))
@@ -79,10 +81,12 @@ def _dsn(arguments: Sequence[Any], given: Mapping[str, Any]) -> list[str]:
     return [dsn] if isinstance(dsn, str) else []
 
 
-def _several(arguments: Sequence[Any], given: Mapping[str, Any]) -> bool:
-    """Whether several hosts are named, of which one is the primary."""
+def _hosts_of(arguments: Sequence[Any], given: Mapping[str, Any]) -> int:
+    """How many hosts are named, of which one is the primary."""
     host = given.get("host") or ""
-    return not isinstance(host, str) or any("," in text for text in (host, *_dsn(arguments, given)))
+    if not isinstance(host, str):
+        return max(len(host), 1)
+    return 1 + max(text.count(",") for text in (host, *_dsn(arguments, given)))
 
 
 def of_psycopg_pool(pool: Any) -> Connector:
@@ -117,14 +121,16 @@ def _as_ours(dialect: Any, record: Any, args: list[Any], parameters: dict[str, A
     if not _connecting_for_us.get():
         return
     if dialect.driver == "asyncpg":
-        from aiolease.stores.postgresql.by_asyncpg import ours
+        from aiolease.stores.postgresql.by_asyncpg import OURS, in_time
 
-        parameters.update(ours())
+        own = "async_creator_fn" in parameters  # a function of the user's, which need not take a loop
+        parameters.update(OURS, **{"timeout": CONNECT_LIMIT} if own else in_time(_hosts_of((), parameters)))
     else:
         from aiolease.stores.postgresql.by_psycopg import OURS as OF_PSYCOPG
         from aiolease.stores.postgresql.by_psycopg import OwnConnection
 
-        parameters.update(OF_PSYCOPG)
+        # Not that it commits each statement: a function that hears the event `connect` expects what the engine makes.
+        parameters.update({name: value for name, value in OF_PSYCOPG.items() if name != "autocommit"})
         parameters.setdefault("async_creator_fn", OwnConnection.connect)
 
 
@@ -148,16 +154,21 @@ def of_engine(engine: Any) -> Connector:
             lent = await own.raw_connection()
             raw: Any = lent.driver_connection
             lent.detach()
-            if hasattr(raw, "set_autocommit"):
-                await raw.rollback()
-                await raw.set_autocommit(True)  # whatever isolation level the engine has
         finally:
             _connecting_for_us.reset(ours)
             await own.dispose()
-        return _link(driver, raw)
+        try:
+            if hasattr(raw, "set_autocommit"):
+                await raw.rollback()
+                await raw.set_autocommit(True)  # whatever isolation level the engine has
+            return _link(driver, raw)
+        except BaseException:
+            talk.drop(raw)
+            raise
 
+    talk = talk_by(driver.removesuffix("_async"))
     given = {"host": url.host, "port": url.port, "user": url.username, "database": url.database}
-    return Connector(described(given), connect, talk=talk_by(driver.removesuffix("_async")))
+    return Connector(described(given), connect, talk=talk)
 
 
 def _link(driver: str, raw: Any) -> Link:
@@ -187,7 +198,7 @@ def of_url(driver: str, description: str, parameters: Parameters, hosts: Sequenc
         from aiolease.stores.postgresql import by_asyncpg
 
         async def make(ours: bool, limit: float, host: str, port: int) -> Any:
-            more = by_asyncpg.ours() if ours else {}
+            more = by_asyncpg.OURS if ours else {}
             return await by_asyncpg.connect(limit, **{**parameters(), **more, "host": host, "port": port})
     else:
         from aiolease.stores.postgresql import by_psycopg
@@ -202,15 +213,14 @@ def of_url(driver: str, description: str, parameters: Parameters, hosts: Sequenc
         limit, problem = CONNECT_LIMIT / len(hosts), None
         for host, port in hosts:
             try:
-                raw = await make(ours, limit, host, port)
+                async with asyncio.timeout(limit):
+                    raw = await make(ours, limit, host, port)
+                    if len(hosts) == 1 or await _is_primary(talk, raw):
+                        return raw
             except Exception as error:
                 if len(hosts) == 1 or (errors.is_final(error) and errors.code_of(error) is None):
                     raise
                 problem = error
-                continue
-            if len(hosts) == 1 or await _is_primary(talk, raw):
-                return raw
-            talk.drop(raw)
         raise problem or errors.NoPrimary(f"none of {len(hosts)} hosts is a primary that answers")
 
     async def connect() -> Link:
@@ -221,8 +231,11 @@ def of_url(driver: str, description: str, parameters: Parameters, hosts: Sequenc
 
 
 async def _is_primary(talk: Talk, raw: Any) -> bool:
+    """Whether a new connection leads to the primary; closes it if not, or if there is no answer."""
+    primary = False
     try:
-        return await talk.is_primary(raw)
-    except BaseException:
-        talk.drop(raw)
-        raise
+        primary = await talk.is_primary(raw)
+    finally:
+        if not primary:
+            talk.drop(raw)
+    return primary

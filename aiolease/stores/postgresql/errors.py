@@ -23,6 +23,9 @@ INTERRUPTED = frozenset({"57014", "57P01", "57P02", "57P03", "57P05", "25P03", "
 HAS_FAILED = "25P02"
 """A statement of the transaction has failed, and with it the transaction."""
 
+TOO_MUCH = "54000"
+"""A limit of the server's, such as that of notifications which some session has not heard yet."""
+
 DENIED = "42501"
 
 _REJECTED = frozenset({
@@ -125,4 +128,4 @@ def has_ended(error: BaseException) -> bool:
         text = str(error)
         closed = "connection is closed" in text or "connection was closed" in text or "connection is lost" in text
         return isinstance(error, OSError | EOFError) or closed or "server closed the connection" in text
-    return code[:2] == "08" or code in {"57P01", "57P02", "57P03", "57P05", "25P03"}
+    return code[:2] == "08" or code in {"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"}

@@ -68,10 +68,10 @@ class LeaseSQL:
             "WHERE name = of_lease AND holder = of_holder AND token = of_token AND beat < new_beat "
             f"RETURNING {columns}clock.now"
         )
-        self._release = Statement(
-            f"WITH released AS ({self._shared.release.text} RETURNING 1) SELECT pg_notify(:channel, '') FROM released"
-        )
         self._release_unheard = Statement(f"{self._shared.release.text} RETURNING 1")
+        self._release = Statement(
+            f"WITH released AS ({self._release_unheard.text}) SELECT pg_notify(:channel, '') FROM released"
+        )
 
     def lease(self, row: tuple[Any, ...]) -> Lease:
         """Makes a lease of a row.
@@ -85,6 +85,14 @@ class LeaseSQL:
         """The channel of a lease: at most 63 bytes, and the database's own."""
         key = f"{self.home}\0{self._dialect.prefix}\0{name}".encode()
         return f"aiolease_{hashlib.sha256(key).hexdigest()[:40]}"
+
+    @property
+    def urgent(self) -> list[str]:
+        """The statements by which a lease is read, won, kept and given up."""
+        some = {"name": "", "holder": "", "token": 0, "beat": 0, "duration": 0, "force": False}
+        some |= {"patience": "", "channel": ""}
+        bound = [self._dialect.bind(each, some) for each in (self._claim, self._renew, self._release)]
+        return [sql for sql, _ in (self.read([""]), *bound)]
 
     def read(self, names: Sequence[str]) -> Bound:
         """Reads rows."""

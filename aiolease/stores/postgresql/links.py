@@ -53,6 +53,10 @@ class Link(ABC):
         """Sends one statement with parameters; gives its rows."""
 
     @abstractmethod
+    async def get_ready(self, statements: Sequence[str]) -> None:
+        """Has the first `query` of each statement take one round trip, as all later ones, where it would take more."""
+
+    @abstractmethod
     async def tell(self, message: str) -> None:
         """Sends statements in one message of the simple protocol: an error keeps what is behind it from being done.
 

@@ -8,14 +8,17 @@ from aiolease.stores.network.session import Session
 from aiolease.stores.postgresql.connectors import Connector
 from aiolease.stores.postgresql.dialect import Bound
 from aiolease.stores.postgresql.links import Link, Row
+from aiolease.stores.postgresql.settling import Measured
 
 
 class PostgreSQLSession(Session):
     """See `Session`; its connections are `Link`s."""
 
-    def __init__(self, connector: Connector, prepare: Callable[[Link], Awaitable[None]], stuck: float) -> None:
+    def __init__(
+        self, connector: Connector, prepare: Callable[[Link, Measured], Awaitable[None]], stuck: float
+    ) -> None:
         async def settle(link: Link) -> None:
-            await self.measured(prepare(link))
+            await prepare(link, self.measured)
 
         super().__init__(connector, settle, stuck)
 

@@ -7,20 +7,24 @@ Settled is what could stop or slow a statement of ours, or change what it does, 
    and ``READ WRITE``. That a commit is on disk when it is answered (``synchronous_commit``): a claim, a fence and a
    tick survive a crash of the server. What is stronger stays.
 3. Where tables are found (``search_path``): in the schema where they are, before temporary ones.
-4. How values are read and written: time zone, dates, strings.
+4. How values are read and written: time zone, dates, strings, the character set.
 5. What refuses, hides or cuts: the time of a statement or a transaction, rows hidden by a policy
-   (``row_security`` off makes an error of them), ``exit_on_error``.
+   (``row_security`` off makes an error of them), ``exit_on_error``; little memory (``work_mem``), where the server's
+   owner allows no temporary files.
 6. How long it waits for locks, and how long it may be idle: between two statements of a transaction for two seconds
-   only, without a transaction for ever, as long as its host answers (``tcp_keepalives_idle``).
+   only, without a transaction for ever, as long as its host answers (``tcp_keepalives_idle``). How soon a network that
+   is slow ends it (``tcp_user_timeout``).
 
 Not settled, since it does not matter here: languages, names of zones, what the planner likes (``enable_…``, which
-change no result), memory, what is logged, where new tables go. Not ours to settle: what needs a privilege, and
+change no result), other memory, what is logged, where new tables go. Not ours to settle: what needs a privilege, and
 ``role``, by which an owner lends rights.
 
 Behind a pooler a session is lent for one transaction, so there each of ours begins with what matters in it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
 
 from aiolease.stores.postgresql.dialect import quote, quoted
 from aiolease.stores.postgresql.links import Link
@@ -33,6 +37,7 @@ _IN_TRANSACTION = {
     "statement_timeout": 30_000,
     "idle_in_transaction_session_timeout": 2000,
     "row_security": "off",
+    "client_encoding": "UTF8",
     "TimeZone": "UTC",
     "DateStyle": "ISO, YMD",
     "standard_conforming_strings": "on",
@@ -46,9 +51,11 @@ _IN_SESSION = {
     "escape_string_warning": "off",
     "jit": "off",
     "max_parallel_workers_per_gather": 0,
+    "work_mem": "16MB",
     "tcp_keepalives_idle": 60,
     "tcp_keepalives_interval": 10,
     "tcp_keepalives_count": 3,
+    "tcp_user_timeout": 0,
 }
 _SINCE = {"idle_session_timeout": 14, "transaction_timeout": 17}
 """Settings that are zero for us, and the version that has them first."""
@@ -104,13 +111,18 @@ _WIDE = frozenset({"UTF8", "SQL_ASCII"})
 """The encodings that take each character: the second takes whatever bytes it gets."""
 
 
-async def settle(link: Link, table: str, schema: str | None) -> tuple[str | None, bool]:
+Measured = Callable[[Awaitable[None]], Awaitable[None]]
+"""Awaits an exchange of one round trip, and notes how long that takes; see `network.session.Session.measured`."""
+
+
+async def settle(link: Link, table: str, schema: str | None, measured: Measured) -> tuple[str | None, bool]:
     """Settles a new session, and finds out what it is.
 
     Args:
         link: The connection.
         table: A table of ours, quoted.
         schema: The schema that the prefix of the tables names, if it does.
+        measured: Awaits one of the exchanges.
 
     Returns:
         The schema of the tables, or where they would be made; and whether the server is a standby.
@@ -118,7 +130,7 @@ async def settle(link: Link, table: str, schema: str | None) -> tuple[str | None
     if link.in_transaction():
         await link.tell("ROLLBACK")
     # Not for the session, until it is known that it is ours alone; nor for writing, which a standby refuses.
-    await link.tell(f"BEGIN; {_local(link.version)}")
+    await measured(link.tell(f"BEGIN; {_local(link.version)}"))
     [(backend, standby, current, encoding, found)] = await link.query(FACTS, (table,))
     home = schema or found or current
     if standby:

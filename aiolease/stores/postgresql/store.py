@@ -11,7 +11,7 @@ one (see `aiolease.stores.postgresql.renewals`), so it can lead hundreds of leas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from aiolease._names import check_name
@@ -29,7 +29,7 @@ from aiolease.stores.postgresql.links import Link, Row
 from aiolease.stores.postgresql.renewals import Renewal, Renewals
 from aiolease.stores.postgresql.schema import PostgreSQLSchema
 from aiolease.stores.postgresql.session import PostgreSQLSession
-from aiolease.stores.postgresql.settling import LOCK_WAIT, settle
+from aiolease.stores.postgresql.settling import LOCK_WAIT, Measured, settle
 from aiolease.stores.postgresql.transactions import PostgreSQLTransaction, fence_connection
 from aiolease.stores.postgresql.waiting import Waiting
 from aiolease.stores.records import Lease, RunKey, TermKey
@@ -62,7 +62,7 @@ class PostgreSQLStore(SQLLedger):
         self._fence = FenceSQL(dialect)
         self._ready = False
         self._leading: set[str] = set()  # the leases that this process holds
-        self._lease_session = PostgreSQLSession(connector, self._prepare, stuck=0.2)
+        self._lease_session = PostgreSQLSession(connector, self._prepare_leases, stuck=0.2)
         self._polls = Polls(self._read_many, self.description)
         self._waiting = Waiting(self._polls, self._sql.channel)
         self._renewals = Renewals(self.description, self._renew_all, self._read_all, self._lease_session.gave_up)
@@ -74,9 +74,9 @@ class PostgreSQLStore(SQLLedger):
 
     # -- the sessions
 
-    async def _prepare(self, link: Link) -> None:
+    async def _prepare(self, link: Link, measured: Measured) -> None:
         """Settles all that a server, a pool or a role may have set otherwise, and looks for the tables once."""
-        home, standby = await settle(link, self._dialect.table("lease"), self._dialect.schema)
+        home, standby = await settle(link, self._dialect.table("lease"), self._dialect.schema, measured)
         if standby:
             raise StoreUnavailable(self.description, "this server is a standby; the primary is looked for")
         if home is not None and not {*"[]:%"}.isdisjoint(home):
@@ -86,6 +86,16 @@ class PostgreSQLStore(SQLLedger):
             self._ready = True
         self._sql.home = self._fence.home = home
         self._dialect.narrow = link.narrow
+
+    async def _prepare_leases(self, link: Link, measured: Measured) -> None:
+        """Does that, and what the first exchange would have no time for on a slow network."""
+        await self._prepare(link, measured)
+        await self._listen(link)
+        await link.get_ready(self._sql.urgent)
+
+    async def _listen(self, link: Link) -> None:
+        await link.listen(self._waiting.wanted, self._waiting.ring)
+        self._waiting.listening(link)
 
     async def _fetch(self, asked: Bound, *, repeat: bool = True) -> list[Row]:
         """An exchange over the connection of the leases."""
@@ -98,8 +108,7 @@ class PostgreSQLStore(SQLLedger):
     async def _read_many(self, names: list[str]) -> dict[str, Lease]:
         async def work(link: Link) -> list[Row]:
             # Before the reading: what is released between the two is heard.
-            await link.listen(self._waiting.wanted, self._waiting.ring)
-            self._waiting.listening(link)
+            await self._listen(link)
             return await link.fetch(*self._sql.read(names))
 
         try:
@@ -206,7 +215,7 @@ class PostgreSQLStore(SQLLedger):
         link = None
         try:
             link = await self._connector.connect()
-            home, _ = await settle(link, self._dialect.table("lease"), self._dialect.schema)
+            home, _ = await settle(link, self._dialect.table("lease"), self._dialect.schema, _as_it_comes)
             statements = await self._schema.missing(link, home)
             if statements and not check:
                 await self._schema.upgrade(link, home)
@@ -223,3 +232,8 @@ class PostgreSQLStore(SQLLedger):
         for session in (self._lease_session, self._ledger_session, self._asking_session):
             await session.aclose()
         await self._renewals.aclose()
+
+
+async def _as_it_comes(answer: Awaitable[None]) -> None:
+    """For an exchange that nobody measures."""
+    await answer

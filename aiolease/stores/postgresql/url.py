@@ -44,7 +44,7 @@ def connector(url: str) -> Connector:
         shown = f"postgresql://{','.join(host for host, _ in hosts)}{parts.path}"
     given = _query(parts.query, shown)
     if "host" in given:
-        hosts = [(given["host"], hosts[0][1] if hosts else 5432)]
+        hosts = [(host, hosts[0][1] if hosts else 5432) for host in given["host"].split(",")]
     if not hosts:
         raise ConfigurationError("target", shown, f"the URL names no host: {_EXAMPLE}")
     if not database:

@@ -12,12 +12,11 @@ from typing import Any
 
 import aiomysql
 import asyncmy
-import pymysql
 import pytest
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from aiolease import Leadership, StoreUnavailable, leadership, run_as_leader
+from aiolease import StoreUnavailable, leadership
 from aiolease._waiting import time_limited
 from aiolease.events import Renewed
 from aiolease.stores.mysql.drivers import Driver
@@ -25,44 +24,10 @@ from aiolease.stores.mysql.session import MySQLSession
 from aiolease.stores.network.connecting import Connecting
 from aiolease.stores.network.resolve import resolve
 from aiolease.testing import virtual_time
-from tests.campaigns import LIMIT, Recorder, database_of, full_executor, sessions
-from tests.servers import MariaDBServer, Server, TCPProxy
+from tests.campaigns import LIMIT, Recorder, database_of
+from tests.servers import MariaDBServer, Server
 from tests.stores.mysql.connecting import user
-
-TIMES = {"lease_duration": LIMIT, "heartbeat_interval": 0.2}
-KINDS = ["url", "asyncmy", "aiomysql", "engine-asyncmy", "engine-aiomysql"]
-
-
-@asynccontextmanager
-async def target_of(kind: str, host: str, server: Server, url: str, *, port: int = 0) -> AsyncIterator[Any]:
-    """A target of a kind, as the administrator."""
-    login: dict[str, Any] = {"host": host, "port": port or server.port, "user": "root", "db": database_of(url)}
-    if kind == "url":
-        yield f"mysql://root@{host}:{port or server.port}/{database_of(url)}"
-    elif kind in {"asyncmy", "aiomysql"}:
-        module: Any = asyncmy if kind == "asyncmy" else aiomysql
-        async with module.create_pool(minsize=0, **login) as pool:
-            yield pool
-    else:
-        engine = create_async_engine(f"mysql+{kind.removeprefix('engine-')}://", connect_args=login)
-        yield engine
-        await engine.dispose()
-
-
-def kill(server: Server, url: str) -> None:
-    for number in sessions(server, url):
-        with contextlib.suppress(pymysql.Error):  # gone by itself
-            server.sql(f"KILL {number}")
-
-
-async def renews_over_another_connection(heard: Recorder, server: Server, url: str) -> None:
-    """Ends the connections of the lease, and waits until it is renewed over a new one."""
-    await heard.next(Renewed)
-    ended = set(sessions(server, url))
-    kill(server, url)
-    await heard.next(Renewed, 2)  # the first may have been on its way
-    assert not ended & set(sessions(server, url))
-
+from tests.stores.test_connecting import TIMES, renews_over_another_connection
 
 # -- a password that changes
 
@@ -110,32 +75,6 @@ async def test_a_password_that_was_changed_is_used_for_the_next_connection(
 
 
 # -- names of hosts
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_a_full_default_executor_costs_no_lease(mariadb: MariaDBServer, kind: str, own_database: str) -> None:
-    """No connection of ours waits behind an application's threads: it is made, and made anew, while they sleep."""
-    url, heard = mariadb.url(own_database), Recorder()
-    async with target_of(kind, "localhost", mariadb, url) as target:
-        with full_executor():
-            async with leadership(target, on_event=heard, timeout=LIMIT, **TIMES):  # type: ignore[arg-type]
-                await renews_over_another_connection(heard, mariadb, url)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_every_address_of_a_host_is_tried(
-    mariadb: MariaDBServer, kind: str, own_database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A host with an address where nobody listens is reached by another."""
-    url = mariadb.url(own_database)
-
-    def look_up(host: str, *args: Any, **options: Any) -> list[Any]:
-        assert host == "db.example"
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (found, 0)) for found in ("127.0.0.2", "127.0.0.1")]
-
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    async with target_of(kind, "db.example", mariadb, url) as target, leadership(target, timeout=LIMIT) as lead:
-        assert lead.is_leader
 
 
 async def test_lookups_of_one_name_share_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,36 +265,3 @@ async def test_a_connection_that_is_made_too_late_to_ask_is_the_next_attempts() 
         await time_limited(0.5, "a database", session.run("SELECT 1"))
     assert await time_limited(0.5, "a database", session.run("SELECT 1")) == [[(0,)]]
     assert made == 1
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_a_short_lease_connects_over_a_slow_network(mariadb: MariaDBServer, kind: str, own_database: str) -> None:
-    """With attempts that end after a sixth of the lease, and a round trip of a third of that, a leader is elected."""
-    url = mariadb.url(own_database)
-    async with leadership(url, timeout=LIMIT):
-        pass  # the tables are there
-    async with TCPProxy(mariadb.host, mariadb.port) as proxy:
-        proxy.delay(0.09)
-        async with (
-            target_of(kind, "localhost", mariadb, url, port=proxy.port) as target,
-            leadership(target, lease_duration=3.0, timeout=LIMIT) as lead,
-        ):
-            assert lead.token == 2
-
-
-async def test_a_store_that_closes_leaves_no_connecting(mariadb: MariaDBServer, own_database: str) -> None:
-    """A campaign that is cancelled while its connection is being made leaves neither a task nor a connection."""
-    async with TCPProxy(mariadb.host, mariadb.port) as proxy:
-        proxy.swallow("to_client")
-        url = f"mysql://root@localhost:{proxy.port}/{own_database}"
-        campaign = asyncio.create_task(run_as_leader(url, never, lease_duration=1.0))
-        async with asyncio.timeout(LIMIT):
-            while proxy.connections < 2:
-                await asyncio.sleep(0.01)
-        campaign.cancel()
-        await asyncio.wait([campaign])
-        assert campaign.cancelled()
-
-
-async def never(lead: Leadership) -> None:
-    pytest.fail("nobody can lead here")

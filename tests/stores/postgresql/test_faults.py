@@ -9,22 +9,22 @@ import random
 import time
 from typing import Any
 
+import asyncpg
 import pytest
+from sqlalchemy import event
 
 from aiolease import StoreUnavailable, leadership, open_store
 from aiolease._waiting import time_limited
+from aiolease.events import Renewed
 from aiolease.stores.contract import FenceBroken, Refused
-from tests.campaigns import LIMIT, apart, database_of, once, through
+from aiolease.stores.postgresql import connectors
+from aiolease.stores.postgresql.links import Link
+from tests.campaigns import LIMIT, Recorder, apart, database_of, kill_sessions, once, through
 from tests.servers import Action, PostgreSQLServer, TCPProxy
 from tests.stores.databases import claim, free, renew, row
 from tests.stores.ledgers import claiming, enrolled, now_of, run
+from tests.stores.postgresql.using import by, drivers
 from tests.stores.transactions.lending import lent
-
-drivers = pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-
-
-def by(driver: str, url: str) -> str:
-    return apart(url.replace("postgresql:", f"postgresql+{driver}:"))
 
 
 @drivers
@@ -148,13 +148,20 @@ async def test_a_server_that_restarts_is_found_again(
 async def test_a_database_that_is_read_only_by_default(
     postgresql: PostgreSQLServer, postgresql_url: str, driver: str
 ) -> None:
-    """Our own sessions are settled to write all the same; the user's transactions obey it, and the term goes on."""
-    database = database_of(postgresql_url)
-    postgresql.sql(f'ALTER DATABASE "{database}" SET default_transaction_read_only = on')
-    async with leadership(by(driver, postgresql_url)) as lead:
+    """Our own sessions are settled to write all the same; the user's transactions obey it, and the term goes on.
+
+    Also if it is switched on under the leader, whose connections end then.
+    """
+    database, heard = database_of(postgresql_url), Recorder()
+    async with leadership(by(driver, postgresql_url), lease_duration=1.5, on_event=heard) as lead:
+        postgresql.sql(f'ALTER DATABASE "{database}" SET default_transaction_read_only = on')
+        assert kill_sessions(postgresql, postgresql_url)
+        await heard.next(Renewed, 2)
         with pytest.raises(Exception, match=r"read-only|25006"):
             async with lead.transaction() as connection:
                 await connection.execute("CREATE TABLE never (id INT)")
+        lead.check()
+    async with leadership(by(driver, postgresql_url), timeout=LIMIT) as lead:
         lead.check()
 
 
@@ -194,3 +201,108 @@ async def test_a_connection_that_cannot_be_reset_is_thrown_away_in_silence(
         gc.collect()
         await lend.whole()
     assert complaints == []
+
+
+@pytest.mark.parametrize("driver", ["psycopg"])
+async def test_a_process_that_stood_still_within_a_transaction_of_ours_goes_on(
+    postgresql_url: str, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has ended the transaction, which held what others wait for; what was asked is done over another."""
+    stood_still: list[Link] = []
+
+    async def stands_still(link: Link, message: str) -> None:
+        if message == "COMMIT" and not stood_still:
+            stood_still.append(link)
+            time.sleep(2.5)
+        await tell(link, message)
+
+    async with open_store(by(driver, postgresql_url)) as store, open_store(apart(postgresql_url)) as other:
+        lease = await claim(store, "cron")
+        await store.status("cron")
+        kind = type(store._asking_session._connection)  # type: ignore[attr-defined]
+        tell = kind.tell
+        monkeypatch.setattr(kind, "tell", stands_still)
+        assert await store.resign("cron") == lease.token
+        assert len(stood_still) == 1
+        assert (await row(other, "cron")).resign_token == lease.token
+
+
+@drivers
+async def test_a_host_that_answers_the_login_alone_is_passed_over(
+    postgresql: PostgreSQLServer, postgresql_url: str, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several hosts one hangs as it is asked whether it is the primary: the next one is found."""
+    monkeypatch.setattr(connectors, "CONNECT_LIMIT", 1.0)
+    async with TCPProxy(postgresql.host, postgresql.port, "postgresql") as proxy:
+        proxy.on_query = lambda query: Action(answer="swallow") if b"pg_is_in_recovery" in query else None
+        hosts = f"127.0.0.1:{proxy.port},{postgresql.host}:{postgresql.port}"
+        url = f"postgresql+{driver}://postgres@{hosts}/{database_of(postgresql_url)}?sslmode=disable"
+        # The transaction has 5 s to begin, and psycopg alone would take them to ask the host to cancel.
+        options: dict[str, Any] = {"lease_duration": 6.0, "timeout": LIMIT}
+        async with leadership(url, **options) as lead, lead.transaction() as connection:
+            await connection.execute("SELECT 1")
+        assert proxy.connections >= 2, "of ours, and of the transaction"
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_an_engines_connection_that_hangs_as_it_is_made_is_not_left_open(
+    postgresql: PostgreSQLServer, postgresql_url: str, number: int
+) -> None:
+    """Whichever rollback has no answer: SQLAlchemy's, or ours of what the event `connect` has begun."""
+    seen = 0
+
+    def swallow(query: bytes) -> Action | None:
+        nonlocal seen
+        seen += query.startswith(b"ROLLBACK")
+        return Action(answer="swallow") if seen == number else None
+
+    async with (
+        TCPProxy(postgresql.host, postgresql.port, "postgresql") as proxy,
+        lent("engine-psycopg", postgresql_url, port=proxy.port) as lend,
+    ):
+
+        @event.listens_for(lend.target.sync_engine, "connect")
+        def connected(connection: Any, _: object) -> None:
+            cursor = connection.cursor()
+            cursor.execute("SELECT 1")
+            cursor.close()
+
+        async with open_store(lend.target) as store:
+            proxy.on_query = swallow
+            with pytest.raises(StoreUnavailable):
+                await time_limited(0.7, "store", store.read("cron"))
+            assert seen == number
+
+
+async def test_a_lease_is_kept_by_exchanges_of_one_round_trip(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What asyncpg would prepare first is prepared as it connects: an attempt has time for one round trip."""
+    async with open_store(by("asyncpg", postgresql_url)) as store, open_store(apart(postgresql_url)) as other:
+        await free(other, await claim(other, "cron"))
+        await store.read("cron")
+
+        async def prepare(connection: Any, sql: str, **options: Any) -> None:
+            pytest.fail(f"not prepared: {sql}")
+
+        monkeypatch.setattr(asyncpg.Connection, "prepare", prepare)
+        lease = await claim(store, "cron")
+        assert await renew(store, lease, 20) is not None
+        await free(store, lease)
+
+
+@drivers
+async def test_a_round_trip_is_measured_as_it_connects(
+    postgresql: PostgreSQLServer, postgresql_url: str, driver: str
+) -> None:
+    """Connecting takes many: the time that all of them take says how long one does not."""
+    async with (
+        TCPProxy(postgresql.host, postgresql.port, "postgresql") as proxy,
+        open_store(by(driver, through(postgresql_url, proxy.port))) as store,
+    ):
+        proxy.delay(0.05)
+        session = store._lease_session  # type: ignore[attr-defined]
+        began = time.monotonic()
+        link = await session._connecting.get()
+        assert 0.1 <= session._round_trip < (time.monotonic() - began) / 2
+        link.drop()

@@ -1,4 +1,4 @@
-"""What our own sessions find: awkward roles, schemas, poolers, standbys, drivers that are not there."""
+"""What our own sessions find: schemas, roles, poolers, standbys, drivers that are not there."""
 
 # ruff: noqa: PT012 - the blocks are what is tested
 
@@ -22,73 +22,10 @@ from aiolease.stores.postgresql.links import Link
 from aiolease.stores.records import TermKey
 from tests.campaigns import LIMIT, apart, database_of, until
 from tests.servers import PgBouncer, PostgreSQLServer
-from tests.stores.databases import claim, free, renew, row
+from tests.stores.databases import claim, free, row
 from tests.stores.ledgers import claiming, enrolled, now_of, run
+from tests.stores.postgresql.using import by, drivers, uses_all
 from tests.stores.transactions.lending import Work, insert, lent
-
-AWKWARD = {
-    "default_transaction_isolation": "serializable",
-    "default_transaction_read_only": "on",
-    "default_transaction_deferrable": "on",
-    "synchronous_commit": "off",
-    "statement_timeout": "100",  # time for the message that settles it, on a busy machine
-    "lock_timeout": "1",
-    "idle_in_transaction_session_timeout": "1",
-    "idle_session_timeout": "300",  # of a session that is not settled yet
-    "search_path": "nowhere, public",
-    "TimeZone": "Australia/Lord_Howe",
-    "DateStyle": "SQL, DMY",
-    "IntervalStyle": "sql_standard",
-    "standard_conforming_strings": "off",
-    "client_encoding": "LATIN1",
-    "bytea_output": "escape",
-    "extra_float_digits": "-15",
-    "row_security": "off",
-    "exit_on_error": "on",
-    "transform_null_equals": "on",
-    "enable_indexscan": "off",
-    "default_statistics_target": "1",
-    "plan_cache_mode": "force_generic_plan",
-}
-drivers = pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-
-
-def by(driver: str, url: str) -> str:
-    return apart(url.replace("postgresql:", f"postgresql+{driver}:"))
-
-
-async def uses_all(url: str, **options: Any) -> None:
-    """The lease, the ledger, people."""
-    async with open_store(url, **options) as store:
-        term = await enrolled(store, "a", "b")
-        now = await now_of(store)
-        await store.record(term, claiming(run(term, "a", now, error="'\\ \0 ü")))
-        assert [each.job for each in (await store.take_stock("cron")).unfinished] == ["a"]
-        await store.pause("cron", "a")
-        await store.trigger("cron", "b")
-        await store.prune("cron", ["a"], 1)
-        assert len((await store.overview("cron")).jobs) == 2
-        lease = await row(store, "cron")
-        assert (await renew(store, lease, 20)) is not None
-        assert await store.resign("cron") == term.token
-        await free(store, lease)
-
-
-@drivers
-async def test_a_role_that_is_set_to_be_awkward(postgresql: PostgreSQLServer, postgresql_url: str, driver: str) -> None:
-    """Whatever a role's sessions are set to, all works, and the lease and the ledger are on disk when they say so."""
-    database = database_of(postgresql_url)
-    role = f"awkward_{driver}"
-    postgresql.create_user(role, "x", "")
-    postgresql.sql(f'GRANT ALL ON SCHEMA public TO {role}; GRANT CREATE ON DATABASE "{database}" TO {role}', database)
-    for name, value in AWKWARD.items():
-        postgresql.sql(f"ALTER ROLE {role} SET {name} = {value if name == 'search_path' else repr(value)}")
-    try:
-        url = postgresql.url(database, user=role, password="x")
-        await asyncio.wait_for(uses_all(by(driver, url)), LIMIT)
-    finally:
-        postgresql.sql(f"DROP OWNED BY {role}", database)
-        postgresql.sql(f"DROP ROLE {role}")
 
 
 @drivers

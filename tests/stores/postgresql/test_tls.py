@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import ssl
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import asyncpg
 import pytest
 
 from aiolease import StoreRejected, open_store
-from tests.servers import PostgreSQLServer
+from tests.servers import NewPostgreSQLServer, PostgreSQLServer
 from tests.stores.mysql.certificates import Authority
 
 drivers = pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
@@ -26,16 +29,17 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def secured(folder: Path) -> Iterator[PostgreSQLServer]:
-    """A server with TLS; its certificate is for 127.0.0.1."""
-    if reason := PostgreSQLServer.available():
+    """A server with TLS, the newest if it can be had; its certificate is for ``localhost``."""
+    kind = PostgreSQLServer if NewPostgreSQLServer.available() else NewPostgreSQLServer
+    if reason := kind.available():
         pytest.skip(reason)
-    certificate, key = Authority.make(folder).sign("127.0.0.1")
+    certificate, key = Authority.make(folder).sign("localhost")
     Authority.make(folder, "stranger")
     if os.geteuid() == 0:
         shutil.chown(key, "postgres")
     key.chmod(0o600)
     options = ["--ssl=on", f"--ssl_cert_file={certificate}", f"--ssl_key_file={key}"]
-    with PostgreSQLServer.start(options=options) as server:
+    with kind.start(options=options) as server:
         server.create_database("shop")
         yield server
 
@@ -63,14 +67,14 @@ async def encrypted(url: str) -> bool:
         ("sslmode=disable", "127.0.0.1", False),
         ("sslmode=require", "127.0.0.1", True),
         ("ssl_mode=required", "localhost", True),
-        ("sslmode=verify-ca&sslrootcert={ca}", "localhost", True),
-        ("sslmode=verify-full&sslrootcert={ca}", "127.0.0.1", True),
-        ("sslrootcert={ca}", "127.0.0.1", True),
-        ("ssl_ca={ca}", "127.0.0.1", True),
-        ("sslmode=verify-full&sslrootcert={ca}", "localhost", None),
-        ("sslrootcert={ca}", "localhost", None),
-        ("sslmode=verify-ca&sslrootcert={stranger}", "127.0.0.1", None),
-        ("ssl_ca={stranger}", "127.0.0.1", None),
+        ("sslmode=verify-ca&sslrootcert={ca}", "127.0.0.1", True),
+        ("sslmode=verify-full&sslrootcert={ca}", "localhost", True),
+        ("sslrootcert={ca}", "localhost", True),
+        ("ssl_ca={ca}", "localhost", True),
+        ("sslmode=verify-full&sslrootcert={ca}", "127.0.0.1", None),
+        ("sslrootcert={ca}", "127.0.0.1", None),
+        ("sslmode=verify-ca&sslrootcert={stranger}", "localhost", None),
+        ("ssl_ca={stranger}", "localhost", None),
     ],
 )
 async def test_tls_is_what_the_url_says(  # noqa: PLR0917 - its parameters
@@ -84,6 +88,23 @@ async def test_tls_is_what_the_url_says(  # noqa: PLR0917 - its parameters
             await encrypted(url)
     else:
         assert await encrypted(url) is fate
+
+
+async def test_tls_from_the_first_byte_verifies_the_name(secured: PostgreSQLServer, folder: Path) -> None:
+    """As PostgreSQL 17 has it: the server is known by its name, though aiolease connects to its address."""
+    if int(secured.sql("SHOW server_version_num")[0][0]) < 170_000:
+        pytest.skip("this server must be asked for TLS first")
+    context = ssl.create_default_context(cafile=folder / "ca.pem")
+    context.set_alpn_protocols(["postgresql"])
+    login: dict[str, Any] = {"port": secured.port, "user": "postgres", "database": "shop", "min_size": 0}
+    for host in ("localhost", "127.0.0.1"):
+        pool = asyncpg.create_pool(host=host, ssl=context, direct_tls=True, **login)
+        async with pool as made, open_store(made) as store:
+            if host == "localhost":
+                assert await store.read("direct") is None
+            else:
+                with pytest.raises(StoreRejected, match="certificate"):
+                    await store.read("direct")
 
 
 @drivers

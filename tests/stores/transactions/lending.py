@@ -31,7 +31,7 @@ FEW = [("mariadb", "aiomysql"), ("mariadb_snapshot", "engine-asyncmy"), ("mysql9
 PG_POOLS = ["asyncpg", "psycopg", "psycopg-autocommit", "engine-asyncpg", "engine-psycopg"]
 PG_KINDS = [*PG_POOLS, "url-asyncpg", "url-psycopg"]
 PAIRS += [("postgresql", kind) for kind in PG_KINDS]
-FEW += [("postgresql", kind) for kind in ("asyncpg", "psycopg", "engine-asyncpg")]
+FEW += [*(("postgresql", kind) for kind in ("asyncpg", "psycopg", "engine-asyncpg")), ("postgresql_new", "asyncpg")]
 
 
 def pairs(*choice: tuple[str, str]) -> pytest.MarkDecorator:

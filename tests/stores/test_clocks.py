@@ -3,29 +3,62 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 import asyncmy
+import asyncpg
 import pytest
 
 from aiolease import leadership, open_store
 from aiolease.errors import StoreUnavailable
 from tests.campaigns import LIMIT, Journal, campaign, database_of, proxied
-from tests.servers import MariaDBServer, Server, TCPProxy
+from tests.servers import Server, TCPProxy
+
+with_steps = pytest.mark.parametrize("stepping", ["mariadb_faketime", "postgresql_faketime"], indirect=True)
 
 
+@pytest.fixture
+def stepping(request: pytest.FixtureRequest) -> Server:
+    """A server whose clock steps."""
+    server: Server = request.getfixturevalue(request.param)
+    return server
+
+
+@asynccontextmanager
+async def pool_in(zone: str | None, server: Server, url: str) -> AsyncIterator[Any]:
+    """A pool whose sessions are in a time zone."""
+    if server.kind == "postgresql":
+        options: dict[str, Any] = {"server_settings": {"TimeZone": zone}} if zone else {}
+        async with asyncpg.create_pool(url, min_size=0, ssl=False, **options) as pool:
+            yield pool
+    else:
+        login: dict[str, Any] = {"host": server.host, "port": server.port, "user": "root", "db": database_of(url)}
+        options = {"init_command": f"SET time_zone = '{zone}'"} if zone else {}
+        async with asyncmy.create_pool(minsize=0, **login, **options) as pool:
+            yield pool
+
+
+def set_zone(server: Server, zone: str) -> None:
+    """Sets the time zone of the server; an empty one is what it starts with."""
+    if server.kind == "postgresql":
+        server.sql(f"ALTER SYSTEM SET TimeZone = {zone or 'DEFAULT'}")
+        server.sql("SELECT pg_reload_conf()")
+    else:
+        server.sql(f"SET GLOBAL time_zone = '{zone or 'SYSTEM'}'")
+
+
+@pytest.mark.parametrize("mysql_server", ["mariadb", "mysql9", "postgresql"], indirect=True)
 async def test_sessions_of_different_time_zones_agree(mysql_server: Server, mysql_url: str) -> None:
     """Whatever the time zones of the server and of two sessions, both read one expiry, and neither claims early."""
-    login: dict[str, Any] = {"host": mysql_server.host, "port": mysql_server.port, "db": database_of(mysql_url)}
     try:
-        mysql_server.sql("SET GLOBAL time_zone = '+11:00'")
+        set_zone(mysql_server, "'Etc/GMT-11'" if mysql_server.kind == "postgresql" else "+11:00")
         async with AsyncExitStack() as stack:
             stores = []
             for zone in ("+05:00", "-08:00", None):
-                setting: dict[str, Any] = {"init_command": f"SET time_zone = '{zone}'"} if zone else {}
-                pool = await stack.enter_async_context(asyncmy.create_pool(minsize=0, user="root", **login, **setting))
+                pool = await stack.enter_async_context(pool_in(zone, mysql_server, mysql_url))
                 stores.append(await stack.enter_async_context(open_store(pool)))
             for turn, store in enumerate(stores):
                 won = await store.claim("cron", f"holder-{turn}", 0.7, seen=await store.read("cron"), force=False)
@@ -47,19 +80,24 @@ async def test_sessions_of_different_time_zones_agree(mysql_server: Server, mysq
                         await asyncio.sleep(0.02)
                 assert seen.now - won.now < timedelta(seconds=5)
     finally:
-        mysql_server.sql("SET GLOBAL time_zone = 'SYSTEM'")
+        set_zone(mysql_server, "")
 
 
-@pytest.mark.parametrize("steps", [(3600, 0), (-3600, 0)], ids=["forward, then back", "back, then forward"])
-async def test_a_step_of_the_clock_makes_neither_two_leaders_nor_none(
-    mariadb_faketime: MariaDBServer, steps: tuple[int, int]
-) -> None:
+@pytest.mark.parametrize(
+    ("stepping", "steps"),
+    [
+        *[("mariadb_faketime", (3600, 0)), ("mariadb_faketime", (-3600, 0))],
+        ("postgresql_faketime", (-3600, 0)),
+    ],
+    indirect=["stepping"],
+)
+async def test_a_step_of_the_clock_makes_neither_two_leaders_nor_none(stepping: Server, steps: tuple[int, int]) -> None:
     """The server's clock steps by an hour.
 
     Candidates that ran before and that start after, with equal and with different timings, never make two leaders,
     and replace one that vanished within its lease's time.
     """
-    server = mariadb_faketime
+    server = stepping
     database = f"test_steps_{steps[0] > 0:d}"
     server.create_database(database)
     url = server.url(database)
@@ -102,7 +140,8 @@ async def test_a_step_of_the_clock_makes_neither_two_leaders_nor_none(
         server.drop_database(database)
 
 
-@pytest.mark.parametrize("hint", [False, True], ids=["polls", "waits in the lock"])
+@pytest.mark.parametrize("mysql_server", ["mariadb", "mysql9", "postgresql"], indirect=True)
+@pytest.mark.parametrize("hint", [False, True], ids=["polls", "waits for a hint"])
 async def test_a_look_whose_answer_is_lost_ends_by_itself(mysql_server: Server, mysql_url: str, hint: bool) -> None:
     """A candidate that watches for long, and loses the answer of one reading, hears of it soon, and looks again."""
     async with (
@@ -123,11 +162,10 @@ async def test_a_look_whose_answer_is_lost_ends_by_itself(mysql_server: Server, 
                 pass
 
 
-async def test_a_process_that_starts_after_a_step_does_not_lead_beside_the_leader(
-    mariadb_faketime: MariaDBServer,
-) -> None:
+@with_steps
+async def test_a_process_that_starts_after_a_step_does_not_lead_beside_the_leader(stepping: Server) -> None:
     """The clock goes forward by most of a lease and the leader is cut off: a process that starts waits for a lease."""
-    server, journal, lease = mariadb_faketime, Journal(), 3.0
+    server, journal, lease = stepping, Journal(), 3.0
     database = "test_fresh_after_step"
     server.create_database(database)
     try:

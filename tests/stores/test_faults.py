@@ -1,4 +1,4 @@
-"""What a term on MySQL and MariaDB survives, and how it ends where it cannot: real servers, real faults."""
+"""What a term on a server survives, and how it ends where it cannot: real servers, real faults."""
 
 from __future__ import annotations
 
@@ -36,16 +36,28 @@ from tests.campaigns import (
     until,
 )
 from tests.servers import Action, MariaDBServer, Server
-from tests.stores.mysql.connecting import SLACK, connect
+from tests.stores.mysql.connecting import SLACK
 
-RENEWAL = b"UPDATE aiolease_lease SET beat"
-CLAIM = b"JOIN aiolease_fence"
+RENEWAL = b"SET beat"
+CLAIMS = {"mariadb": b"JOIN aiolease_fence", "mysql": b"JOIN aiolease_fence", "postgresql": b"AS l SET holder"}
+
+
+def everywhere(driver: str) -> pytest.MarkDecorator:
+    """On every server, on PostgreSQL by one of its drivers."""
+    return pytest.mark.parametrize("mysql_server", ["mariadb", "mysql9", f"postgresql+{driver}"], indirect=True)
+
+
+by_asyncpg, by_psycopg = everywhere("asyncpg"), everywhere("psycopg")
 
 
 # -- a server that does not answer
 
 
-@pytest.mark.parametrize("thawed", [False, True], ids=["rolls back elsewhere", "rolls back on the thawed server"])
+@pytest.mark.parametrize(
+    ("mysql_server", "thawed"),
+    [("mariadb", False), ("mariadb", True), ("mysql9", False), ("mysql9", True), ("postgresql+asyncpg", True)],
+    indirect=["mysql_server"],
+)
 async def test_a_frozen_server_leaves_time_to_unwind(
     mysql_server: Server, mysql_url: str, mariadb_snapshot: MariaDBServer, thawed: bool
 ) -> None:
@@ -56,15 +68,15 @@ async def test_a_frozen_server_leaves_time_to_unwind(
     """
     heard = Recorder()
     work = mysql_server if thawed else mariadb_snapshot
-    connection = await connect(work)
+    connection = work.session()
     cancelled = rolled_back = sent_at = 0.0
     try:
         with pytest.raises(LeadershipLost) as lost:  # noqa: PT012 - the block is the term
             async with leadership(mysql_url, lease_duration=3.0, on_event=heard) as lead:
-                async with connection.cursor() as cursor:
-                    await cursor.execute("CREATE TEMPORARY TABLE mysql.work (id INT) ENGINE = InnoDB")
-                    await connection.begin()
-                    await cursor.execute("INSERT INTO mysql.work VALUES (1)")
+                cursor = connection.cursor()
+                cursor.execute("CREATE TEMPORARY TABLE work (id INT)")
+                connection.commit()
+                cursor.execute("INSERT INTO work VALUES (1)")
                 await heard.next(Renewed)
                 received, renewed = heard.last(Renewed)
                 mysql_server.freeze()
@@ -76,7 +88,7 @@ async def test_a_frozen_server_leaves_time_to_unwind(
                     assert not lead.is_leader
                     if thawed:
                         mysql_server.thaw()
-                    await connection.rollback()
+                    await asyncio.to_thread(connection.rollback)
                     rolled_back = boot_clock()
                     raise
         left = boot_clock()
@@ -85,9 +97,8 @@ async def test_a_frozen_server_leaves_time_to_unwind(
         assert rolled_back < sent_at + 3.0
         assert left < cancelled + 1.5, "leaving the block waited for the database"
         mysql_server.thaw()
-        async with connection.cursor() as cursor:
-            await cursor.execute("SELECT COUNT(*) FROM mysql.work")
-            assert await cursor.fetchone() == (0,)
+        cursor.execute("SELECT COUNT(*) FROM work")
+        assert cursor.fetchone() == (0,)
     finally:
         mysql_server.thaw()
         connection.close()
@@ -109,7 +120,14 @@ async def test_a_term_goes_on_after_a_short_freeze(mysql_server: Server, mysql_u
 # -- answers that are lost, statements that are late
 
 
-@pytest.mark.parametrize("fate", ["swallow", "cut"])
+@pytest.mark.parametrize(
+    ("mysql_server", "fate"),
+    [
+        *[("mariadb", "swallow"), ("mariadb", "cut"), ("mysql9", "swallow"), ("mysql9", "cut")],
+        ("postgresql+asyncpg", "swallow"),
+    ],
+    indirect=["mysql_server"],
+)
 async def test_a_renewal_whose_answer_is_lost_costs_nothing(mysql_server: Server, mysql_url: str, fate: Any) -> None:
     """The renewal took effect, its answer never came: the term goes on over a new connection.
 
@@ -138,15 +156,17 @@ async def test_a_renewal_whose_answer_is_lost_costs_nothing(mysql_server: Server
     assert heard.of(Released)
 
 
+@by_psycopg
 @pytest.mark.parametrize("fate", ["swallow", "cut"])
 async def test_a_claim_whose_answer_is_lost_is_adopted(mysql_server: Server, mysql_url: str, fate: Any) -> None:
     """The candidate finds its own attempt in the row and leads by it, with the deadline of that attempt's sending."""
     heard, sent_at = Recorder(), [0.0]
     async with proxied(mysql_server, mysql_url) as (proxy, url):
-        lose = once(CLAIM, Action(answer=fate))
+        claim = CLAIMS[mysql_server.kind]
+        lose = once(claim, Action(answer=fate))
 
         def note(query: bytes) -> Action | None:
-            if CLAIM in query:
+            if claim in query:
                 sent_at[0] = boot_clock()
             return lose(query)
 
@@ -167,7 +187,7 @@ async def test_a_claim_that_is_found_too_late_is_given_back(mysql_server: Server
     async with proxied(mysql_server, mysql_url) as (proxy, url):
 
         def lose(query: bytes) -> Action | None:
-            if CLAIM in query and not sent_at[0]:
+            if CLAIMS[mysql_server.kind] in query and not sent_at[0]:
                 sent_at[0] = boot_clock()
                 asyncio.get_running_loop().call_later(3.4, proxy.heal)
                 proxy.refuse()
@@ -181,6 +201,7 @@ async def test_a_claim_that_is_found_too_late_is_given_back(mysql_server: Server
             assert lead.remaining > 3.0
 
 
+@by_asyncpg
 async def test_renewals_that_arrive_late_undo_nothing(mysql_server: Server, mysql_url: str) -> None:
     """A renewal that reaches the server over its old connection, after newer ones, moves neither beat nor expiry."""
     heard = Recorder()
@@ -318,6 +339,7 @@ async def test_a_lease_too_short_for_slow_commits_costs_no_longer_one(mysql_serv
 # -- connections that end
 
 
+@by_psycopg
 async def test_a_killed_connection_is_replaced(mysql_server: Server, mysql_url: str) -> None:
     """An administrator's KILL of the lease's connection costs no term: it goes on over a new one."""
     heard = Recorder()
@@ -421,18 +443,17 @@ async def test_jobs_that_exhaust_their_pool_do_not_cost_the_lease(mysql_server: 
         await asyncio.gather(*works)
 
 
+@by_psycopg
 async def test_a_stranger_who_locks_the_row_for_a_while_costs_no_term(mysql_server: Server, mysql_url: str) -> None:
     """A transaction that holds the lease's row for longer than a renewal may take, but not until the deadline."""
     heard = Recorder()
     async with leadership(mysql_url, lease_duration=3.0, on_event=heard) as lead:
         await heard.next(Renewed)
-        stranger = await connect(mysql_server, database_of(mysql_url))
+        stranger = mysql_server.session(database_of(mysql_url))
         try:
-            await stranger.begin()
-            async with stranger.cursor() as cursor:
-                await cursor.execute("SELECT * FROM aiolease_lease FOR UPDATE")
+            stranger.cursor().execute("SELECT * FROM aiolease_lease FOR UPDATE")
             await heard.next(RenewFailed)
-            await stranger.rollback()
+            stranger.rollback()
         finally:
             stranger.close()
         await heard.next(Renewed, 2)
