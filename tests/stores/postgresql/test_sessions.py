@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -17,6 +20,7 @@ from aiolease.stores import migrate, schema
 from aiolease.stores.contract import FenceBroken
 from aiolease.stores.records import TermKey
 from tests.campaigns import LIMIT, apart, database_of, until
+from tests.project import ROOT
 from tests.servers import PgBouncer, PostgreSQLServer
 from tests.stores.databases import claim, free, renew, row
 from tests.stores.ledgers import claiming, enrolled, now_of, run
@@ -278,6 +282,18 @@ def test_without_a_driver_the_url_says_what_to_install(monkeypatch: pytest.Monke
     for scheme, extra in (("postgresql", "asyncpg"), ("postgres", "psycopg"), ("postgresql+psycopg", "psycopg")):
         with pytest.raises(ConfigurationError, match=rf"pip install 'aiolease\[.*{extra}\]'"):
             leadership_of(f"{scheme}://user:secret@host/shop")
+
+
+def test_a_driver_that_lacks_its_library_is_named() -> None:
+    """Psycopg needs libpq: without it the command line says so in one line, and what to install."""
+    environment = os.environ | {"PSYCOPG_IMPL": "ctypes", "PYTHONPATH": str(ROOT)}  # there is none of that name
+    command = [sys.executable, "-m", "aiolease", "status", "--url", "postgresql+psycopg://user:secret@host/shop"]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert said.returncode == 2
+    [line] = said.stderr.splitlines()
+    assert "psycopg cannot be imported" in line
+    assert "pip install 'psycopg[binary]'" in line
+    assert "secret" not in said.stderr
 
 
 @pytest.mark.parametrize(
