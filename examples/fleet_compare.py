@@ -30,7 +30,7 @@ class Measured:
         runs_per_tick: How many processes ran a job that fell due once, on average.
         failed: How many runs ended with an error.
         sent_again: How many letters went out that had gone out before.
-        statements: Per second, at the database.
+        statements: Per second, at the database; ``None`` if it does not count them.
         connections: Open at the database.
         memory: The leader's, and that of the others, which is everyone's where nobody leads.
     """
@@ -38,7 +38,7 @@ class Measured:
     runs_per_tick: float
     failed: int
     sent_again: int
-    statements: float
+    statements: float | None
     connections: int
     memory: tuple[Memory | None, Memory | None]
 
@@ -77,7 +77,7 @@ async def compare(url: str | None, size: int, lease: float, seconds: float) -> N
         ("runs per tick of a job", f"{without.runs_per_tick:.2f}", f"{leased.runs_per_tick:.2f}"),
         ("runs that failed", without.failed, leased.failed),
         ("letters sent again", without.sent_again, leased.sent_again),
-        ("statements per second", f"{without.statements:.0f}", f"{leased.statements:.0f}"),
+        ("statements per second", _rounded(without.statements), _rounded(leased.statements)),
         ("connections", without.connections, leased.connections),
         ("memory of the leader", without.memory[0] or "no leader", leased.memory[0] or "unknown"),
         ("memory of each other process", without.memory[1] or "unknown", leased.memory[1] or "unknown"),
@@ -91,6 +91,10 @@ async def compare(url: str | None, size: int, lease: float, seconds: float) -> N
     print(
         f"every {VISITS:g} s in each process. Memory: resident, and in brackets the process's proportional share (PSS)."
     )
+
+
+def _rounded(number: float | None) -> str:
+    return "unknown" if number is None else f"{number:.0f}"
 
 
 async def _measure(fleet: Fleet, url: str, size: int, seconds: float) -> Measured:
@@ -120,12 +124,15 @@ async def _watch(
     memory = _memories(fleet)
     await asyncio.sleep(1.5)  # until the last runs are told and done
     runs = [count for (_, tick), count in fleet.ran.items() if begin <= datetime.fromisoformat(tick) < end]
-    if asked is None or asked_then is None or connected is None or idle is None:
+    statements: float | None = None
+    if connected is None or idle is None:
         pairs = [(before, copy.cost) for before, copy in zip(costs, fleet.copies, strict=True)]
         statements = sum((now["statements"] - then["statements"]) / (now["at"] - then["at"]) for then, now in pairs)
         connections = int(sum(copy.cost["connections"] for copy in fleet.copies))
     else:
-        statements, connections = (asked_then - asked) / (end - begin).total_seconds(), connected - idle
+        connections = connected - idle
+        if asked is not None and asked_then is not None:
+            statements = (asked_then - asked) / (end - begin).total_seconds()
     return Measured(
         runs_per_tick=mean(runs) if runs else 0.0,
         failed=fleet.failed_runs - failed,
@@ -136,15 +143,24 @@ async def _watch(
     )
 
 
+_STATUS: Final = (
+    "SHOW GLOBAL STATUS WHERE Variable_name IN ('Questions', 'Threads_connected')",
+    # PostgreSQL counts statements with an extension only.
+    "SELECT 'Threads_connected', count(*) FROM pg_stat_activity WHERE datname = current_database()",
+)
+"""What MySQL and MariaDB are asked, and PostgreSQL."""
+
+
 async def _at_server(database: Database) -> tuple[int | None, int | None]:
     """How many statements the server was asked so far, and how many connections it has; SQLite is no server."""
-    wanted = "SHOW GLOBAL STATUS WHERE Variable_name IN ('Questions', 'Threads_connected')"
-    try:
-        async with database.transaction() as do:
-            status = {name: int(value) for name, value in (await do.execute(wanted)).rows}
-    except StatementFailed:
-        return None, None
-    return status["Questions"], status["Threads_connected"]
+    for wanted in _STATUS:
+        try:
+            async with database.transaction() as do:
+                status = {name: int(value) for name, value in (await do.execute(wanted)).rows}
+        except StatementFailed:
+            continue
+        return status.get("Questions"), status["Threads_connected"]
+    return None, None
 
 
 def _memories(fleet: Fleet) -> tuple[Memory | None, Memory | None]:
