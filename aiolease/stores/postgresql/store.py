@@ -13,7 +13,7 @@ from typing import Any
 
 from aiolease._names import check_name
 from aiolease._waiting import time_limited
-from aiolease.errors import SchemaMissing, StoreRejected, StoreUnavailable
+from aiolease.errors import AioleaseError, SchemaMissing, StoreRejected, StoreUnavailable
 from aiolease.stores.network.polls import Polls
 from aiolease.stores.postgresql.connectors import Connector
 from aiolease.stores.postgresql.dialect import Bound, LeaseDialect, PostgreSQLDialect
@@ -187,6 +187,8 @@ class PostgreSQLStore(SQLLedger):
             if statements and not check:
                 await self._schema.upgrade(link, home)
             return statements
+        except AioleaseError:
+            raise
         except Exception as error:
             raise self._connector.translate(error) from error
         finally:
