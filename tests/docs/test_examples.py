@@ -261,6 +261,20 @@ def test_an_unreachable_host_is_waited_for(tmp_path: Path) -> None:
         says(process, "waiting for the database|worker: ")
 
 
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_fleet_is_compared_with_one_that_has_no_leader(url: str, tmp_path: Path) -> None:
+    """Without a leader each process runs each tick; what both cost at the database is shown, and nothing else."""
+    options = ["--compare", "--seconds", "2", "--workers", "2", "--url", url]
+    command = [sys.executable, str(EXAMPLES / "fleet.py"), *options]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=90, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, ""), result.stdout
+    found = re.search(r"connections +(\d+) +(\d+)\n", result.stdout)
+    assert found, result.stdout
+    assert min(map(int, found.groups())) > 0
+
+
 @pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
 def test_a_fleet_shows_its_takeovers(url: str, tmp_path: Path) -> None:
     """A fleet whose leader is killed now and then shows each takeover, runs no tick twice, and leaves nobody behind."""
