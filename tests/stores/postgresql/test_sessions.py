@@ -13,11 +13,13 @@ import time
 from typing import Any
 
 import asyncpg
+import psycopg
 import pytest
 
 from aiolease import ConfigurationError, SchemaMissing, StoreRejected, StoreUnavailable, leadership, open_store
 from aiolease.stores import migrate, schema
 from aiolease.stores.contract import FenceBroken
+from aiolease.stores.postgresql.errors import has_ended
 from aiolease.stores.records import TermKey
 from tests.campaigns import LIMIT, apart, database_of, until
 from tests.project import ROOT
@@ -239,6 +241,21 @@ async def test_a_killed_session_is_made_anew_and_listens_again(
         found = await asyncio.wait_for(watching, 5.0)
         assert found is not None
         assert found.holder is None
+
+
+@pytest.mark.parametrize(
+    ("error", "ended"),
+    [
+        (asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress"), True),
+        (asyncpg.InterfaceError("connection is closed"), True),
+        (psycopg.OperationalError("server closed the connection unexpectedly"), True),
+        (asyncpg.InterfaceError("cannot perform operation: another operation is in progress"), False),
+        (asyncpg.InternalClientError("got result for unknown protocol state 3"), False),
+    ],
+)
+def test_a_session_that_ended_while_it_was_idle_is_known_by_what_its_driver_says(error: Exception, ended: bool) -> None:
+    """What is sent then is sent again over another connection, at once."""
+    assert has_ended(error) is ended
 
 
 @drivers
