@@ -153,7 +153,7 @@ class StoreUnavailable(AioleaseError):
 
 
 class StoreRejected(AioleaseError):
-    """The database refuses, and waiting will not mend it: access denied, unknown database, a missing right.
+    """The database refuses, or is not supported, and waiting will not mend it: access denied, unknown database.
 
     Attributes:
         store: Which database, without its password.

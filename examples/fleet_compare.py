@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Final
 
 from fleet_processes import WITH_LEASE, WITHOUT_LEASE, Copy, Fleet
 from shop import Shop, open_shop
-from shop_database import Database, StatementFailed, open_database
+from shop_database import Database, open_database
 
 VISITS: Final = 5.0
 """Seconds between two visitors of each process: few, so that their statements do not drown the others."""
@@ -30,7 +31,7 @@ class Measured:
         runs_per_tick: How many processes ran a job that fell due once, on average.
         failed: How many runs ended with an error.
         sent_again: How many letters went out that had gone out before.
-        statements: Per second, at the database.
+        statements: Per second, at the database; ``None`` if it does not count them.
         connections: Open at the database.
         memory: The leader's, and that of the others, which is everyone's where nobody leads.
     """
@@ -38,7 +39,7 @@ class Measured:
     runs_per_tick: float
     failed: int
     sent_again: int
-    statements: float
+    statements: float | None
     connections: int
     memory: tuple[Memory | None, Memory | None]
 
@@ -52,6 +53,10 @@ class Memory:
 
     def __str__(self) -> str:
         return f"{self.resident:.0f} MB" + ("" if self.share is None else f" ({self.share:.0f})")
+
+
+Look = Callable[[], Awaitable[tuple[int | None, int | None]]]
+"""Gives what `_at_server` says."""
 
 
 async def compare(url: str | None, size: int, lease: float, seconds: float) -> None:
@@ -77,7 +82,7 @@ async def compare(url: str | None, size: int, lease: float, seconds: float) -> N
         ("runs per tick of a job", f"{without.runs_per_tick:.2f}", f"{leased.runs_per_tick:.2f}"),
         ("runs that failed", without.failed, leased.failed),
         ("letters sent again", without.sent_again, leased.sent_again),
-        ("statements per second", f"{without.statements:.0f}", f"{leased.statements:.0f}"),
+        ("statements per second", _rounded(without.statements), _rounded(leased.statements)),
         ("connections", without.connections, leased.connections),
         ("memory of the leader", without.memory[0] or "no leader", leased.memory[0] or "unknown"),
         ("memory of each other process", without.memory[1] or "unknown", leased.memory[1] or "unknown"),
@@ -93,12 +98,17 @@ async def compare(url: str | None, size: int, lease: float, seconds: float) -> N
     )
 
 
+def _rounded(number: float | None) -> str:
+    return "unknown" if number is None else f"{number:.0f}"
+
+
 async def _measure(fleet: Fleet, url: str, size: int, seconds: float) -> Measured:
     async with open_shop(url) as shop, open_database(url) as database:
         letters = await shop.letters_sent_again()
-        _, idle = await _at_server(database)
+        _, idle = await _at_server(database, url)
         async with fleet.running(size):
-            measured = asyncio.create_task(_watch(fleet, shop, database, seconds=seconds, letters=letters, idle=idle))
+            look = partial(_at_server, database, url)
+            measured = asyncio.create_task(_watch(fleet, shop, look, seconds=seconds, letters=letters, idle=idle))
             failure = asyncio.create_task(fleet.wait_for_failure())
             await asyncio.wait([measured, failure], return_when=asyncio.FIRST_COMPLETED)
             for task in (measured, failure):
@@ -108,24 +118,25 @@ async def _measure(fleet: Fleet, url: str, size: int, seconds: float) -> Measure
             return await measured
 
 
-async def _watch(
-    fleet: Fleet, shop: Shop, database: Database, *, seconds: float, letters: int, idle: int | None
-) -> Measured:
+async def _watch(fleet: Fleet, shop: Shop, look: Look, *, seconds: float, letters: int, idle: int | None) -> Measured:
     await fleet.wait_until_started()
     await asyncio.sleep(SETTLE)
-    begin, costs, (asked, _) = datetime.now(UTC), [copy.cost for copy in fleet.copies], await _at_server(database)
+    begin, costs, (asked, _) = datetime.now(UTC), [copy.cost for copy in fleet.copies], await look()
     failed = fleet.failed_runs
     await asyncio.sleep(seconds)
-    end, (asked_then, connected) = datetime.now(UTC), await _at_server(database)
+    end, (asked_then, connected) = datetime.now(UTC), await look()
     memory = _memories(fleet)
     await asyncio.sleep(1.5)  # until the last runs are told and done
     runs = [count for (_, tick), count in fleet.ran.items() if begin <= datetime.fromisoformat(tick) < end]
-    if asked is None or asked_then is None or connected is None or idle is None:
+    statements: float | None = None
+    if connected is None or idle is None:
         pairs = [(before, copy.cost) for before, copy in zip(costs, fleet.copies, strict=True)]
         statements = sum((now["statements"] - then["statements"]) / (now["at"] - then["at"]) for then, now in pairs)
         connections = int(sum(copy.cost["connections"] for copy in fleet.copies))
     else:
-        statements, connections = (asked_then - asked) / (end - begin).total_seconds(), connected - idle
+        connections = connected - idle
+        if asked is not None and asked_then is not None:
+            statements = (asked_then - asked) / (end - begin).total_seconds()
     return Measured(
         runs_per_tick=mean(runs) if runs else 0.0,
         failed=fleet.failed_runs - failed,
@@ -136,15 +147,21 @@ async def _watch(
     )
 
 
-async def _at_server(database: Database) -> tuple[int | None, int | None]:
+_STATUS: Final = {
+    "mysql": "SHOW GLOBAL STATUS WHERE Variable_name IN ('Questions', 'Threads_connected')",
+    # It counts statements with an extension only.
+    "postgresql": "SELECT 'Threads_connected', count(*) FROM pg_stat_activity WHERE datname = current_database()",
+}
+
+
+async def _at_server(database: Database, url: str) -> tuple[int | None, int | None]:
     """How many statements the server was asked so far, and how many connections it has; SQLite is no server."""
-    wanted = "SHOW GLOBAL STATUS WHERE Variable_name IN ('Questions', 'Threads_connected')"
-    try:
-        async with database.transaction() as do:
-            status = {name: int(value) for name, value in (await do.execute(wanted)).rows}
-    except StatementFailed:
+    wanted = next((sql for scheme, sql in _STATUS.items() if url.startswith(scheme)), None)
+    if wanted is None:
         return None, None
-    return status["Questions"], status["Threads_connected"]
+    async with database.transaction() as do:
+        status = {name: int(value) for name, value in (await do.execute(wanted)).rows}
+    return status.get("Questions"), status["Threads_connected"]
 
 
 def _memories(fleet: Fleet) -> tuple[Memory | None, Memory | None]:

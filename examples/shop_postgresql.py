@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, date, datetime
 from functools import cache
 from typing import Any, Final
@@ -46,10 +46,14 @@ class _PostgreSQL:
         try:
             transaction = _PostgreSQLTransaction(connection)
             await transaction.execute("BEGIN")
-            yield transaction
+            try:
+                yield transaction
+            except BaseException:
+                with suppress(StatementFailed):  # the connection may be lost
+                    await transaction.execute("ROLLBACK")
+                raise
             await transaction.execute("COMMIT")
         finally:
-            # Still in its transaction, it is rolled back before it is given to the next one.
             await self._pool.release(connection)
 
     def joined(self, connection: Any) -> Transaction:

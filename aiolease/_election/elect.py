@@ -38,7 +38,8 @@ def leadership(
     before the block's own exception, which otherwise comes out as itself. After `Leadership.resign` there is no error.
 
     Args:
-        target: An asyncmy or aiomysql pool, a SQLAlchemy `AsyncEngine` on either, a URL, or a store.
+        target: A pool of asyncmy, aiomysql, asyncpg or psycopg, a SQLAlchemy `AsyncEngine` on one of them, a URL, or a
+            store.
         name: The lease: 1 to 100 printable ASCII characters, no spaces. Applications that share a schema need two.
         timeout: The longest wait for the election; ``None`` waits without limit, 0 tries once. A single try has no time
             to check the database's clock against its own: if that was stepped forward, it may take a living lease.

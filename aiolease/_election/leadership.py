@@ -77,8 +77,8 @@ class Leadership:
         that a process that is frozen holds up nobody. The block must not end the transaction itself.
 
         The connection is one of the pool's; an ``AsyncConnection`` of a SQLAlchemy engine; for a URL, one of its own:
-        asyncmy's, or aiosqlite's. Waiting for it, and for the COMMIT, is limited by `remaining`; one that cannot be
-        had, or is stale, is tried again for ten seconds at most.
+        asyncmy's, asyncpg's, psycopg's or aiosqlite's. Waiting for it, and for the COMMIT, is limited by `remaining`;
+        one that cannot be had, or is stale, is tried again for ten seconds at most.
 
         Raises:
             LeadershipLost: The term is over; nothing was committed.
@@ -93,9 +93,10 @@ class Leadership:
 
         For a SQLAlchemy ``AsyncSession`` or ``AsyncConnection``, or a driver's connection, on the lease's database.
         An older term cannot commit behind it. But prefer `transaction`: between this and the COMMIT lies a round trip,
-        and a process that is frozen there keeps its lock on the fence, and holds up the next claim. MariaDB is told to
-        end its session after the renew deadline (``idle_write_transaction_timeout``, which the session keeps if it had
-        none); MySQL knows no such limit, and holds the claim up until the process is thawed or its session ends.
+        and a process that is frozen there keeps its lock on the fence, and holds up the next claim. MariaDB and
+        PostgreSQL are told to end its session after the renew deadline (``idle_write_transaction_timeout``, which
+        MariaDB's session keeps if it had none; ``idle_in_transaction_session_timeout``, for this transaction only).
+        MySQL knows no such limit, and holds the claim up until the process is thawed or its session ends.
 
         Raises:
             LeadershipLost: The term is over; roll back.

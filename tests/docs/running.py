@@ -22,13 +22,19 @@ TIME_TO_END = 30.0
 SQL_PROGRAM = """
 import asyncio, os
 from urllib.parse import unquote, urlsplit
-import asyncmy
+import asyncmy, asyncpg
 from aiolease import open_store
 
 async def main():
     url = urlsplit(os.environ["AIOLEASE_URL"])
     async with open_store(url.geturl()) as store:
         await store.status("docs")
+    if url.scheme == "postgresql":
+        conn = await asyncpg.connect(url.geturl(), ssl=False)
+        for statement in STATEMENTS:
+            await conn.execute(statement)
+        await conn.close()
+        return
     conn = await asyncmy.connect(
         host=url.hostname, port=url.port or 3306, user=unquote(url.username or ""),
         password=unquote(url.password or ""), db=url.path.lstrip("/"),

@@ -16,13 +16,12 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from shop import Shop, ShopError
 from shop_database import open_database
-from tests.servers import MariaDBServer, Server, free_port
+from tests.servers import MariaDBServer, free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LIMIT = 30.0
@@ -31,20 +30,6 @@ LIMIT = 30.0
 def environment(**variables: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AIOLEASE_")}
     return kept | {"PYTHONPATH": str(EXAMPLES.parent)} | variables
-
-
-@pytest.fixture(params=["sqlite", "mariadb", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty database, of each kind in turn."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/shop.db"
-        return
-    server, name = request.getfixturevalue(request.param), f"shop_{uuid4().hex[:12]}"
-    assert isinstance(server, Server)
-    server.recover()
-    server.create_database(name)
-    yield server.url(name)
-    server.drop_database(name)
 
 
 def worker(folder: Path, *arguments: str, **variables: str) -> AbstractContextManager[subprocess.Popen[str]]:
@@ -276,9 +261,26 @@ def test_an_unreachable_host_is_waited_for(tmp_path: Path) -> None:
         says(process, "waiting for the database|worker: ")
 
 
-def test_a_fleet_shows_its_takeovers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_fleet_is_compared_with_one_that_has_no_leader(url: str, tmp_path: Path) -> None:
+    """Without a leader each process runs each tick; what both cost at the database is shown, and nothing else."""
+    options = ["--compare", "--seconds", "2", "--workers", "2", "--url", url]
+    command = [sys.executable, str(EXAMPLES / "fleet.py"), *options]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=90, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, ""), result.stdout
+    found = re.search(r"connections +(\d+) +(\d+)\n", result.stdout)
+    assert found, result.stdout
+    assert min(map(int, found.groups())) > 0
+
+
+@pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
+def test_a_fleet_shows_its_takeovers(url: str, tmp_path: Path) -> None:
     """A fleet whose leader is killed now and then shows each takeover, runs no tick twice, and leaves nobody behind."""
     command = [sys.executable, str(EXAMPLES / "fleet.py"), "--seconds", "12", "--workers", "3", "--every", "3"]
+    if not url.startswith("sqlite"):
+        command += ["--url", url]
     result = subprocess.run(
         command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=90, check=False
     )

@@ -46,6 +46,7 @@ class TCPProxy:
         port: Where it listens, on 127.0.0.1.
         on_query: Called with the text of every query (COM_QUERY; of PostgreSQL Query and Bind); what it returns
             happens to that one. Queries within TLS or the compressed protocol are not seen.
+        disguise: What is replaced in all that the server says, byte by byte, and by what; of the same length.
         connections: How many were accepted since the start.
         live: How many are open now.
         bytes_to_server: How many bytes were passed on.
@@ -56,6 +57,7 @@ class TCPProxy:
         self.port = free_port()
         self._is_postgresql = kind == "postgresql"
         self.on_query: Callable[[bytes], Action | None] | None = None
+        self.disguise: dict[bytes, bytes] = {}
         self.connections = 0
         self.bytes_to_server = 0
         self.swallowed: dict[Side, int] = {"to_server": 0, "to_client": 0}
@@ -207,6 +209,9 @@ class TCPProxy:
                 return
             if action.answer == "swallow":
                 link.lost.add("to_client")
+            for found, shown in self.disguise.items():
+                assert len(found) == len(shown), "the lengths of the server's messages stay as they are"
+                data = data.replace(found, shown)
             await self._pass(link, "to_client", data, writer)
 
     async def _pass(self, link: _Link, side: Side, data: bytes, writer: asyncio.StreamWriter) -> None:

@@ -16,6 +16,7 @@ from aiolease.events import describe
 from aiolease.stores.mysql.opening import Misconfigured, open_aiomysql, open_asyncmy
 from aiolease.stores.mysql.unofficial import send_utf8, tls_context, wait_for_ever
 from aiolease.stores.network.tls import Contexts, TLSRefused, final_failure
+from aiolease.stores.network.unsupported import LIKE_MYSQL, refuse_unsupported
 
 Rows = list[tuple[Any, ...]]
 Execute = Callable[..., Awaitable[list[Rows]]]
@@ -61,10 +62,19 @@ class Driver:
 
     def __init__(self, description: str, connect: Callable[[], Awaitable[Any]], cursor: type) -> None:
         self.description = description
-        self.connect = connect
-        """Makes one connection. If it is cancelled, it closes the unfinished connection."""
         self.cursor = cursor
         """The driver's plain cursor class: the pool may be set to another one."""
+        self._connect = connect
+
+    async def connect(self) -> Any:
+        """Makes one connection. If it is cancelled, it closes the unfinished connection.
+
+        Raises:
+            StoreRejected: The server says that it is a database that is not supported.
+        """
+        connection = await self._connect()
+        refuse_unsupported(self.description, connection.get_server_info(), LIKE_MYSQL, drop=connection.close)
+        return connection
 
     def drop(self, connection: Any) -> None:
         """See `Connector.drop`."""

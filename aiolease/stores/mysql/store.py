@@ -32,6 +32,7 @@ from aiolease.stores.mysql.waiting import Waiting
 from aiolease.stores.mysql.writes import Kind, Write, Writes
 from aiolease.stores.network.lending import DriverLender, Lender
 from aiolease.stores.network.polls import Polls
+from aiolease.stores.network.unsupported import LIKE_MYSQL, refuse_unsupported
 from aiolease.stores.records import Lease, RunKey, TermKey
 from aiolease.stores.sql.ledger_store import SQLLedger
 from aiolease.stores.sql.rows import Rows as Records
@@ -95,11 +96,13 @@ class MySQLStore(SQLLedger):
     async def _prepare(self, send: Execute, idle: int = IDLE) -> None:
         """Settles all that a server, a pool or a user may have set otherwise, and looks for the tables once."""
         results = await send(
-            f"{SETTLE}; SELECT DATABASE(), VERSION(); SHOW VARIABLES WHERE Variable_name IN "
+            f"{SETTLE}; SELECT DATABASE(), VERSION(), @@version_comment; SHOW VARIABLES WHERE Variable_name IN "
             "('wsrep_on', 'innodb_snapshot_isolation', 'idle_write_transaction_timeout')",
             (idle,),
         )
-        ((database, version),), found = results[SETTLED:]
+        ((database, version, comment),), found = results[SETTLED:]
+        # A proxy greets with a version of its own; the server behind it says what it is.
+        refuse_unsupported(self.description, f"{version} {comment}", LIKE_MYSQL)
         self._sql.database = self._fence.database = database
         self._waiting.rounds = "MariaDB" not in version
         variables: dict[str, str] = {str(name): str(value) for name, value in found}

@@ -4,5 +4,6 @@
 * `connecting`, `resolve`, `tls`: how a connection is made;
 * `polls`: the readings of one process's candidates, made together;
 * `queued`: what its leases write, in a queue;
+* `unsupported`: servers that name themselves as a database which is refused;
 * `lending`: where the connections of transactions come from.
 """

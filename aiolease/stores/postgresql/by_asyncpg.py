@@ -43,6 +43,10 @@ class AsyncpgLink(Link):
         """See `Link.version`."""
         return int(self.raw.get_server_version().major)
 
+    def reported(self, name: str) -> str:
+        """See `Link.reported`."""
+        return str(getattr(self.raw.get_settings(), name, ""))
+
     def in_transaction(self) -> bool:
         """See `Link.in_transaction`."""
         return bool(self.raw.is_in_transaction())

@@ -114,6 +114,10 @@ class PsycopgLink(Link):
         """See `Link.version`."""
         return int(self.raw.info.server_version // 10_000)
 
+    def reported(self, name: str) -> str:
+        """See `Link.reported`."""
+        return self.raw.info.parameter_status(name) or ""
+
     def in_transaction(self) -> bool:
         """See `Link.in_transaction`."""
         return in_transaction(self.raw)

@@ -9,6 +9,7 @@ from typing import Any
 
 from aiolease.errors import AioleaseError, ConfigurationError
 from aiolease.stores.network.connecting import CONNECT_LIMIT
+from aiolease.stores.network.unsupported import LIKE_POSTGRESQL, refuse_unsupported
 from aiolease.stores.postgresql import errors
 from aiolease.stores.postgresql.dsn import UNCLEAR, described, read_conninfo, read_url
 from aiolease.stores.postgresql.links import Link
@@ -21,7 +22,6 @@ class Connector:
 
     Attributes:
         description: Where it is, without the password.
-        connect: Makes one connection of our own; closes what is half made when it is cancelled.
         open: Makes one as a user would, for a transaction.
         talk: What is sent over such a connection.
     """
@@ -35,9 +35,19 @@ class Connector:
         open: Callable[[], Awaitable[Any]] | None = None,
     ) -> None:
         self.description = description
-        self.connect = connect
         self.open = open
         self.talk = talk
+        self._connect = connect
+
+    async def connect(self) -> Link:
+        """Makes one connection of our own; closes what is half made when it is cancelled.
+
+        Raises:
+            StoreRejected: The server says that it is a database that is not supported.
+        """
+        link = await self._connect()
+        refuse_unsupported(self.description, link.says, LIKE_POSTGRESQL, drop=link.drop)
+        return link
 
     def drop(self, connection: Link) -> None:
         """See `network.session.Connector.drop`."""

@@ -127,5 +127,7 @@ def has_ended(error: BaseException) -> bool:
     if code is None:
         text = str(error)
         closed = "connection is closed" in text or "connection was closed" in text or "connection is lost" in text
+        # asyncpg, between the server's last words and the end of the connection; nothing was sent.
+        closed = closed or "cannot switch to state" in text
         return isinstance(error, OSError | EOFError) or closed or "server closed the connection" in text
     return code[:2] == "08" or code in {"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"}

@@ -45,6 +45,10 @@ class Link(ABC):
         """The server's major version."""
 
     @abstractmethod
+    def reported(self, name: str) -> str:
+        """A parameter that the server reported when it was connected; empty if it did not."""
+
+    @abstractmethod
     def in_transaction(self) -> bool:
         """Whether a transaction is open."""
 
@@ -79,6 +83,12 @@ class Link(ABC):
         """Closes it with a good-bye."""
 
     # What they share.
+
+    @property
+    def says(self) -> str:
+        """What the server said of its version when it was connected; another database has a name of its own in it."""
+        found = ((name, self.reported(name)) for name in ("server_version", "crdb_version"))
+        return " ".join(f"{name} {value}" for name, value in found if value)
 
     async def fetch(self, sql: str, parameters: Sequence[object] = ()) -> list[Row]:
         """Sends one statement with parameters, a transaction of its own; gives its rows."""

@@ -220,6 +220,8 @@ class PostgreSQLStore(SQLLedger):
             if statements and not check:
                 await self._schema.upgrade(link, home)
             return statements
+        except AioleaseError:
+            raise
         except Exception as error:
             raise self._connector.translate(error) from error
         finally:

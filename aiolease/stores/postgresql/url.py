@@ -15,6 +15,10 @@ from aiolease.stores.postgresql.connectors import Connector, of_url
 SCHEMES = frozenset({"postgresql", "postgres", "postgresql+asyncpg", "postgresql+psycopg"})
 
 _DRIVERS = ("asyncpg", "psycopg")
+_IMPORTABLE = {
+    "asyncpg": "install it anew, pip install 'aiolease[asyncpg]'",
+    "psycopg": "install libpq with the system's packages, or pip install 'psycopg[binary]'",
+}
 _MODES = {"disable": "disabled", "require": "required", "verify-ca": "verify_ca", "verify-full": "verify_identity"}
 _FILES = {"sslrootcert": "ssl_ca", "sslcert": "ssl_cert", "sslkey": "ssl_key"}
 _OTHERS = ("application_name", "host", "target_session_attrs")
@@ -27,7 +31,7 @@ def connector(url: str) -> Connector:
     """Turns ``postgresql://user:password@host:5432/database?sslmode=verify-full&…`` into what connects there.
 
     Raises:
-        ConfigurationError: The URL cannot be read, asks for TLS that cannot be had, or no driver is installed. No
+        ConfigurationError: The URL cannot be read, asks for TLS that cannot be had, or no driver can be imported. No
             message shows the password.
     """
     scheme = url.partition("://")[0]
@@ -71,7 +75,11 @@ def connector(url: str) -> Connector:
             return {**fixed, **application, **encrypted}
 
     where = ",".join(f"{host}:{port}" for host, port in hosts)
-    return of_url(driver, f"postgresql://{unquote(user)}@{where}/{database}", parameters, hosts)
+    try:
+        return of_url(driver, f"postgresql://{unquote(user)}@{where}/{database}", parameters, hosts)
+    except ImportError as error:  # psycopg is there, and the library that it needs is not
+        problem = f"{driver} cannot be imported ({' '.join(str(error).split())}): {_IMPORTABLE[driver]}"
+        raise ConfigurationError("target", shown, problem) from error
 
 
 def _hosts(netloc: str) -> list[tuple[str, int]]:

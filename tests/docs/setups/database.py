@@ -22,4 +22,8 @@ def a_migration(stage: Stage) -> Iterator[None]:
     assert context.filter("aiolease_index", "index", {})
 
 
-SETUPS = {"rights": Setup(needs="mariadb"), "migrations": Setup(around=a_migration)}
+SETUPS = {
+    "rights": Setup(needs="mariadb"),
+    "rights-2": Setup(needs="postgresql"),
+    "migrations": Setup(around=a_migration),
+}

@@ -243,6 +243,9 @@ class Slow:
     async def close(self) -> None:
         """Nothing to close."""
 
+    def get_server_info(self) -> str:
+        return "11.8.3-MariaDB"
+
     ensure_closed = close
 
 

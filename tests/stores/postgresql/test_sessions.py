@@ -6,10 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
+import subprocess
+import sys
 import time
 from typing import Any
 
 import asyncpg
+import psycopg
 import pytest
 from psycopg_pool import AsyncConnectionPool
 
@@ -18,9 +22,11 @@ from aiolease._waiting import time_limited
 from aiolease.stores import migrate, schema
 from aiolease.stores.contract import FenceBroken
 from aiolease.stores.postgresql import waiting
+from aiolease.stores.postgresql.errors import has_ended
 from aiolease.stores.postgresql.links import Link
 from aiolease.stores.records import TermKey
 from tests.campaigns import LIMIT, apart, database_of, until
+from tests.project import ROOT
 from tests.servers import PgBouncer, PostgreSQLServer
 from tests.stores.databases import claim, free, row
 from tests.stores.ledgers import claiming, enrolled, now_of, run
@@ -218,6 +224,21 @@ async def test_a_killed_session_is_made_anew_and_listens_again(
         assert found.holder is None
 
 
+@pytest.mark.parametrize(
+    ("error", "ended"),
+    [
+        (asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress"), True),
+        (asyncpg.InterfaceError("connection is closed"), True),
+        (psycopg.OperationalError("server closed the connection unexpectedly"), True),
+        (asyncpg.InterfaceError("cannot perform operation: another operation is in progress"), False),
+        (asyncpg.InternalClientError("got result for unknown protocol state 3"), False),
+    ],
+)
+def test_a_session_that_ended_while_it_was_idle_is_known_by_what_its_driver_says(error: Exception, ended: bool) -> None:
+    """What is sent then is sent again over another connection, at once."""
+    assert has_ended(error) is ended
+
+
 @drivers
 async def test_several_hosts_are_tried_in_turn(postgresql: PostgreSQLServer, postgresql_url: str, driver: str) -> None:
     """A host that refuses is passed over."""
@@ -330,6 +351,18 @@ def test_without_a_driver_the_url_says_what_to_install(monkeypatch: pytest.Monke
     for scheme, extra in (("postgresql", "asyncpg"), ("postgres", "psycopg"), ("postgresql+psycopg", "psycopg")):
         with pytest.raises(ConfigurationError, match=rf"pip install 'aiolease\[.*{extra}\]'"):
             leadership_of(f"{scheme}://user:secret@host/shop")
+
+
+def test_a_driver_that_lacks_its_library_is_named() -> None:
+    """Psycopg needs libpq: without it the command line says so in one line, and what to install."""
+    environment = os.environ | {"PSYCOPG_IMPL": "ctypes", "PYTHONPATH": str(ROOT)}  # there is none of that name
+    command = [sys.executable, "-m", "aiolease", "status", "--url", "postgresql+psycopg://user:secret@host/shop"]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert said.returncode == 2
+    [line] = said.stderr.splitlines()
+    assert "psycopg cannot be imported" in line
+    assert "pip install 'psycopg[binary]'" in line
+    assert "secret" not in said.stderr
 
 
 @pytest.mark.parametrize(
