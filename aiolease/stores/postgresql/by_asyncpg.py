@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 
 from aiolease.stores.postgresql.links import Link, Row
-from aiolease.stores.postgresql.unofficial import forget_transaction
+from aiolease.stores.postgresql.unofficial import forget_transaction, remember_transaction
 
 OURS = {
     "connection_class": asyncpg.Connection,
@@ -27,6 +27,7 @@ class AsyncpgLink(Link):
     def __init__(self, raw: asyncpg.Connection) -> None:
         super().__init__(raw)
         self._prepared: dict[str, Any] = {}
+        self._count = 0  # of the statements prepared so far
         self._rings: dict[str, Callable[[str], None]] = {}
         raw.add_termination_listener(self._ended)
 
@@ -52,7 +53,9 @@ class AsyncpgLink(Link):
         if statement is None:
             if len(self._prepared) >= _MOST:
                 self._prepared.clear()
-            statement = self._prepared[sql] = await self.raw.prepare(sql)
+            self._count += 1
+            # With a name: without its cache, asyncpg has a statement without a name parsed and planned for each use.
+            statement = self._prepared[sql] = await self.raw.prepare(sql, name=f"aiolease_{self._count}")
         return [tuple(row) for row in await statement.fetch(*parameters)]
 
     async def tell(self, message: str) -> None:
@@ -111,9 +114,13 @@ async def is_primary(raw: Any) -> bool:
 
 
 async def begin(raw: Any, first: str) -> None:
-    """See `Talk.begin`. By asyncpg's own transaction: within it, one that the user opens is a savepoint."""
-    await raw.transaction().start()
-    await raw.execute(first)
+    """See `Talk.begin`. asyncpg is told of a transaction of its own: within it, one that the user opens is a savepoint.
+
+    Its `start` would take a round trip more, for the first statement.
+    """
+    transaction = raw.transaction()
+    await raw.execute(f"BEGIN; {first}")
+    remember_transaction(raw, transaction)
 
 
 def ended(raw: Any) -> None:

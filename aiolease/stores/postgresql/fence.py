@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from aiolease.stores.postgresql.dialect import BEGUN_CHECK, FENCE_CHECK, PostgreSQLDialect, check, checked, quoted
+from aiolease.stores.postgresql.dialect import BEGUN_CHECK, FENCE_CHECK, PostgreSQLDialect, checked, quoted
 from aiolease.stores.postgresql.settling import DURABLE
 from aiolease.stores.records import RunKey, TermKey
 from aiolease.stores.sql.lease import TERM, FenceStatements, of_run, of_term
@@ -53,9 +53,11 @@ class FenceSQL:
         self._home = home
         schema = f"{quoted(home)}." if home and not self._dialect.schema else ""
         self._final = FenceStatements(self._dialect, schema).final
-        rows = f"SELECT 1 FROM {schema}{self._dialect.table('fence')} WHERE {TERM}"
+        row = f"SELECT '1' FROM {schema}{self._dialect.table('fence')} WHERE {TERM}"
+        # There is one such row at most. A count of it would take longer to plan and to run.
         self._locks = {
-            mode: Statement(check(f"({rows} FOR {mode}) AS fence", 1, FENCE_CHECK)) for mode in ("SHARE", "UPDATE")
+            mode: Statement(f"SELECT CAST(COALESCE(({row} FOR {mode}), '{FENCE_CHECK}: no row') AS integer)")
+            for mode in ("SHARE", "UPDATE")
         }
 
     def lock(self, term: TermKey, mode: Literal["SHARE", "UPDATE"]) -> str:

@@ -20,14 +20,14 @@ class Link(ABC):
 
     Attributes:
         raw: The driver's.
-        pooled: Whether a pooler may lead each transaction to another session.
+        pooled: Whether a pooler may lead each transaction to another session; so it is until the contrary is known.
         settle: What each transaction begins with then.
         heard: The channels that it listens on; none once it has ended.
     """
 
     def __init__(self, raw: Any) -> None:
         self.raw = raw
-        self.pooled = False
+        self.pooled = True
         self.settle = ""
         self.heard: set[str] = set()
 

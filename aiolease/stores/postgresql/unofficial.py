@@ -23,6 +23,11 @@ async def pool_parameters(pool: Any) -> tuple[str, Mapping[str, Any]]:
     return pool.conninfo or "", pool.kwargs or {}
 
 
+def remember_transaction(connection: Any, transaction: Any) -> None:
+    """Tells asyncpg that a transaction of its connection has begun: the BEGIN went out by another way than its own."""
+    setattr(getattr(connection, "_con", connection), "_top_xact", transaction)  # noqa: B010 - see above
+
+
 def forget_transaction(connection: Any) -> None:
     """Tells asyncpg that its transaction is over: the COMMIT went out by another way than its own."""
     connection = getattr(connection, "_con", connection)  # behind what a pool lends
