@@ -129,8 +129,20 @@ class PostgreSQLMeter:
         return Count(
             at=time.monotonic(),
             **{name: int(row[name] or 0) for name in ("statements", "writes", "claims", "connections")},
-            cpu=sum(map(cpu_of, self._processes())),
+            cpu=cpu_of_all(self.server),
         )
+
+
+def cpu_of_all(server: PostgreSQLServer) -> float:
+    """Seconds of the processor that a server has used so far: of its own process, its sessions and its services.
+
+    Of those that live it is read to the nanosecond: in a hundredth of a second a session does all its work of a minute.
+    """
+    used = cpu_of(server.pid)  # with those of children that have ended
+    for pid in server.backends():
+        with suppress(OSError):  # it has ended meanwhile
+            used += int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+    return used
 
 
 def cpu_of(pid: int) -> float:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from benchmarks.candidates import ROOT, BenchmarkFailed
 from benchmarks.databases import Database, PostgreSQLDatabase
-from benchmarks.meters import cpu_of
+from benchmarks.meters import cpu_of, cpu_of_all
 from benchmarks.peers import measurable
 from benchmarks.report import Figure, Table, milliseconds
 from benchmarks.samples import median, percentile
@@ -65,9 +65,9 @@ async def _of(database: PostgreSQLDatabase, contender: str, size: int, seconds: 
         await asyncio.sleep(WARM)
         first = int(time.time()) + 1  # the last tick before the window
         await asyncio.sleep(first + 0.5 - time.time())
-        cpu, server = _cpu(workers), _server_cpu(database)
+        cpu, server = _cpu(workers), cpu_of_all(database.server)
         await asyncio.sleep(seconds)
-        cpu, server = _cpu(workers) - cpu, _server_cpu(database) - server
+        cpu, server = _cpu(workers) - cpu, cpu_of_all(database.server) - server
         await asyncio.sleep(GRACE - 0.5)
         runs = [run for found in await asyncio.gather(*map(_told, workers)) for run in found]
     late = [run[2] for run in runs if first < run[1] <= first + seconds]
@@ -132,7 +132,3 @@ async def _ended(workers: Sequence[Process]) -> AsyncIterator[None]:
 
 def _cpu(workers: Sequence[Process]) -> float:
     return sum(cpu_of(worker.pid) for worker in workers)
-
-
-def _server_cpu(database: PostgreSQLDatabase) -> float:
-    return sum(map(cpu_of, [database.server.pid, *database.server.backends()]))
