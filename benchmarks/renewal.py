@@ -41,7 +41,8 @@ async def measure(databases: Sequence[Database], *, quick: bool) -> Table:
         title=f"renewal: a leader's whole exchange beside a bare UPDATE of the same row, by turns, {times} of each",
         notes=[
             "the renewal also reads the row back and, on MySQL and MariaDB, sees to the lock that candidates wait in",
-            "what that adds does not depend on the disk, but the ratio does: a busy or slow one hides it",
+            "what that adds does not depend on the disk, but the ratio does: a busy or slow one hides it;",
+            "'CPU' is that of this process for each",
         ],
     )
     for database in by_each_driver(databases):
@@ -73,15 +74,18 @@ async def _of(database: Database, times: int) -> dict[str, Figure]:
                 await bare.run(SERVER_UPDATES[database.kind], (beat, "bench", holder, token, beat))
 
         pair: list[tuple[Callable[[], Awaitable[None]], list[float]]] = [(renew, renewals), (update, updates)]
+        cpu: dict[Callable[[], Awaitable[None]], float] = {renew: 0.0, update: 0.0}
         for number in range(times + 20):
             if number == 20:  # warm
                 renewals.clear()
                 updates.clear()
+                cpu = dict.fromkeys(cpu, 0.0)
             for call, durations in pair if number % 2 else reversed(pair):
                 beat += 1
-                started = time.perf_counter()
+                started, used = time.perf_counter(), time.process_time()
                 await call()
                 durations.append(time.perf_counter() - started)
+                cpu[call] += time.process_time() - used
         await store.release("bench", holder, token)
     return {
         "renewal p50": milliseconds(median(renewals)),
@@ -90,4 +94,6 @@ async def _of(database: Database, times: int) -> dict[str, Figure]:
         "added": milliseconds(median(renewals) - median(updates)),
         "renewal p99": milliseconds(percentile(renewals, 99)),
         "UPDATE p99": milliseconds(percentile(updates, 99)),
+        "renewal CPU": milliseconds(cpu[renew] / times),
+        "UPDATE CPU": milliseconds(cpu[update] / times),
     }

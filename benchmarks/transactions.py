@@ -40,7 +40,8 @@ async def measure(databases: Sequence[Database], *, quick: bool) -> Table:
             "plain is BEGIN, INSERT and COMMIT on a connection of the same pool, asyncmy's (autocommit), asyncpg's or",
             "psycopg's (which sends BEGIN and COMMIT by itself); on SQLite one of aiosqlite, opened for each as",
             "aiolease does it, or kept open; 'final' also records the run's success",
-            "all end in one commit: what the fence adds does not depend on the disk, but the ratio does",
+            "all end in one commit: what the fence adds does not depend on the disk, but the ratio does;",
+            "'CPU' is that of this process for each",
         ],
     )
     for database in by_each_driver(databases):
@@ -89,13 +90,14 @@ async def _of(target: Any, connect: Connect, times: int, aim: float | None = Non
             await run(connection, "CREATE TABLE IF NOT EXISTS bench (id INTEGER NOT NULL, note VARCHAR(100))")
         calls = _calls(lead, connect, ticks)
         durations: dict[str, list[float]] = {name: [] for name in calls}
-        order = list(calls)
+        order, cpu = list(calls), dict.fromkeys(calls, 0.0)
         for number in range(times + WARM):
             for name in (*order[number % 3 :], *order[: number % 3]):
-                started = time.perf_counter()
+                started, used = time.perf_counter(), time.process_time()
                 await calls[name]()
                 if number >= WARM:
                     durations[name].append(time.perf_counter() - started)
+                    cpu[name] += time.process_time() - used
     p50 = {name: median(values) for name, values in durations.items()}
     return {
         "plain p50": milliseconds(p50["plain"]),
@@ -104,6 +106,7 @@ async def _of(target: Any, connect: Connect, times: int, aim: float | None = Non
         "final p50": milliseconds(p50["final"]),
         "its ratio": Figure(value=p50["final"] / p50["plain"], unit="x"),
         **{f"{name} p99": milliseconds(percentile(values, 99)) for name, values in durations.items()},
+        **{f"{name} CPU": milliseconds(used / times) for name, used in cpu.items()},
     }
 
 
