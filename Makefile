@@ -1,5 +1,5 @@
-# Run `make` for what there is to run. Everything lives in .venv and .demo, nothing is installed elsewhere, but for
-# the servers that `make test` and `make bench` start: those come from the system's packages, if we may install them.
+# Run `make` for what there is to run. Everything lives in .venv, .venv-peers and .demo, nothing is installed elsewhere,
+# except the servers that `make test` and `make bench` start: those come from the system's packages, if we may install them.
 
 HERE := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd -P)
 ifneq ($(shell pwd -P),$(HERE))
@@ -11,7 +11,7 @@ else
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick check docs bench soak servers clean
+.PHONY: help demo test quick check docs bench peers soak servers clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
@@ -27,6 +27,7 @@ help:
 	@echo "make docs    build the documentation as a site, in docs/_build/html"
 	@echo "make soak    simulate 100,000 seeds, then break six kinds of servers; SEEDS=, and SECONDS= for each kind"
 	@echo "make bench   measure hand-over, takeover, renewal, load and memory; ARGS hands on its arguments"
+	@echo "make peers   measure it beside its peers on PostgreSQL, in .venv-peers"
 	@echo "make clean   remove the virtual environment, caches and the demo's database"
 
 # The shop's database is a file in .demo, unless AIOLEASE_URL names a server.
@@ -69,8 +70,12 @@ soak: .venv/installed-dev servers
 bench: .venv/installed-dev servers
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+# APScheduler 4 cannot be installed beside APScheduler 3, with which `make bench` compares jobs.
+peers: .venv-peers/installed servers
+	@.venv-peers/bin/python -m benchmarks $(or $(ARGS),peers.leading peers.workers --servers postgresql)
+
 clean:
-	@rm -rf .venv .demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist build docs/_build
+	@rm -rf .venv .venv-peers .demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist build docs/_build
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
@@ -94,6 +99,12 @@ clean:
 .venv/installed-dev: pyproject.toml | .venv/bin/python
 	@echo "installing aiolease and its test and check tools into .venv"
 	@$(PIP) install -e '.[dev]'
+	@touch $@
+
+.venv-peers/installed: pyproject.toml | .venv/bin/python
+	@echo "installing aiolease and its peers into .venv-peers"
+	@.venv/bin/python -m venv .venv-peers
+	@.venv-peers/bin/python -m pip -qq --disable-pip-version-check install -e '.[bench-peers]'
 	@touch $@
 
 # The tests start private servers of their own, from these binaries; a service that runs already is not touched.

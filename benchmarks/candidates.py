@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,14 +56,15 @@ class Candidate:
 class Candidates:
     """Those of one lease."""
 
-    def __init__(self, url: str, name: str, *, lease_duration: float, retry_interval: float, count: bool) -> None:
-        self._arguments = [url, name, str(lease_duration), str(retry_interval), *(["--count"] if count else [])]
+    def __init__(self, program: str, arguments: Sequence[str], patience: float) -> None:
+        self._command = ("-m", program, *arguments)
+        self._patience = patience
         self._changed = asyncio.Condition()
         self.all: list[Candidate] = []
 
     async def start(self) -> Candidate:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "benchmarks.candidate", *self._arguments),
+            *(sys.executable, *self._command),
             stdin=PIPE,
             stdout=PIPE,
             cwd=ROOT,
@@ -100,11 +101,11 @@ class Candidates:
             BenchmarkFailed: It took too long, or one ended by itself.
         """
         try:
-            async with asyncio.timeout(PATIENCE), self._changed:
+            async with asyncio.timeout(self._patience), self._changed:
                 await self._changed.wait_for(lambda: holds() or any(c.state == "gone" for c in self.all))
         except TimeoutError:
             states = ", ".join(candidate.state for candidate in self.all)
-            raise BenchmarkFailed(f"the candidates did not get on within {PATIENCE:.0f} s: {states}") from None
+            raise BenchmarkFailed(f"the candidates did not get on within {self._patience:.0f} s: {states}") from None
         if not holds():
             raise BenchmarkFailed("a candidate ended by itself")
 
@@ -154,10 +155,18 @@ class Candidates:
 
 @asynccontextmanager
 async def candidates(
-    url: str, name: str, size: int, *, lease_duration: float, retry_interval: float, count: bool = False
+    url: str,
+    name: str,
+    size: int,
+    *,
+    lease_duration: float,
+    retry_interval: float,
+    count: bool = False,
+    program: str = "benchmarks.candidate",
 ) -> AsyncIterator[Candidates]:
-    """Runs so many candidates of one lease while the block runs."""
-    group = Candidates(url, name, lease_duration=lease_duration, retry_interval=retry_interval, count=count)
+    """Runs so many candidates of one lease while the block runs; of aiolease, or of another `program` like that."""
+    arguments = [url, name, str(lease_duration), str(retry_interval), *(["--count"] if count else [])]
+    group = Candidates(program, arguments, max(PATIENCE, 2 * lease_duration))
     try:
         for _ in range(size):
             await group.start()

@@ -3,9 +3,9 @@
     python -m benchmarks.crowd URL COPIES LEASES LEASE_DURATION HEARTBEAT_INTERVAL [--obliging]
 
 Each of the copies is a candidate for each of the leases. Every line of standard output is a JSON object: ``ready`` when
-the process has made itself warm, ``started`` for a body, ``lost`` for a term that was lost, ``report`` on demand. Lines
-of standard input are commands: ``start`` the campaigns, ``report``, ``leave`` the terms that run; to obliging ones
-also ``bar`` from claiming, and ``admit`` again. Its end is the end of the process.
+the process has made itself warm, ``started`` and ``ended`` for a body, ``lost`` for a term that was lost, ``report`` on
+demand. Lines of standard input are commands: ``start`` the campaigns, ``report``, ``leave`` the terms that run; to
+obliging ones also ``bar`` from claiming, and ``admit`` again. Its end is the end of the process.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class Crowd:
                 await self._leave.wait()
             finally:
                 del self._leading[name]
+                self.note("ended", lease=name, token=lead.token)
 
         def observe(event: Event) -> None:
             match event:

@@ -27,6 +27,7 @@ class CrowdProcess:
         baseline: KiB of resident memory before its first campaign.
         leads: How many terms run.
         started: The newest start of a body by lease.
+        ended: The newest end of one.
         report: The latest.
     """
 
@@ -34,6 +35,7 @@ class CrowdProcess:
     baseline: int = 0
     leads: int = 0
     started: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ended: dict[str, dict[str, Any]] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=lambda: {"at": 0.0})
     reader: asyncio.Task[None] | None = None
 
@@ -145,6 +147,8 @@ class Crowds:
                     case "started":
                         crowd.started[entry["lease"]] = entry
                         crowd.leads = len(crowd.started)
+                    case "ended":
+                        crowd.ended[entry["lease"]] = entry
                     case "lost" if crowd in self.all:
                         self.lost.append(entry)
                     case "report":

@@ -17,18 +17,21 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol, final
 
 import asyncmy
+import asyncpg
+import psycopg
 
-from tests.servers import MariaDBServer, MySQLServer, Server, ServerFailed
+from tests.servers import MariaDBServer, MySQLServer, PostgreSQLServer, Server, ServerFailed
 
 Kind = Literal["mariadb", "mysql", "postgresql", "sqlite"]
-KINDS: Final[tuple[Kind, ...]] = ("mariadb", "mysql", "sqlite")
+KINDS: Final[tuple[Kind, ...]] = ("mariadb", "mysql", "postgresql", "sqlite")
+Driver = Literal["asyncpg", "psycopg"]
 
 
 class Bare(Protocol):
     """A connection of the bare driver, in autocommit."""
 
     async def run(self, sql: str, parameters: Sequence[Any] = ()) -> None:
-        """Runs one statement to its end."""
+        """Runs one statement to its end; its parameters are as the driver writes them, but ``%s`` on servers."""
 
 
 class Database(Protocol):
@@ -37,6 +40,10 @@ class Database(Protocol):
     @property
     def kind(self) -> Kind:
         """How it is asked for on the command line."""
+
+    @property
+    def label(self) -> str:
+        """The kind, and the driver where several are measured."""
 
     @property
     def version(self) -> str:
@@ -59,6 +66,7 @@ class ServerDatabase:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.kind: Kind = server.kind
+        self.label: str = server.kind
         self.version = server.version
 
     def fresh(self, name: str) -> str:
@@ -93,10 +101,81 @@ class _BareServer:
 
 
 @final
+class PostgreSQLDatabase:
+    """PostgreSQL, through one of its drivers."""
+
+    kind: Kind = "postgresql"
+
+    def __init__(self, server: PostgreSQLServer, driver: Driver = "asyncpg") -> None:
+        self.server = server
+        self.driver: Driver = driver
+        self.label = "postgresql" if driver == "asyncpg" else f"postgresql, {driver}"
+        self.version = server.version
+
+    def by(self, driver: Driver) -> PostgreSQLDatabase:
+        """The same server through another driver; its databases have other names."""
+        return PostgreSQLDatabase(self.server, driver)
+
+    def name(self, name: str) -> str:
+        """What a database is called on the server."""
+        return name if self.driver == "asyncpg" else f"{name}_{self.driver}"
+
+    def fresh(self, name: str) -> str:
+        self.server.create_database(self.name(name))
+        return self.server.url(self.name(name)).replace("://", f"+{self.driver}://", 1)
+
+    @asynccontextmanager
+    async def connection(self, name: str) -> AsyncIterator[Any]:
+        """A connection of the driver's own kind, in autocommit."""
+        url = self.server.url(self.name(name))
+        connection: Any
+        if self.driver == "asyncpg":
+            connection = await asyncpg.connect(url)
+        else:
+            connection = await psycopg.AsyncConnection.connect(url, autocommit=True)
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    @asynccontextmanager
+    async def bare(self, name: str) -> AsyncIterator[Bare]:
+        async with self.connection(name) as connection:
+            yield _BareAsyncpg(connection) if self.driver == "asyncpg" else _BareServer(connection)
+
+    def expiry(self, name: str, lease: str) -> float:
+        rows = self.server.sql(f"SELECT expires_at FROM aiolease_lease WHERE name = '{lease}'", self.name(name))
+        expires_at: datetime = rows[0][0]
+        return expires_at.timestamp()
+
+
+@final
+class _BareAsyncpg:
+    """asyncpg prepares each statement once, and numbers the parameters."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    async def run(self, sql: str, parameters: Sequence[Any] = ()) -> None:
+        for number in range(1, len(parameters) + 1):
+            sql = sql.replace("%s", f"${number}", 1)
+        await self._connection.execute(sql, *parameters)
+
+
+def by_each_driver(databases: Sequence[Database]) -> Iterator[Database]:
+    """The databases, PostgreSQL once for each of its drivers."""
+    for database in databases:
+        yield database
+        if isinstance(database, PostgreSQLDatabase):
+            yield database.by("psycopg")
+
+
+@final
 class FileDatabase:
     """SQLite."""
 
     kind: Kind = "sqlite"
+    label = "sqlite"
     version = sqlite3.sqlite_version
 
     def __init__(self, folder: Path) -> None:
@@ -156,6 +235,9 @@ class _BareFile:
         await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
+_PROGRAMS: Final = {"mariadb": MariaDBServer, "mysql": MySQLServer, "postgresql": PostgreSQLServer}
+
+
 @contextmanager
 def open_databases(kinds: Sequence[Kind]) -> Iterator[tuple[list[Database], dict[Kind, str]]]:
     """Starts what can be had of these kinds; also says why the others cannot. All are gone after the block."""
@@ -167,12 +249,14 @@ def open_databases(kinds: Sequence[Kind]) -> Iterator[tuple[list[Database], dict
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="aiolease-bench-"))
                 databases.append(FileDatabase(Path(folder)))
                 continue
-            program = MariaDBServer if kind == "mariadb" else MySQLServer
+            program: type[Server] = _PROGRAMS[kind]
             if reason := program.available():
                 missing[kind] = reason
                 continue
             try:
-                databases.append(ServerDatabase(stack.enter_context(program.start())))
+                server = stack.enter_context(program.start())
+                found = PostgreSQLDatabase(server) if isinstance(server, PostgreSQLServer) else ServerDatabase(server)
+                databases.append(found)
             except ServerFailed as error:
                 missing[kind] = str(error)
         yield databases, missing

@@ -26,6 +26,7 @@ IMPORTS: Final = {
     "asyncmy, anyio, loguru": "import asyncio, asyncmy, anyio, loguru",
     "import aiolease": "import aiolease",
     "... with its MySQL store": "import aiolease, aiolease.stores.mysql, asyncmy",
+    "... with its PostgreSQL store": "import aiolease, aiolease.stores.postgresql, asyncpg",
 }
 BARE: Final = "asyncmy, anyio, loguru"
 MEMORY: Final = "print(open('/proc/self/status').read(), open('/proc/self/smaps_rollup').read())"

@@ -61,9 +61,9 @@ async def finish(database: Database, name: str, names: Sequence[str], interval: 
     They ended a month ago: what is left waiting is newer.
     """
     newest = (time.time() - MONTH) // interval * interval
-    sql, value = (_file_sql, _microseconds) if database.kind == "sqlite" else (_server_sql, _text)
+    sql, value = _SQL.get(database.kind, (_server_sql, _text))
     async with database.bare(name) as bare:
-        if database.kind != "sqlite":
+        if database.kind in {"mariadb", "mysql"}:
             digit = f"(SELECT 0 AS d {' '.join(f'UNION ALL SELECT {digit}' for digit in range(1, 10))})"
             await bare.run("CREATE TABLE numbers (n INT NOT NULL PRIMARY KEY)")
             await bare.run(
@@ -84,6 +84,14 @@ def _server_sql(job: str, oldest: str, interval: int, rows: int) -> str:
     )
 
 
+def _postgresql_sql(job: str, oldest: str, interval: int, rows: int) -> str:
+    tick = f"TIMESTAMPTZ '{oldest}+00' + {interval} * n * INTERVAL '1 s'"
+    return (
+        f"INSERT INTO aiolease_run ({_COLUMNS}) SELECT '{LEASE}', '{job}', {tick}, 1, 1, 'former', 'succeeded', "
+        f"{tick}, {tick} + INTERVAL '1 s' FROM generate_series(0, {rows - 1}) AS n"
+    )
+
+
 def _file_sql(job: str, oldest: str, interval: int, rows: int) -> str:
     tick = f"{oldest} + {interval} * 1000000 * n"
     return (
@@ -101,10 +109,14 @@ def _microseconds(seconds: float) -> str:
     return str(int(seconds) * 1_000_000)
 
 
+_SQL: Final = {"sqlite": (_file_sql, _microseconds), "postgresql": (_postgresql_sql, _text)}
+
+
 async def antedate(database: Database, name: str, interval: int) -> None:
     """Has all jobs known for one interval longer: each has missed one tick."""
     columns = ("known_since", "schedule_since")
-    earlier = f"- {interval} * 1000000" if database.kind == "sqlite" else f"- INTERVAL {interval} SECOND"
+    own = {"sqlite": f"- {interval} * 1000000", "postgresql": f"- INTERVAL '{interval} s'"}
+    earlier = own.get(database.kind, f"- INTERVAL {interval} SECOND")
     async with database.bare(name) as bare:
         await bare.run(f"UPDATE aiolease_job SET {', '.join(f'{column} = {column} {earlier}' for column in columns)}")
 

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import pymysql
-
+from benchmarks import meters
 from benchmarks.candidates import Candidates, candidates
-from benchmarks.databases import Database, ServerDatabase
+from benchmarks.databases import Database, PostgreSQLDatabase, ServerDatabase
 from benchmarks.report import Figure, Table
-from tests.servers import Server
+from tests.servers import PostgreSQLServer
 
 LEASE = 30.0
 """The default, in seconds; a renewal falls due every third of it."""
 
 WAITING = 4
-WRITES = ("Com_delete", "Com_insert", "Com_insert_select", "Com_replace", "Com_update", "Com_update_multi")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
-    """Running totals, but for the connections."""
+    """Running totals, but for the connections; the processor's time is that of the candidates."""
 
     at: float
     statements: float
@@ -50,6 +46,7 @@ async def measure(databases: Sequence[Database], *, quick: bool) -> Table:
         notes=[
             f"counted during {window:g} s each; 'candidate' is one share of the difference, which may fall below 0",
             "SQLite has no server: its statements are those that the processes send, its connections are files",
+            "PostgreSQL is a server of its own, with pg_stat_statements, which counts",
         ],
     )
     if quick:
@@ -63,12 +60,15 @@ async def measure(databases: Sequence[Database], *, quick: bool) -> Table:
 
 
 async def _of(database: Database, lease: float, window: float) -> dict[str, dict[str, Figure]]:
-    url = database.fresh("load")
     file = database.kind == "sqlite"
     with ExitStack() as stack:
+        if isinstance(database, PostgreSQLDatabase):
+            server = await asyncio.to_thread(PostgreSQLServer.start, options=meters.COUNTING)
+            database = PostgreSQLDatabase(stack.enter_context(server))
+        url = database.fresh("load")
         meter: Meter = FileMeter()
-        if isinstance(database, ServerDatabase):
-            meter = stack.enter_context(ServerMeter(database.server))
+        if isinstance(database, ServerDatabase | PostgreSQLDatabase):
+            meter = ServerMeter(stack.enter_context(meters.meter_of(database.server)))
         async with candidates(url, "bench", 1, lease_duration=lease, retry_interval=lease / 15, count=file) as group:
             await group.leader()
             alone = await _window(meter, group, window)
@@ -111,42 +111,20 @@ def _figures(rates: dict[str, float]) -> dict[str, Figure]:
 
 def _cpu(group: Candidates) -> float:
     """Seconds of CPU that the processes have used so far."""
-    ticks = 0
-    for candidate in group.all:
-        fields = Path(f"/proc/{candidate.pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return sum(meters.cpu_of(candidate.pid) for candidate in group.all)
 
 
 class ServerMeter:
-    """Reads the server's own counters, over one connection that it does not count."""
+    """Reads the server's own counters."""
 
-    def __init__(self, server: Server) -> None:
-        self._connection: Any = pymysql.connect(
-            host=server.host, port=server.port, user=server.user, autocommit=True, read_timeout=30
-        )
-        self._readings = 0
-
-    def __enter__(self) -> ServerMeter:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._connection.close()
+    def __init__(self, meter: meters.Meter) -> None:
+        self._meter = meter
 
     async def read(self, group: Candidates) -> Count:
-        return await asyncio.to_thread(self._read, _cpu(group))
-
-    def _read(self, cpu: float) -> Count:
-        with self._connection.cursor() as cursor:
-            cursor.execute("SHOW GLOBAL STATUS")
-            status = dict(cursor.fetchall())
-        self._readings += 1
+        cpu = _cpu(group)
+        count = await asyncio.to_thread(self._meter.read)
         return Count(
-            at=time.monotonic(),
-            statements=int(status["Questions"]) - self._readings,
-            writes=sum(int(status[name]) for name in WRITES),
-            connections=int(status["Threads_connected"]) - 1,
-            cpu=cpu,
+            at=count.at, statements=count.statements, writes=count.writes, connections=count.connections, cpu=cpu
         )
 
 

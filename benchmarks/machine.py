@@ -10,12 +10,14 @@ from pathlib import Path
 
 from benchmarks.databases import Database
 
+PACKAGES = ("asyncmy", "asyncpg", "psycopg", "anyio")
+
 
 def facts(databases: Sequence[Database]) -> dict[str, str]:
     """What one has to know about it, as lines for people."""
     return {
         "machine": f"{os.cpu_count()} cores, {_processor()}, {platform.system()} {platform.release()}",
-        "python": f"{platform.python_version()}, asyncmy {version('asyncmy')}, anyio {version('anyio')}",
+        "python": ", ".join([platform.python_version(), *(f"{name} {version(name)}" for name in PACKAGES)]),
         "load": load(),
         **{database.kind: database.version for database in databases},
     }

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC
-from pathlib import Path
-from typing import Any, Final
-
-import pymysql
+from datetime import UTC, datetime
+from itertools import product
+from typing import Final
 
 from benchmarks.candidates import BenchmarkFailed
-from benchmarks.crowd import resident
 from benchmarks.crowds import PATIENCE, CrowdProcess, Crowds
 from benchmarks.databases import Database
+from benchmarks.meters import COUNTING, Meter, meter_of
 from benchmarks.report import Figure, Table, milliseconds
 from benchmarks.samples import median, percentile
-from tests.servers import MariaDBServer
+from tests.servers import MariaDBServer, PostgreSQLServer, Server
 
 SIZES: Final = (10, 100, 1000)
 LEASE = 30.0
@@ -34,8 +31,14 @@ BEAT = 0.5
 HOSTS = 8
 """The processes over which the candidates of one lease are spread."""
 
-OPTIONS: Final = ("--max-connections=1200", "--back-log=1200", "--open-files-limit=8000", "--table-open-cache=3000")
-"""Of the server: what else than its defaults a thousand connections need."""
+SERVERS: Final[dict[str, tuple[type[Server], Sequence[str]]]] = {
+    "mariadb": (
+        MariaDBServer,
+        ("--max-connections=1200", "--back-log=1200", "--open-files-limit=8000", "--table-open-cache=3000"),
+    ),
+    "postgresql": (PostgreSQLServer, ("--max_connections=1200", *COUNTING)),
+}
+"""With what else than their defaults a thousand connections need."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,16 +50,17 @@ class Plan:
     window: float
     short: float
     kills: int
+    handovers: int
 
 
 async def measure(databases: Sequence[Database], *, quick: bool) -> Table:
-    plan = Plan(sizes=SIZES, lease=LEASE, window=30.0, short=SHORT, kills=3)
+    plan = Plan(sizes=SIZES, lease=LEASE, window=30.0, short=SHORT, kills=3, handovers=7)
     if quick:
-        plan = Plan(sizes=SIZES[:2], lease=3.0, window=6.0, short=3.0, kills=2)
+        plan = Plan(sizes=SIZES[:2], lease=3.0, window=6.0, short=3.0, kills=2, handovers=3)
     table = Table(
         topic="scale",
         title=(
-            f"scale: candidates on one MariaDB of its own, leases of {plan.lease:g} s, counted during {plan.window:g} s"
+            f"scale: candidates on a server of their own, leases of {plan.lease:g} s, counted during {plan.window:g} s"
         ),
         notes=[
             f"1 lease: the leader is a process, the others are spread over {HOSTS}, each with a store and a connection",
@@ -69,17 +73,19 @@ async def measure(databases: Sequence[Database], *, quick: bool) -> Table:
             f"leader, of {plan.short:g} s; n leases: the process that leads them all is killed, once",
             "takeover: from the expiry of a lease to the start of the next body; claims: for each takeover, all but",
             "one in vain; sent: statements per candidate from the kill to a second after the last takeover",
+            "hand-over: from the end of a body that was told to leave to the start of the next, with all candidates",
         ],
     )
-    if not any(database.kind == "mariadb" for database in databases):
-        table.notes.append("left out: there is no MariaDB")
-        return table
-    for measured, label in ((_one_lease, "1 lease, {} candidates"), (_many_leases, "{} leases, 3 candidates each")):
-        for size in plan.sizes:
-            with await asyncio.to_thread(MariaDBServer.start, options=OPTIONS) as server:  # memory is not given back
-                server.create_database("scale")
-                with Meter(server) as meter:
-                    table.rows[label.format(size)] = await measured(meter, plan, size)
+    kinds = [database.kind for database in databases if database.kind in SERVERS]
+    if not kinds:
+        table.notes.append(f"left out: there is none of {', '.join(SERVERS)}")
+    rows = ((_one_lease, "1 lease, {} candidates"), (_many_leases, "{} leases, 3 candidates each"))
+    for kind, (measured, label), size in product(kinds, rows, plan.sizes):
+        program, options = SERVERS[kind]
+        with await asyncio.to_thread(program.start, options=options) as server:  # memory is not given back
+            server.create_database("scale")
+            with meter_of(server) as meter:
+                table.rows[f"{kind}, {label.format(size)}"] = await measured(meter, plan, size)
     return table
 
 
@@ -108,7 +114,40 @@ async def _one_lease(meter: Meter, plan: Plan, size: int) -> dict[str, Figure]:
             await crowds.settled(size - 1, 1)
             await crowds.rest(1.0)
             takeovers.append(await _takeover(crowds, meter, leader))
-    return {**figures, **memory, **_figures(takeovers, size)}
+        await crowds.settled(size - 2, 1)  # the last leader was killed
+        handovers = [await _handover(crowds, meter, size - 1) for _ in range(plan.handovers)]
+    return {**figures, **memory, **_figures(takeovers, size), **_handover_figures(handovers)}
+
+
+async def _handover(crowds: Crowds, meter: Meter, size: int) -> tuple[float, int]:
+    """Has the leader of the one lease leave; seconds until the next body, and the claims until all have settled."""
+
+    def token(crowd: CrowdProcess) -> int:
+        return max((entry["token"] for entry in crowd.started.values()), default=0)
+
+    before, leader = meter.read(), max(crowds.all, key=token)
+    term = token(leader)
+    leader.send("leave")
+
+    def over() -> bool:
+        told = any(entry["token"] == term for entry in leader.ended.values())
+        return told and any(token(crowd) > term for crowd in crowds.all)
+
+    await crowds.until(over, "the lease is handed over")
+    (ended,) = leader.ended.values()
+    starts = [entry for crowd in crowds.all for entry in crowd.started.values() if entry["token"] == term + 1]
+    await crowds.settled(size - 1, 1)
+    await crowds.rest(1.0)
+    return starts[0]["at"] - ended["at"], meter.read().claims - before.claims
+
+
+def _handover_figures(handovers: Sequence[tuple[float, int]]) -> dict[str, Figure]:
+    seconds, claims = [took for took, _ in handovers], [made for _, made in handovers]
+    return {
+        "hand-over p50": milliseconds(median(seconds)),
+        "worst of them": milliseconds(max(seconds)),
+        "claims for one": Figure(value=median(claims), unit=""),
+    }
 
 
 async def _successor(crowds: Crowds, plan: Plan, leader: CrowdProcess, hosts: Sequence[CrowdProcess]) -> CrowdProcess:
@@ -190,7 +229,7 @@ async def _takeover(crowds: Crowds, meter: Meter, leader: CrowdProcess) -> Takeo
     rows = await asyncio.to_thread(
         meter.server.sql, "SELECT name, token, expires_at FROM aiolease_lease WHERE name LIKE 'bench%'", "scale"
     )
-    expiries = {name: (token, at.replace(tzinfo=UTC).timestamp()) for name, token, at in rows}
+    expiries = {name: (token, _aware(at).timestamp()) for name, token, at in rows}
     past: dict[str, float] = {}
 
     def taken() -> bool:
@@ -209,6 +248,10 @@ async def _takeover(crowds: Crowds, meter: Meter, leader: CrowdProcess) -> Takeo
         claims=after.claims - before.claims,
         statements=after.statements - before.statements - 1,  # the reading of the rows
     )
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
 def _figures(takeovers: Sequence[Takeover], candidates: int) -> dict[str, Figure]:
@@ -241,49 +284,3 @@ class Takeover:
     past: list[float]
     claims: int
     statements: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Count:
-    """Running totals, but for the connections."""
-
-    at: float
-    statements: int
-    claims: int
-    connections: int
-    cpu: float
-
-
-class Meter:
-    """Reads the server's own counters, over one connection that it does not count, and its process."""
-
-    def __init__(self, server: MariaDBServer) -> None:
-        self.server = server
-        self._readings = 0
-        self._connection: Any = pymysql.connect(
-            host=server.host, port=server.port, user=server.user, autocommit=True, read_timeout=30
-        )
-
-    def __enter__(self) -> Meter:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._connection.close()
-
-    def resident(self) -> int:
-        """KiB of the server's resident memory."""
-        return resident(self.server.pid)
-
-    def read(self) -> Count:
-        with self._connection.cursor() as cursor:
-            cursor.execute("SHOW GLOBAL STATUS")
-            status = dict(cursor.fetchall())
-        fields = Path(f"/proc/{self.server.pid}/stat").read_text().rpartition(")")[2].split()
-        self._readings += 1
-        return Count(
-            at=time.monotonic(),
-            statements=int(status["Questions"]) - self._readings,
-            claims=int(status["Com_update_multi"]),  # nothing else of aiolease's joins in an UPDATE
-            connections=int(status["Threads_connected"]) - 1,
-            cpu=(int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
-        )

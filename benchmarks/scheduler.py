@@ -104,7 +104,7 @@ async def with_apscheduler(url: str, size: int, plan: str, window: Callable[[], 
     if url != "memory":
         from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore  # type: ignore[import-untyped]
 
-        store = SQLAlchemyJobStore(url=url.replace("mysql:", "mysql+pymysql:"))
+        store = SQLAlchemyJobStore(url=url.replace("mysql:", "mysql+pymysql:").replace("+asyncpg:", "+psycopg:"))
     scheduler.add_jobstore(store)
     scheduler.start(paused=True)
     started = datetime.now(UTC).replace(microsecond=0)

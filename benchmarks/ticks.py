@@ -10,7 +10,7 @@ from aiolease import leadership, open_store
 from aiolease.stores.batch import Batch, Change, JobDefinition
 from aiolease.stores.records import RunKey, RunRecord, TermKey
 from benchmarks import jobs
-from benchmarks.databases import Database
+from benchmarks.databases import Database, by_each_driver
 from benchmarks.report import Figure, Table
 
 JOBS = 10_000
@@ -31,11 +31,11 @@ async def measure(databases: Sequence[Database], *, quick: bool) -> Table:
             "because a newer one was due as well; 'done' is how many of those due were run",
         ],
     )
-    for database in databases:
+    for database in by_each_driver(databases):
         url = database.fresh("ticks")
         batches, singly = await _ledger(url, 1_000, seconds), await _ledger(url, 1, seconds)
         found = await jobs.run("aiolease", database.fresh("ticks_jobs"), JOBS, "second", warm, window)
-        table.rows[database.kind] = {
+        table.rows[database.label] = {
             "ledger": Figure(value=batches, unit="/s"),
             "rows": Figure(value=batches * ROWS, unit="/s"),
             "one by one": Figure(value=singly, unit="/s"),

@@ -12,15 +12,20 @@ from typing import Any
 
 import aiosqlite
 import asyncmy
+import asyncpg
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
 
 from aiolease import JobRun, Leadership, leadership, open_store
 from aiolease.stores.batch import Batch
 from aiolease.stores.records import RunRecord, TermKey
-from benchmarks.databases import Database, ServerDatabase
+from benchmarks.databases import Database, PostgreSQLDatabase, ServerDatabase, by_each_driver
 from benchmarks.report import Figure, Table, milliseconds
 from benchmarks.samples import median, percentile
 
-AIMS = {"mariadb": 1.3}
+AIM = 1.3
+"""On MariaDB and PostgreSQL."""
+
 WARM = 20
 Call = Callable[[], Awaitable[None]]
 Connect = Callable[[], AbstractAsyncContextManager[Any]]
@@ -32,14 +37,18 @@ async def measure(databases: Sequence[Database], *, quick: bool) -> Table:
         topic="transactions",
         title=f"transactions: with one INSERT, fenced beside plain, by turns, {times} of each",
         notes=[
-            "plain is BEGIN, INSERT and COMMIT on a connection of the same asyncmy pool (autocommit); on SQLite one of",
-            "aiosqlite, opened for each as aiolease does it, or kept open; 'final' also records the run's success",
-            "all end in one commit: what the fence adds does not depend on the disk, but the ratio does",
+            "plain is BEGIN, INSERT and COMMIT on a connection of the same pool, asyncmy's (autocommit), asyncpg's or",
+            "psycopg's (which sends BEGIN and COMMIT by itself); on SQLite one of aiosqlite, opened for each as",
+            "aiolease does it, or kept open; 'final' also records the run's success",
+            "all end in one commit: what the fence adds does not depend on the disk, but the ratio does;",
+            "'CPU' is that of this process for each",
         ],
     )
-    for database in databases:
+    for database in by_each_driver(databases):
         if isinstance(database, ServerDatabase):
-            table.rows[database.kind] = await _on_server(database, times)
+            table.rows[database.label] = await _on_server(database, times)
+        elif isinstance(database, PostgreSQLDatabase):
+            table.rows[database.label] = await _on_postgresql(database, times)
         else:
             url = database.fresh("transactions")
             connect = partial(aiosqlite.connect, Path(url.removeprefix("sqlite:///")), isolation_level=None)
@@ -55,7 +64,17 @@ async def _on_server(database: ServerDatabase, times: int) -> dict[str, Figure]:
     async with asyncmy.create_pool(
         host=server.host, port=server.port, user=server.user, db="transactions", autocommit=True
     ) as pool:
-        return await _of(pool, pool.acquire, times, AIMS.get(database.kind))
+        return await _of(pool, pool.acquire, times, AIM if database.kind == "mariadb" else None)
+
+
+async def _on_postgresql(database: PostgreSQLDatabase, times: int) -> dict[str, Figure]:
+    database.fresh("transactions")
+    url = database.server.url(database.name("transactions"))
+    if database.driver == "asyncpg":
+        async with asyncpg.create_pool(url, min_size=1) as pool:
+            return await _of(pool, pool.acquire, times, AIM)
+    async with AsyncConnectionPool(url, min_size=1, open=False) as lent:
+        return await _of(lent, lent.connection, times, AIM)
 
 
 async def _of(target: Any, connect: Connect, times: int, aim: float | None = None) -> dict[str, Figure]:
@@ -71,13 +90,14 @@ async def _of(target: Any, connect: Connect, times: int, aim: float | None = Non
             await run(connection, "CREATE TABLE IF NOT EXISTS bench (id INTEGER NOT NULL, note VARCHAR(100))")
         calls = _calls(lead, connect, ticks)
         durations: dict[str, list[float]] = {name: [] for name in calls}
-        order = list(calls)
+        order, cpu = list(calls), dict.fromkeys(calls, 0.0)
         for number in range(times + WARM):
             for name in (*order[number % 3 :], *order[: number % 3]):
-                started = time.perf_counter()
+                started, used = time.perf_counter(), time.process_time()
                 await calls[name]()
                 if number >= WARM:
                     durations[name].append(time.perf_counter() - started)
+                    cpu[name] += time.process_time() - used
     p50 = {name: median(values) for name, values in durations.items()}
     return {
         "plain p50": milliseconds(p50["plain"]),
@@ -86,6 +106,7 @@ async def _of(target: Any, connect: Connect, times: int, aim: float | None = Non
         "final p50": milliseconds(p50["final"]),
         "its ratio": Figure(value=p50["final"] / p50["plain"], unit="x"),
         **{f"{name} p99": milliseconds(percentile(values, 99)) for name, values in durations.items()},
+        **{f"{name} CPU": milliseconds(used / times) for name, used in cpu.items()},
     }
 
 
@@ -93,6 +114,8 @@ async def run(connection: Any, sql: str) -> None:
     """One statement: the drivers differ in their cursors."""
     if isinstance(connection, aiosqlite.Connection):
         await (await connection.execute(sql)).close()
+    elif hasattr(connection, "is_in_transaction"):
+        await connection.execute(sql)
     else:
         async with connection.cursor() as cursor:
             await cursor.execute(sql)
@@ -104,9 +127,12 @@ def _calls(lead: Leadership, connect: Connect, ticks: Sequence[datetime]) -> dic
 
     async def plain() -> None:
         async with connect() as connection:
-            await run(connection, "BEGIN")
+            by_itself = isinstance(connection, AsyncConnection)
+            if not by_itself:
+                await run(connection, "BEGIN")
             await run(connection, insert)
-            await run(connection, "COMMIT")
+            if not by_itself:
+                await run(connection, "COMMIT")
 
     async def fenced() -> None:
         async with lead.transaction() as connection:

@@ -148,7 +148,7 @@ class PostgreSQLServer(Server):
         }
         return ["-D", str(self.data), *(f"--{name}={value}" for name, value in settings.items())]
 
-    def _backends(self) -> list[int]:
+    def backends(self) -> list[int]:
         """The processes of the server's sessions and services: each is the leader of a session of its own."""
         found = []
         for entry in Path("/proc").glob("[0-9]*/stat"):
@@ -159,7 +159,7 @@ class PostgreSQLServer(Server):
         return found
 
     def _signal_backends(self, how: signal.Signals) -> None:
-        for pid in self._backends():
+        for pid in self.backends():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, how)
 
@@ -177,7 +177,7 @@ class PostgreSQLServer(Server):
         self._end(signal.SIGINT)  # SIGTERM would wait for the clients
 
     def _end(self, how: signal.Signals) -> None:
-        backends = self._backends() if self.running else []
+        backends = self.backends() if self.running else []
         super()._end(how)
         deadline = time.monotonic() + STOP_LIMIT
         while backends and time.monotonic() < deadline:

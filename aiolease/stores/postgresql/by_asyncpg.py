@@ -12,7 +12,7 @@ import asyncpg
 from aiolease.stores.network.connecting import CONNECT_LIMIT
 from aiolease.stores.network.resolve import LookupLoop
 from aiolease.stores.postgresql.links import Link, Row, listening
-from aiolease.stores.postgresql.unofficial import forget_transaction, give_loop, listens_on
+from aiolease.stores.postgresql.unofficial import forget_transaction, give_loop, listens_on, remember_transaction
 
 OURS = {
     "connection_class": asyncpg.Connection,
@@ -30,6 +30,7 @@ class AsyncpgLink(Link):
         super().__init__(raw)
         give_loop(raw, asyncio.get_running_loop())
         self._prepared: dict[str, Any] = {}
+        self._count = 0  # of the statements prepared so far
         self._rings: dict[str, Callable[[str], None]] = {}
         raw.add_termination_listener(self._ended)
 
@@ -62,7 +63,9 @@ class AsyncpgLink(Link):
     async def _prepare(self, sql: str) -> None:
         if len(self._prepared) >= _MOST:
             self._prepared.clear()
-        self._prepared[sql] = await self.raw.prepare(sql)
+        self._count += 1
+        # With a name: without its cache, asyncpg has a statement without a name parsed and planned for each use.
+        self._prepared[sql] = await self.raw.prepare(sql, name=f"aiolease_{self._count}")
 
     async def get_ready(self, statements: Sequence[str]) -> None:
         """See `Link.get_ready`."""
@@ -131,9 +134,13 @@ async def is_primary(raw: Any) -> bool:
 
 
 async def begin(raw: Any, first: str) -> None:
-    """See `Talk.begin`. By asyncpg's own transaction: within it, one that the user opens is a savepoint."""
-    await raw.transaction().start()
-    await raw.execute(first)
+    """See `Talk.begin`. asyncpg is told of a transaction of its own: within it, one that the user opens is a savepoint.
+
+    Its `start` would take a round trip more, for the first statement.
+    """
+    transaction = raw.transaction()
+    await raw.execute(f"BEGIN; {first}")
+    remember_transaction(raw, transaction)
 
 
 def ended(raw: Any) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 
-from aiolease.stores.postgresql.dialect import BEGUN_CHECK, FENCE_CHECK, PostgreSQLDialect, check, checked, quoted
+from aiolease.stores.postgresql.dialect import BEGUN_CHECK, FENCE_CHECK, PostgreSQLDialect, checked, quoted
 from aiolease.stores.postgresql.settling import DURABLE
 from aiolease.stores.records import RunKey, TermKey
 from aiolease.stores.sql.lease import TERM, FenceStatements, of_run, of_term
@@ -57,8 +57,9 @@ class FenceSQL:
         self._home = home
         schema = f"{quoted(home)}." if home and not self._dialect.schema else ""
         self._final = FenceStatements(self._dialect, schema).final
-        rows = f"SELECT 1 FROM {schema}{self._dialect.table('fence')} WHERE {TERM}"
-        self._lock = Statement(check(f"({rows} FOR SHARE) AS fence", 1, FENCE_CHECK))
+        row = f"SELECT '1' FROM {schema}{self._dialect.table('fence')} WHERE {TERM} FOR SHARE"
+        # There is one such row at most. A count of it would take longer to plan and to run.
+        self._lock = Statement(f"SELECT CAST(COALESCE(({row}), '{FENCE_CHECK}: no row') AS integer)")
 
     def of_leader(self, term: TermKey) -> str:
         """The fence of what the leader writes itself: one such transaction of a lease at a time."""

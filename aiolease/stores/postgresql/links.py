@@ -20,7 +20,7 @@ class Link(ABC):
 
     Attributes:
         raw: The driver's.
-        pooled: Whether a pooler may lead each transaction to another session.
+        pooled: Whether a pooler may lead each transaction to another session; so it is until the contrary is known.
         settle: What each transaction begins with then.
         narrow: Whether the database's encoding lacks characters.
         heard: The channels that it listens on; none once it has ended.
@@ -28,7 +28,7 @@ class Link(ABC):
 
     def __init__(self, raw: Any) -> None:
         self.raw = raw
-        self.pooled = self.narrow = False
+        self.pooled, self.narrow = True, False
         self.settle = ""
         self.heard: set[str] = set()
 

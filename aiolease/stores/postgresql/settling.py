@@ -115,7 +115,14 @@ Measured = Callable[[Awaitable[None]], Awaitable[None]]
 """Awaits an exchange of one round trip, and notes how long that takes; see `network.session.Session.measured`."""
 
 
-async def settle(link: Link, table: str, schema: str | None, measured: Measured) -> tuple[str | None, bool]:
+async def _as_it_comes(answer: Awaitable[None]) -> None:
+    """For an exchange that nobody measures."""
+    await answer
+
+
+async def settle(
+    link: Link, table: str, schema: str | None, measured: Measured = _as_it_comes
+) -> tuple[str | None, bool]:
     """Settles a new session, and finds out what it is.
 
     Args:

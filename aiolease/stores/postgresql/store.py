@@ -11,7 +11,7 @@ one (see `aiolease.stores.postgresql.renewals`), so it can lead hundreds of leas
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from aiolease._names import check_name
@@ -215,7 +215,7 @@ class PostgreSQLStore(SQLLedger):
         link = None
         try:
             link = await self._connector.connect()
-            home, _ = await settle(link, self._dialect.table("lease"), self._dialect.schema, _as_it_comes)
+            home, _ = await settle(link, self._dialect.table("lease"), self._dialect.schema)
             statements = await self._schema.missing(link, home)
             if statements and not check:
                 await self._schema.upgrade(link, home)
@@ -234,8 +234,3 @@ class PostgreSQLStore(SQLLedger):
         for session in (self._lease_session, self._ledger_session, self._asking_session):
             await session.aclose()
         await self._renewals.aclose()
-
-
-async def _as_it_comes(answer: Awaitable[None]) -> None:
-    """For an exchange that nobody measures."""
-    await answer

@@ -38,6 +38,11 @@ def listens_on(connection: Any, channels: Iterable[str], instead: Iterable[str])
         listeners.setdefault(channel, set())
 
 
+def remember_transaction(connection: Any, transaction: Any) -> None:
+    """Tells asyncpg that a transaction of its connection has begun: the BEGIN went out by another way than its own."""
+    setattr(getattr(connection, "_con", connection), "_top_xact", transaction)  # noqa: B010 - see above
+
+
 def forget_transaction(connection: Any) -> None:
     """Tells asyncpg that its transaction is over: the COMMIT went out by another way than its own."""
     connection = getattr(connection, "_con", connection)  # behind what a pool lends

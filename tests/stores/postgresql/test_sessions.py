@@ -24,6 +24,8 @@ from aiolease.stores.contract import FenceBroken
 from aiolease.stores.postgresql import waiting
 from aiolease.stores.postgresql.errors import has_ended
 from aiolease.stores.postgresql.links import Link
+from aiolease.stores.postgresql.settling import settle
+from aiolease.stores.postgresql.url import connector
 from aiolease.stores.records import TermKey
 from tests.campaigns import LIMIT, apart, database_of, until
 from tests.project import ROOT
@@ -118,8 +120,24 @@ async def test_all_works_behind_pgbouncer(pgbouncer: PgBouncer, postgresql_url: 
         for _ in range(5):
             assert await pool.fetchval("SHOW statement_timeout") == "0"
             assert await pool.fetch("SELECT * FROM pg_listening_channels()") == []
+            assert await pool.fetch("SELECT * FROM pg_prepared_statements") == []
     finally:
         await pool.close()
+
+
+@drivers
+async def test_a_statement_that_is_sent_again_is_not_parsed_again(postgresql_url: str, driver: str) -> None:
+    """It is prepared over a connection of our own, whatever cache of statements that has."""
+    link = await connector(by(driver, postgresql_url)).connect()
+    try:
+        await settle(link, '"aiolease_lease"', None)
+        sql = "SELECT $1::bigint + 7"
+        for number in range(5):
+            assert await link.fetch(sql, (number,)) == [(number + 7,)]
+        prepared = await link.fetch("SELECT statement FROM pg_prepared_statements")
+        assert [statement for (statement,) in prepared if "pg_prepared_statements" not in statement] == [sql]
+    finally:
+        link.drop()
 
 
 async def _leads(url: str, name: str) -> None:
