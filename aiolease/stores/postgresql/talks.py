@@ -44,8 +44,8 @@ def talk_by(driver: str) -> Talk:
 
 def talk_over(connection: Any) -> Talk | None:
     """The talk of a connection's own driver; ``None`` if it is of neither."""
-    packages = {kind.__module__.partition(".")[0] for kind in type(connection).__mro__}
-    for driver, method in (("asyncpg", "is_in_transaction"), ("psycopg", "pgconn")):
-        if driver in packages and hasattr(connection, method):
-            return talk_by(driver)
-    return None
+    kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(connection).__mro__}
+    if ("psycopg", "AsyncConnection") in kinds:  # and not a connection that blocks
+        return talk_by("psycopg")
+    asyncpg = any(package == "asyncpg" for package, _ in kinds) and hasattr(connection, "is_in_transaction")
+    return talk_by("asyncpg") if asyncpg else None

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import psycopg
 import pytest
 from psycopg.rows import tuple_row
 
-from aiolease import StoreUnavailable, leadership
+from aiolease import ConfigurationError, StoreUnavailable, leadership
 from tests.campaigns import LIMIT
 from tests.stores.transactions.lending import Work, insert, lent
 
@@ -68,3 +69,11 @@ async def test_what_a_block_of_psycopg_leaves_open_is_no_unknown_commit(
         async with lead.transaction() as connection:
             await connection.execute(insert("next"))
     assert work.rows() == ["next"]
+
+
+async def test_a_connection_that_blocks_is_no_connection_for_a_fence(postgresql_url: str) -> None:
+    """The error says so, and not that the database refuses something."""
+    async with leadership(postgresql_url, timeout=LIMIT) as lead:
+        connection = psycopg.connect(postgresql_url, sslmode="disable")
+        with connection, pytest.raises(ConfigurationError, match="use a connection to the lease's database"):
+            await lead.fence(connection)
