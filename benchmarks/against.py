@@ -2,6 +2,7 @@
 
 ``python -m benchmarks.against COMMIT renewal transactions`` measures the commit in a worktree of its own, with the
 benchmarks that it had, by turns with this tree, on the same machine in the same minutes. What both print is compared.
+With ``--ours`` the commit is measured with the benchmarks of this tree: they may be newer than the commit.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -88,10 +90,14 @@ def main() -> int:
     parser.add_argument("topics", nargs="+", metavar="topic")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--servers", default="mariadb,mysql,sqlite")
+    parser.add_argument("--ours", action="store_true", help="measure the commit with the benchmarks of this tree")
     parser.add_argument("--full", action="store_true", help="as many repetitions as for figures to quote")
     arguments = parser.parse_args()
     options = ["--servers", arguments.servers, *([] if arguments.full else ["--quick"])]
     with worktree(arguments.commit) as before:
+        if arguments.ours:
+            shutil.rmtree(before / "benchmarks")
+            shutil.copytree(HERE / "benchmarks", before / "benchmarks")
         for topic in arguments.topics:
             print(f"\n{compare(topic, [before, HERE], arguments.rounds, options)}", flush=True)
     return 0

@@ -52,7 +52,7 @@ async def measure(databases: Sequence[Database], *, quick: bool) -> Table:
                 except BenchmarkFailed as error:
                     table.notes.append(f"left out is '{label}': {error}")
                     continue
-                table.rows[label] = figures = _figures(found)
+                table.rows[label] = figures = figures_of(found)
                 if p99 and found["done"]:
                     figures["p99 to aiolease"] = Figure(value=found["late"]["p99"] / p99, unit="x")
                 p99 = found["late"]["p99"] if found["done"] else 0.0
@@ -69,7 +69,7 @@ def _overloaded(found: dict[str, Any] | None) -> bool:
     return found is None or share_done(found) < 99 or 10 * found["late"]["p99"] > 1.0
 
 
-def _figures(found: dict[str, Any]) -> dict[str, Figure]:
+def figures_of(found: dict[str, Any]) -> dict[str, Figure]:
     late = {key: milliseconds(seconds) for key, seconds in found.get("late", {}).items()}
     return {
         **late,
