@@ -72,11 +72,16 @@ class Ledger(Requests):
 
     def overview(self, jobs: Sequence[str] | None, now: datetime) -> Overview:
         """See `LedgerStore.overview`."""
-        wanted = sorted(self.jobs if jobs is None else set(jobs) & set(self.jobs))
-        return Overview(jobs={job: self._seen(job) for job in wanted}, now=now, pause=self.whole, unreadable={})
+        rows: dict[str, list[RunRecord]] = {
+            job: [] for job in sorted(self.jobs if jobs is None else set(jobs) & set(self.jobs))
+        }
+        for run in self.runs.values():
+            if run.job in rows:
+                rows[run.job].append(run)
+        seen = {job: self._seen(job, sorted(runs, key=lambda run: run.tick)) for job, runs in rows.items()}
+        return Overview(jobs=seen, now=now, pause=self.whole, unreadable={})
 
-    def _seen(self, job: str) -> JobSeen:
-        rows = self.history(job)
+    def _seen(self, job: str, rows: Sequence[RunRecord]) -> JobSeen:
         ended = [run for run in rows if run.status in {"succeeded", "failed", "lost"}]
         succeeded = [run for run in ended if run.status == "succeeded"]
         failures = [run for run in ended if not succeeded or run.tick > succeeded[-1].tick]
