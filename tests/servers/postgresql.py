@@ -121,7 +121,7 @@ class PostgreSQLServer(Server):
     def standby_of(cls, primary: PostgreSQLServer) -> PostgreSQLServer:
         """Start a server that follows another, until ``promote``."""
         folder = cls._programs()
-        standby = cls(None, (), False)
+        standby = cls(None, primary.options, False)
         try:
             standby.account = primary.account
             if os.geteuid() == 0:
@@ -129,6 +129,7 @@ class PostgreSQLServer(Server):
             run(
                 *as_account(), folder / "pg_basebackup", f"--host={primary.host}", f"--port={primary.port}",
                 "--username=postgres", f"--pgdata={standby.data}", "--write-recovery-conf", "--checkpoint=fast",
+                "--no-sync",
             )  # fmt: skip
             standby.launch()
         except BaseException:
