@@ -46,6 +46,14 @@ def newest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def _runs(pid: int) -> bool:
+    """Whether a process runs. One that has ended may stay for seconds, until the machine's first process looks."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except OSError:
+        return False
+
+
 def as_account() -> list[str]:
     """What a command begins with that root may not run."""
     return ["setpriv", "--reuid", ACCOUNT, "--clear-groups"] if os.geteuid() == 0 else []
@@ -113,7 +121,7 @@ class PostgreSQLServer(Server):
     def standby_of(cls, primary: PostgreSQLServer) -> PostgreSQLServer:
         """Start a server that follows another, until ``promote``."""
         folder = cls._programs()
-        standby = cls(None, (), False)
+        standby = cls(None, primary.options, False)
         try:
             standby.account = primary.account
             if os.geteuid() == 0:
@@ -121,6 +129,7 @@ class PostgreSQLServer(Server):
             run(
                 *as_account(), folder / "pg_basebackup", f"--host={primary.host}", f"--port={primary.port}",
                 "--username=postgres", f"--pgdata={standby.data}", "--write-recovery-conf", "--checkpoint=fast",
+                "--no-sync",
             )  # fmt: skip
             standby.launch()
         except BaseException:
@@ -159,7 +168,11 @@ class PostgreSQLServer(Server):
         return found
 
     def _signal_backends(self, how: signal.Signals) -> None:
-        for pid in self.backends():
+        self._signal(self.backends(), how)
+
+    @staticmethod
+    def _signal(processes: list[int], how: signal.Signals) -> None:
+        for pid in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, how)
 
@@ -181,11 +194,9 @@ class PostgreSQLServer(Server):
         super()._end(how)
         deadline = time.monotonic() + STOP_LIMIT
         while backends and time.monotonic() < deadline:
-            for pid in list(backends):
-                try:
-                    os.kill(pid, signal.SIGKILL if how == signal.SIGKILL else 0)
-                except ProcessLookupError:
-                    backends.remove(pid)
+            if how == signal.SIGKILL:
+                self._signal(backends, how)
+            backends = [pid for pid in backends if _runs(pid)]
             time.sleep(0.002)
 
     @property

@@ -9,6 +9,7 @@ import pytest
 from aiolease import StoreUnavailable, leadership, open_store
 from tests.campaigns import LIMIT, database_of, until
 from tests.servers import PostgreSQLServer
+from tests.servers.postgresql import QUICK
 from tests.stores.databases import claim, renew
 
 
@@ -17,7 +18,7 @@ async def test_a_standby_that_is_promoted_is_found(driver: str) -> None:
     """A standby is passed over, wherever it stands in the URL; promoted, the term goes on there."""
     if reason := PostgreSQLServer.available():
         pytest.skip(reason)
-    primary = await asyncio.to_thread(PostgreSQLServer.start)
+    primary = await asyncio.to_thread(PostgreSQLServer.start, options=QUICK)
     with primary:
         primary.create_database("shop")
         with await asyncio.to_thread(PostgreSQLServer.standby_of, primary) as standby:
