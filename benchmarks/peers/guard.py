@@ -47,13 +47,18 @@ async def campaign(url: str, name: str, after_acquire_delay: float, reacquire_de
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     running = begin()
     async for _ in lines:
-        running.cancel()
-        await asyncio.wait([running])
+        await _end(running)
         await asyncio.sleep(0.2)  # so that another is elected
         running = begin()
-    running.cancel()
-    await asyncio.wait([running])
+    await _end(running)
     await terms.close()
+
+
+async def _end(running: asyncio.Task[None]) -> None:
+    """Cancels it until it has ended: one that comes while it looks after its connection asyncpg-lock may swallow."""
+    while not running.done():
+        running.cancel()
+        await asyncio.wait([running], timeout=0.2)
 
 
 def main() -> None:
