@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from aiolease import ConfigurationError, JobRegistry, StoreUnavailable, leadership, open_store
+from aiolease import ConfigurationError, StoreUnavailable, leadership, open_store
 from aiolease.events import (
     Elected,
     Event,
@@ -31,7 +31,7 @@ from aiolease.events import (
 from aiolease.metrics import PrometheusMetrics
 from aiolease.metrics.instruments import OF_JOBS, OF_LEASES
 from aiolease.testing import MemoryServer, MemoryStore
-from tests.jobs.watchers import LEASE, registry
+from tests.jobs.watchers import LEASE, in_every_state, registry
 from tests.metrics.measured import Measured
 from tests.project import ROOT
 from tests.virtual import START, virtual
@@ -172,22 +172,8 @@ def test_runs_are_counted_by_how_they_ended() -> None:
 @virtual
 async def test_how_jobs_stand_comes_from_the_looks() -> None:
     """Leader and follower show the same of each job, by their looks."""
-    jobs = JobRegistry(max_running=1)
-
-    async def fail() -> None:
-        raise ValueError
-
-    async def hang() -> None:
-        await asyncio.sleep(10_000)
-
-    async def nothing() -> None: ...
-
-    jobs.every(10, name="fails", max_age=15)(fail)
-    jobs.every(100, name="hangs")(hang)
-    jobs.every(20, name="waits", overlap="allow")(nothing)
-    jobs.every(20, name="paused")(nothing)
     server, pair = MemoryServer(START), [Measured(), Measured()]
-    tasks = [asyncio.create_task(jobs.serve(MemoryStore(server), on_event=seen)) for seen in pair[:1]]
+    tasks = [asyncio.create_task(in_every_state().serve(MemoryStore(server), on_event=pair[0]))]
     await asyncio.sleep(5)
     others = registry("fails", "hangs", "waits", "paused")
     tasks.append(asyncio.create_task(others.serve(MemoryStore(server), on_event=pair[1])))
