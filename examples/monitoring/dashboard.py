@@ -48,14 +48,14 @@ def number(title: str, text: str, expression: str, *, good: float | None = None)
             Threshold(value=good + 1, color="red"),
         ]
         panel = panel.thresholds(dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps))
-    return panel.with_target(query(expression, ""))
+    return panel.with_target(query(expression, "").ref_id("A"))
 
 
 def lines(title: str, text: str, unit: str, *queries: Any) -> Any:
     """A graph over time."""
     panel = timeseries.Panel().title(title).description(text).datasource(SOURCE).unit(unit).min(0).height(8).span(12)
-    for each in queries:
-        panel = panel.with_target(each)
+    for letter, each in zip("ABCD", queries, strict=False):
+        panel = panel.with_target(each.ref_id(letter))
     return panel
 
 
@@ -204,6 +204,8 @@ def build() -> dict[str, Any]:
         .build()
     )
     encoded: dict[str, Any] = json.loads(JSONEncoder().encode(made))
+    for number_of_panel, panel in enumerate(encoded["panels"], start=1):
+        panel["id"] = number_of_panel
     return encoded
 
 
