@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -67,7 +68,8 @@ class _LivingProcesses(MultiProcessCollector):
     def collect(self) -> Iterable[Metric]:
         for number in {file.stem.rpartition("_")[2] for file in Path(self._folder).glob("gauge_live*.db")}:
             if number.isdecimal() and not _is_alive(int(number)):
-                mark_process_dead(int(number), self._folder)  # type: ignore[no-untyped-call]
+                with suppress(FileNotFoundError):  # another worker was asked at the same moment
+                    mark_process_dead(int(number), self._folder)  # type: ignore[no-untyped-call]
         collected: Iterable[Metric] = super().collect()  # type: ignore[no-untyped-call]
         return collected
 

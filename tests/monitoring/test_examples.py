@@ -75,7 +75,7 @@ def test_rules_and_dashboard_name_metrics_that_are_there() -> None:
 
 
 def test_the_dashboard_is_what_its_program_makes() -> None:
-    """Whoever changes the program makes the file anew. No panel, and no line of one, is named as another."""
+    """After a change of the program the file is made anew. No panel, and no line of one, is named as another."""
     made = json.loads((EXAMPLES / "monitoring" / "dashboard.json").read_text("utf-8"))
     assert made == build()
     assert len({panel["id"] for panel in made["panels"]}) == len(made["panels"])
