@@ -70,22 +70,19 @@ def scrape(port: int) -> dict[str, float]:
 
 
 async def test_one_of_four_workers_leads_and_one_again_after_it_was_killed(tmp_path: Path) -> None:
-    """Whichever worker answers, a scrape finds one leader, none for a while after a crash, and never two."""
+    """A scrape reaches any of the workers. It finds one leader, and one again after a crash, which leaves no trace."""
     port, url = free_port(), f"sqlite:///{tmp_path / 'jobs.db'}"
-    found: list[float] = []
 
     def leads(term: int) -> bool:
         values = scrape(port)
-        found.append(values.get("aiolease_is_leader", 0))
-        return found[-1] == 1 and values["aiolease_term"] >= term
+        return values.get("aiolease_is_leader") == 1 and values["aiolease_term"] >= term
 
     with workers(tmp_path, url, port):
-        await until(lambda: leads(1), "one of the workers leads")
+        await until(lambda: leads(1), "one of the workers leads", 3 * LIMIT)
         async with open_store(url) as store:
             row = await store.status("default")
         assert row is not None
         assert row.holder is not None
         os.kill(int(row.holder.split("-")[-2]), signal.SIGKILL)
-        await until(lambda: leads(row.token + 1), "another worker leads")
-        assert set(found) <= {0, 1}
-        await until(lambda: scrape(port)["aiolease_renewal_seconds_count"] > 0, "it renews its lease")
+        await until(lambda: leads(row.token + 1), "another worker leads", 2 * LIMIT)
+        await until(lambda: scrape(port)["aiolease_renewal_seconds_count"] > 0, "it renews its lease", 2 * LIMIT)

@@ -15,7 +15,7 @@ import httpx
 from tests.servers import free_port
 from tests.servers.machine import STOP_LIMIT
 
-INTERVAL = 0.25
+INTERVAL = 0.5
 """Seconds between two scrapes."""
 
 

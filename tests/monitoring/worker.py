@@ -25,7 +25,7 @@ async def fails() -> None:
 async def main(url: str, port: int) -> None:
     metrics = PrometheusMetrics()
     start_http_server(port, addr="127.0.0.1", registry=metrics.exposed)
-    await jobs.serve(url, on_event=metrics, lease_duration=2.0)
+    await jobs.serve(url, on_event=metrics, lease_duration=3.0)
 
 
 if __name__ == "__main__":
