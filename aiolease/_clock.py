@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
+from datetime import UTC, datetime
 
 Clock = Callable[[], float]
 
@@ -43,6 +44,18 @@ def current_clock() -> Clock:
     if clock is None:
         clock = getattr(asyncio.get_running_loop(), "boot_clock", None)
     return clock or boot_clock
+
+
+def ahead_of(database_now: datetime, took: float) -> float:
+    """Seconds by which this machine's wall clock is ahead of the database's, accurate to half of `took`.
+
+    Args:
+        database_now: The database's clock, as an answer that has just come shows it.
+        took: From the sending of the question to its answer, in seconds.
+    """
+    wall_clock = getattr(asyncio.get_running_loop(), "wall_clock", None)
+    now = datetime.now(UTC) if wall_clock is None else wall_clock()
+    return float((now - database_now).total_seconds() - took / 2)
 
 
 def jitter(low: float, high: float) -> float:

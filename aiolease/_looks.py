@@ -27,6 +27,7 @@ class JobsSeen(Event):
             out.
         now: The database's clock at the reading: aware UTC.
         leading: Whether this process led.
+        clock_offset: See `Renewed`: of this process, which may be one that waits.
     """
 
     level: ClassVar[Level] = "TRACE"
@@ -34,6 +35,7 @@ class JobsSeen(Event):
     jobs: tuple[JobStanding, ...]
     now: datetime
     leading: bool
+    clock_offset: float
 
     @property
     def phrase(self) -> str:

@@ -21,7 +21,9 @@ __all__ = [
     "Event",
     "Following",
     "JobsSeen",
+    "Joined",
     "Leaderless",
+    "LedgerFailed",
     "Level",
     "LoopBlocked",
     "Lost",
@@ -40,6 +42,26 @@ __all__ = [
     "UnknownJobs",
     "Waiting",
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined(Event):
+    """This process takes part in an election from now on, or begins to run jobs in its term: before anything happens.
+
+    Once per `leadership`, `run_as_leader`, `serve`, `background` and `JobRegistry.run`; again if `background` failed.
+
+    Attributes:
+        jobs: The jobs that are registered, in the order of their names; none for a leadership without jobs.
+    """
+
+    level: ClassVar[Level] = "TRACE"
+
+    jobs: tuple[str, ...] = ()
+
+    @property
+    def phrase(self) -> str:
+        jobs = f", with jobs: {named(self.jobs)}" if self.jobs else ""
+        return f"takes part in the election of {self.lease!r}{jobs}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +106,14 @@ class Renewed(Event):
     Attributes:
         beat: The number of the renewal.
         took: From the sending to the answer, in seconds.
+        clock_offset: Seconds by which this machine's clock is ahead of the database's, accurate to half of `took`.
     """
 
     level: ClassVar[Level] = "TRACE"
 
     beat: int
     took: float
+    clock_offset: float
 
     @property
     def phrase(self) -> str:
@@ -241,6 +265,27 @@ class ReleaseFailed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerFailed(Event):
+    """The leader could not write the ledger: nothing new is started, and it is tried again.
+
+    Attributes:
+        error: What went wrong.
+        failures: How often in a row.
+        quiet: Whether it is the first failure, or a line has told of it lately. Such one is for who looks closely.
+    """
+
+    level: ClassVar[Level] = "WARNING"
+
+    error: str
+    failures: int
+    quiet: bool = False
+
+    @property
+    def phrase(self) -> str:
+        return f"could not write the ledger of {self.lease!r}, nothing new is started: {self.error}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Notice(Event):
     """Something that a person should know and a program need not: its text is its only fact.
 
@@ -384,6 +429,8 @@ def level_of(event: Event) -> Level:
         return {"succeeded": "INFO", "lost": "WARNING"}.get(event.status, failed)
     if isinstance(event, TickSkipped | Overdue) and event.quiet:
         return "DEBUG"
+    if isinstance(event, LedgerFailed) and event.quiet:
+        return "TRACE"
     return event.level
 
 

@@ -53,7 +53,7 @@ from aiolease.errors import ConfigurationError, InvalidJob, LossReason, StoreUna
 from aiolease.events import Notice, describe
 from aiolease.stores.batch import Batch, Change
 from aiolease.stores.contract import FenceBroken
-from aiolease.stores.memory import Fence, MemoryServer
+from aiolease.stores.memory import VIRTUAL_START, Fence, MemoryServer
 from aiolease.stores.memory import MemoryStore as _PlainStore
 from aiolease.stores.records import Lease, RunRecord, RunStatus
 
@@ -63,6 +63,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+
+_FIRST = 1000.0
+"""What the virtual clock shows at first, in seconds: not 0, so that no moment is mistaken for "not set"."""
 
 _PATIENCE = 5.0
 """Seconds of real time that the loop waits for a thread or a signal when nothing else is left to do."""
@@ -109,7 +112,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     """
 
     def __init__(self) -> None:
-        self._virtual_now = 1000.0
+        self._virtual_now = _FIRST
         self._chance = random.Random(0)
         self.threads: dict[asyncio.Future[Any], str] = {}
         selector = _JumpingSelector()
@@ -124,6 +127,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def boot_clock(self) -> float:
         """The clock of aiolease's deadlines: in virtual time the loop's own."""
         return self._virtual_now
+
+    def wall_clock(self) -> datetime:
+        """The machine's wall clock, as aiolease compares it with the database's: midnight of 1 January 2026 at first.
+
+        As a `MemoryServer`'s, if that is first read at the loop's start.
+        """
+        return VIRTUAL_START + timedelta(seconds=self._virtual_now - _FIRST)
 
     def jitter(self, low: float, high: float) -> float:
         """The random numbers of aiolease: the same in every run, and independent of `random`."""

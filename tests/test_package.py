@@ -62,7 +62,9 @@ PUBLIC = {
     "Event",
     "Following",
     "JobsSeen",
+    "Joined",
     "Leaderless",
+    "LedgerFailed",
     "LoopBlocked",
     "Lost",
     "Notice",
@@ -84,10 +86,13 @@ PUBLIC = {
 
 HEAVY = [
     "aiolease.cli",
+    "aiolease.metrics",
     "aiolease.testing",
     "aiomysql",
     "argparse",
     "asyncmy",
+    "opentelemetry",
+    "prometheus_client",
     "pydantic",
     "pydantic_settings",
     "sqlalchemy",

@@ -29,7 +29,7 @@ from aiolease._functions import check_eligible
 from aiolease._logging import emit
 from aiolease._waiting import wait_shielded
 from aiolease.errors import LeadershipLost
-from aiolease.events import Notice, Observer, describe
+from aiolease.events import Joined, Notice, Observer, describe
 from aiolease.stores import Store, Target, check_target, open_store
 
 _ENTER_LIMIT = 5.0
@@ -132,6 +132,7 @@ class Campaign:
 
     async def run(self) -> None:
         """Campaigns until it is stopped. See `run_as_leader` for what it raises."""
+        emit(Joined(lease=self._name, jobs=self._looks.jobs), self._observer)
         try:
             async with open_store(self._target) as store:
                 stay_out: StayOut | None = None

@@ -14,7 +14,8 @@ from aiolease._election.leader import lead
 from aiolease._election.leadership import Leadership
 from aiolease._election.timings import OnStall, Timings, check_stall, check_wait
 from aiolease._functions import check_eligible
-from aiolease.events import Observer
+from aiolease._logging import emit
+from aiolease.events import Joined, Observer
 from aiolease.stores import Target, check_target, open_store
 
 
@@ -74,6 +75,7 @@ def leadership(
 
     @asynccontextmanager
     async def term() -> AsyncIterator[Leadership]:
+        emit(Joined(lease=name), on_event)
         async with open_store(target) as store:
             health = Health()
             candidate = Candidate(store, name, timings, eligible=eligible, observer=on_event, health=health)

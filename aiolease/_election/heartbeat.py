@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import anyio
 
-from aiolease._clock import current_clock, jitter
+from aiolease._clock import ahead_of, current_clock, jitter
 from aiolease._election.body import Body
 from aiolease._election.claim import Claim
 from aiolease._election.health import STORE_ERRORS, Health
@@ -99,15 +99,16 @@ class Heartbeat:
 
     def _renewed(self, row: Lease, sent_at: float, received: float) -> float:
         """Takes up a renewal; returns when the next one is due."""
-        term, timings = self._term, self._term.timings
+        term, timings, took = self._term, self._term.timings, received - sent_at
+        clock_offset = ahead_of(row.now, took)
         back = self._health.clocks.setback(row.renewed_at, sent_at, timings.lease_duration)
-        self._health.saw(row, received, received - sent_at)  # behind that: it is a part of the history then
+        self._health.saw(row, received, took)  # behind that: it is a part of the history then
         if term.lost is None:
             self._body.count_leftover()
         term.saw_database_time(row.now)
         if term.lost is None and received < term.deadline:
             term.deadline = sent_at - back + timings.renew_deadline
-        emit(Renewed(**term.facts(), beat=row.beat, took=received - sent_at), term.observer)
+        emit(Renewed(**term.facts(), beat=row.beat, took=took, clock_offset=clock_offset), term.observer)
         if row.resign_token == term.key.token:
             term.end("resigned", requested=True)
         # Sooner after a step back, so that a failed renewal can still be tried again.

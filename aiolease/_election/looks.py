@@ -28,6 +28,11 @@ class Looks:
         self._lease_duration = lease_duration
         self._looked_as: State | None = None
 
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        """The names of the jobs that are looked at, in their order."""
+        return () if self._lookout is None else self._lookout.jobs
+
     def trouble(self, state: State) -> str | None:
         """What was wrong at the latest look, if that was in the same state."""
         return self._lookout.trouble if self._lookout is not None and self._looked_as == state else None

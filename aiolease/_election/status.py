@@ -61,6 +61,10 @@ class Lookout(Protocol):
     def trouble(self) -> str | None:
         """What was wrong at the latest look; ``None`` if nothing was."""
 
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        """The names of the jobs, in their order."""
+
     async def look(self, store: Store, sight: Sight) -> None:
         """Looks once; raises nothing."""
 

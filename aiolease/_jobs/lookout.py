@@ -19,6 +19,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from aiolease._clock import ahead_of, current_clock
 from aiolease._election.health import STORE_ERRORS
 from aiolease._election.status import Sight
 from aiolease._election.timings import Timings
@@ -69,26 +70,35 @@ class Lookout:
             told.append(self._several(self._overdue.values()))
         return "; ".join(told) or None
 
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        """The names of the jobs, in their order."""
+        return tuple(sorted(self._jobs))
+
     async def look(self, store: Store, sight: Sight) -> None:
         """Looks once, in one statement, and tells what has changed; raises nothing."""
         if not self._jobs:
             return
+        clock = current_clock()
+        asked_at = clock()
         try:
             overview = await time_limited(self._limit, store.description, store.overview(self._lease))
         except STORE_ERRORS:  # the candidate, or the leader, tells of it
             self._looked.clear()  # the leader may be as badly off: it is to have a whole lease from the next look on
             return
+        clock_offset = ahead_of(overview.now, clock() - asked_at)
         try:
-            await self._judge(sight, overview)
+            await self._judge(sight, overview, clock_offset)
         except Exception as error:  # noqa: BLE001 - of a row by another hand: the next look is to come all the same
             self.trouble = f"could not judge how the jobs of {self._lease!r} stand: {describe(error)}"
             emit(Notice(lease=self._lease, severity="ERROR", text=self.trouble), self._observer)
 
-    async def _judge(self, sight: Sight, overview: Overview) -> None:
+    async def _judge(self, sight: Sight, overview: Overview, clock_offset: float) -> None:
         self._looked.append(overview.now)
         jobs = await self._stand(sight, overview)
         facts: dict[str, Any] = {"lease": self._lease, "holder": sight.holder, "token": sight.token}
-        emit(JobsSeen(**facts, jobs=tuple(jobs.values()), now=overview.now, leading=sight.leads), self._observer)
+        how: dict[str, Any] = {"jobs": tuple(jobs.values()), "leading": sight.leads, "clock_offset": clock_offset}
+        emit(JobsSeen(**facts, **how, now=overview.now), self._observer)
         self._tell_leaderless(sight, overview.now, facts)
         self._tell_unknown(sight, overview, jobs, facts)
         await self._tell_overdue(jobs, facts)

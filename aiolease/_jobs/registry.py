@@ -22,7 +22,7 @@ from aiolease._jobs.terms import Terms
 from aiolease._logging import emit
 from aiolease._names import check_name
 from aiolease.errors import ConfigurationError, DuplicateJob, InvalidJob
-from aiolease.events import Notice
+from aiolease.events import Joined, Notice
 from aiolease.stores import Target
 
 P = ParamSpec("P")
@@ -191,6 +191,8 @@ class JobRegistry:
             LeadershipLost: The term has ended already.
             ConfigurationError: Jobs of these names run in this term already.
         """
+        term = lead.term
+        emit(Joined(**term.facts(), jobs=tuple(sorted(self.registered))), term.observer)
         await self._terms.run(self.registered, lead, asyncio.Event(), context=context, drain_timeout=0.0)
 
     def _campaign(self, target: Target, name: str, context: Any, drain_timeout: float, options: Options) -> Campaign:

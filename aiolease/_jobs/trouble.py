@@ -9,6 +9,7 @@ from typing import final
 
 from aiolease._election.term import Term
 from aiolease._jobs.notices import Notices
+from aiolease.events import LedgerFailed
 
 _QUIETEST = 60.0
 """Seconds between two warnings about a ledger that cannot be written, at most."""
@@ -38,11 +39,12 @@ class Trouble:
         retry_interval, now = self._term.timings.retry_interval, asyncio.get_running_loop().time()
         self.failures += 1
         self.why = why
-        text = f"could not write the ledger of {self._term.key.name!r}, nothing new is started: {why}"
-        self._term.trouble = text
-        if self.failures > 1 and now - self._warned_at >= min(retry_interval * self.failures, _QUIETEST):
+        quiet = self.failures == 1 or now - self._warned_at < min(retry_interval * self.failures, _QUIETEST)
+        if not quiet:
             self._warned_at = now
-            self._notices.tell("WARNING", text)
+        event = LedgerFailed(**self._notices.facts(), error=why, failures=self.failures, quiet=quiet)
+        self._term.trouble = event.phrase
+        self._notices.emit(event)
         return 0.0 if self.failures == 1 else min(_FIRST_PAUSE * 2.0 ** min(self.failures, 10), retry_interval)
 
     def worked(self, *, aside: Iterable[str], silent: Iterable[str]) -> None:

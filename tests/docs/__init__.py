@@ -22,6 +22,6 @@ that nothing says how to run fails, and so does a set-up without a block.
     With ``Setup(needs=…)``: its statements run on that database, where aiolease's tables have been made.
 ``env``
     ``AIOLEASE_…=value`` lines; `LeaseSettings` must know and accept them.
-``toml``, ``json``
+``toml``, ``json``, ``yaml``
     It must parse.
 """

@@ -110,7 +110,10 @@ def unknown_words(command: list[str]) -> list[str]:
             wrong = unknown_options(("-m", "aiolease"), words)
         case ["pip" | "uv", *words] if "install" in words or "add" in words:
             wrong = [word for word in words if word.startswith(("aiolease", ".[")) and not is_requirement(word)]
-        case ["cd" | "kill", *_] | ["python" | "python3", "worker.py"]:  # the latter a page has the reader write
+        case ["cd" | "export" | "kill" | "promtool" | "uvicorn", *_] | [
+            "python" | "python3",
+            "worker.py",
+        ]:  # the latter a page has the reader write
             wrong = []
         case _:
             wrong = command

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+import yaml
 
 from tests.docs.commands import arguments_of, check_variable, commands_of
 from tests.docs.page import Block
@@ -44,6 +45,8 @@ def treat(block: Block, folder: Path, environment: dict[str, str]) -> None:
             tomllib.loads(block.text)
         case "json":
             json.loads(block.text)
+        case "yaml":
+            yaml.safe_load(block.text)
         case "sql" if block.setup.needs is not None:
             statements = [part for part in re.split(r";\s*$", block.text, flags=re.MULTILINE) if part.strip()]
             program = folder / "statements.py"

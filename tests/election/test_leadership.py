@@ -156,7 +156,7 @@ def test_log_phrases_are_stable(lines: list[tuple[str, str, dict[str, Any]]]) ->
     )
     for level, text, extra in lines:
         assert extra["lease"] == "cron"
-        if level != "WARNING" or "renew" in text:
+        if (level != "WARNING" or "renew" in text) and not text.startswith("takes part"):
             assert extra["holder"] in (first, second)
             assert extra["token"] in (1, 2)
 
@@ -171,6 +171,8 @@ def test_log_phrases_through_the_standard_library() -> None:
 
         class Handler(logging.Handler):
             def emit(self, record):
+                if record.getMessage().startswith("takes part"):
+                    return
                 print(record.levelname, record.getMessage(), record.lease, record.token, sep="|")
                 right = record.module in ("leader", "heartbeat", "candidate")  # who told, not who wrote it down
                 if record.levelname == "TRACE":

@@ -93,6 +93,8 @@ def test_nothing_is_known_before_the_first_reading() -> None:
 class Watcher:
     """Keeps what it is shown."""
 
+    jobs = ()
+
     def __init__(self) -> None:
         self.trouble: str | None = "all is wrong"
         self.seen: list[Sight | None] = []

@@ -16,7 +16,7 @@ from aiolease import JobRegistry, StoreUnavailable, open_store
 from aiolease.events import JobsSeen, Leaderless, Notice, Overdue, UnknownJobs
 from aiolease.stores.records import TermKey
 from aiolease.testing import MemoryServer, MemoryStore
-from tests.jobs.watchers import LEASE, Process, pair, registry
+from tests.jobs.watchers import LEASE, Process, in_every_state, pair, registry
 from tests.jobs.worlds import Observed, seconds
 from tests.virtual import SHORT, START, until, virtual
 
@@ -85,22 +85,8 @@ async def test_leader_and_follower_see_the_same() -> None:
 @virtual
 async def test_the_look_shows_what_fails_goes_on_waits_and_is_paused() -> None:
     """The facts of an event are those of the ledger at that moment."""
-    jobs = JobRegistry(max_running=1)
-
-    async def fail() -> None:
-        raise ValueError
-
-    async def hang() -> None:
-        await asyncio.sleep(10_000)
-
-    async def nothing() -> None: ...
-
-    jobs.every(10, name="fails", max_age=15)(fail)
-    jobs.every(100, name="hangs")(hang)
-    jobs.every(20, name="waits", overlap="allow")(nothing)
-    jobs.every(20, name="paused")(nothing)
     server = MemoryServer(START)
-    async with pair(server, jobs, registry("fails", "hangs", "waits", "paused")) as (leader, follower, _):
+    async with pair(server, in_every_state(), registry("fails", "hangs", "waits", "paused")) as (leader, follower, _):
         await asyncio.sleep(5)
         async with open_store(MemoryStore(server)) as store:
             await store.pause("default", "paused", note="the move")

@@ -52,7 +52,7 @@ async def test_ticks_that_were_put_off_are_not_claimed_ahead_of_a_clock_that_wen
         process.store.delay("record", 3)
         await here.until(199)
         assert not any("set aside" in message for message in log)
-        assert not any("could not write" in message for message in log)
+        assert not any("could not write" in line for line in lines(log, "WARNING"))
         ticks = sum(row.count or 1 for row in here.records())
         assert ticks > 80
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -23,6 +24,25 @@ def registry(*names: str, every: float = 20, **options: Any) -> JobRegistry:
 
     for name in names:
         jobs.every(every, name=name, **options)(job)
+    return jobs
+
+
+def in_every_state() -> JobRegistry:
+    """Jobs of which one fails, one goes on for ever, one waits for a place, and one may be paused."""
+    jobs = JobRegistry(max_running=1)
+
+    async def fail() -> None:
+        raise ValueError
+
+    async def hang() -> None:
+        await asyncio.sleep(10_000)
+
+    async def nothing() -> None: ...
+
+    jobs.every(10, name="fails", max_age=15)(fail)
+    jobs.every(100, name="hangs")(hang)
+    jobs.every(20, name="waits", overlap="allow")(nothing)
+    jobs.every(20, name="paused")(nothing)
     return jobs
 
 

@@ -5,7 +5,7 @@ written a second time on purpose: `tests/stores` runs the same tests on both, so
 """
 
 from aiolease.stores.memory.ledger import Ledger
-from aiolease.stores.memory.server import Fence, MemoryServer
+from aiolease.stores.memory.server import VIRTUAL_START, Fence, MemoryServer
 from aiolease.stores.memory.store import MemoryStore, MemoryTransaction
 
-__all__ = ["Fence", "Ledger", "MemoryServer", "MemoryStore", "MemoryTransaction"]
+__all__ = ["VIRTUAL_START", "Fence", "Ledger", "MemoryServer", "MemoryStore", "MemoryTransaction"]

@@ -14,7 +14,8 @@ from aiolease.stores.contract import FenceBroken
 from aiolease.stores.memory.ledger import Ledger
 from aiolease.stores.records import Lease, RunKey, TermKey
 
-_VIRTUAL_START = datetime(2026, 1, 1, tzinfo=UTC)
+VIRTUAL_START = datetime(2026, 1, 1, tzinfo=UTC)
+"""What the clock shows at first in virtual time."""
 
 
 @dataclass(slots=True)
@@ -59,7 +60,7 @@ class MemoryServer:
         loop = asyncio.get_running_loop()
         at = loop.time()
         if self._started_at is None:
-            default = _VIRTUAL_START if hasattr(loop, "boot_clock") else datetime.now(UTC)
+            default = VIRTUAL_START if hasattr(loop, "boot_clock") else datetime.now(UTC)
             self._start, self._started_at = self._start or default, at
         assert self._start is not None
         return self._start + timedelta(seconds=at - self._started_at) + self.clock_offset

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from aiolease import InvalidJob, JobRegistry
 from aiolease.stores import open_store
-from aiolease.testing import run_job
 from tests.docs.setup import Setup, Stage
 
 
@@ -23,37 +22,6 @@ async def nobody_leads(stage: Stage) -> AsyncIterator[None]:
     stage.names.update(called=called, jobs=JobRegistry())
     yield
     assert called == []
-
-
-class Span:
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.attributes: dict[str, object] = {}
-
-    def set_attribute(self, name: str, value: object) -> None:
-        self.attributes[name] = value
-
-
-class Tracer:
-    """What of OpenTelemetry's tracer the page uses."""
-
-    def __init__(self) -> None:
-        self.spans: list[Span] = []
-
-    @contextmanager
-    def start_as_current_span(self, name: str) -> Iterator[Span]:
-        self.spans.append(Span(name))
-        yield self.spans[-1]
-
-
-async def traced(stage: Stage) -> AsyncIterator[None]:
-    tracer = Tracer()
-    stage.names.update(tracer=tracer)
-    yield
-    await run_job(stage.names["jobs"], "close_stale_sessions")
-    (span,) = tracer.spans
-    assert (span.name, span.attributes["job.attempt"]) == ("job close_stale_sessions", 1)
-    assert span.attributes["sessions.closed"] == 3
 
 
 async def with_session(stage: Stage) -> AsyncIterator[None]:
@@ -79,7 +47,6 @@ async def with_session(stage: Stage) -> AsyncIterator[None]:
 
 SETUPS = {
     "to-register-them": Setup(around=four_jobs),
-    "around-every-run": Setup(around=traced),
-    "around-every-run-2": Setup(around=with_session, needs="mariadb"),
+    "around-every-run": Setup(around=with_session, needs="mariadb"),
     "functions-that-others-call": Setup(around=nobody_leads),
 }
