@@ -16,7 +16,20 @@ from typing import Any, Final
 from loguru import logger
 
 from aiolease import AioleaseError
-from benchmarks import backlog, footprint, handover, jobs, load, machine, renewal, scale, takeover, ticks, transactions
+from benchmarks import (
+    backlog,
+    footprint,
+    handover,
+    jobs,
+    load,
+    machine,
+    page,
+    renewal,
+    scale,
+    takeover,
+    ticks,
+    transactions,
+)
 from benchmarks.candidates import BenchmarkFailed
 from benchmarks.databases import KINDS, Database, Kind, open_databases
 from benchmarks.report import Table
@@ -32,6 +45,7 @@ TOPICS: Final[dict[str, Callable[..., Awaitable[Table]]]] = {
     "scale": scale.measure,
     "footprint": footprint.measure,
     "backlog": backlog.measure,
+    "page": page.measure,
 }
 
 
