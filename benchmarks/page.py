@@ -111,7 +111,7 @@ async def _drawn(size: int, rounds: int) -> dict[str, dict[str, Figure]]:
             ("whole", "/", {}),
             ("live", "/", LIVE),
             ("search", "/?q=99", LIVE),
-            ("job", "/job?name=job-00000", {}),
+            ("job", "/runs?job=job-00000", {}),
         ):
             took = []
             for _ in range(rounds):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, final, get_args
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -71,9 +71,9 @@ class Actions:
         self._readings = readings
         self._allow = allow
 
-    async def allowed(self, request: Request) -> set[str]:
-        """What this person may do, so that a page offers it."""
-        return {action for action in ACTIONS if await self._who(request, action)} if self._allow else set()
+    async def allowed(self, request: Request, actions: Iterable[str]) -> set[str]:
+        """What of some actions this person may do, so that a page offers it."""
+        return {action for action in actions if await self._who(request, action)} if self._allow else set()
 
     def token(self, request: Request) -> str:
         """The token for the forms of a page; empty if there are no actions."""
@@ -109,8 +109,8 @@ class Actions:
             status = next((code for kind, code in _STATUSES.items() if isinstance(error, kind)), 503)
             return _refuse(status, one_line(str(error), 500))
         self._log("INFO", f"{one_line(who)!r} asked on the page to {_words(action, job, self._readings.name)}")
-        back = "../job" if job else "../"
-        return RedirectResponse(f"{back}?{urlencode(({'name': job} if job else {}) | {'done': action})}", 303)
+        back = f"../runs?{urlencode({'job': job})}&" if job else "../?"
+        return RedirectResponse(f"{back}done={action}", 303)
 
     async def _ask(self, action: str, job: str | None, form: dict[str, str]) -> None:
         lease = await self._readings.lease()

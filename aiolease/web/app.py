@@ -42,7 +42,7 @@ def status_app(
     allow: Allow | None = None,
     refresh: float = 2.0,
     name: str | None = None,
-    registry: Any = None,
+    metrics: Any = None,
 ) -> Starlette:
     """Makes the status page: an ASGI application, to be served alone or mounted in another under any path.
 
@@ -56,7 +56,8 @@ def status_app(
             person, for the log. The job is ``request.query_params.get("job")``. ``None``: the page only shows.
         refresh: Seconds within which a change is on every open page.
         name: The lease, if the source is no campaign; ``"default"`` if it is not given.
-        registry: The Prometheus registry of ``/metrics``; the default one of prometheus_client if it is not given.
+        metrics: What ``/metrics`` shows: a ``PrometheusMetrics``, or a registry of prometheus_client. The default
+            registry if it is not given.
 
     Raises:
         ConfigurationError: The source or a setting cannot work.
@@ -72,7 +73,7 @@ def status_app(
         check_target(source, lease)
     readings = Readings(source, lease, refresh)
     actions = Actions(readings, allow)
-    pages, health = Pages(readings, actions), Health(readings, registry)
+    pages, health = Pages(readings, actions), Health(readings, metrics)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -81,7 +82,7 @@ def status_app(
 
     routes = [
         Route("/", pages.lease),
-        Route("/job", pages.job),
+        Route("/runs", pages.job),
         Route("/do/{action}", actions.do, methods=["POST"]),
         Route("/healthz", health.healthz),
         Route("/livez", health.livez),

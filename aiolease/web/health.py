@@ -25,12 +25,12 @@ class Health:
 
     Args:
         readings: Have the lease.
-        registry: The Prometheus registry; ``None`` for the default one.
+        metrics: See `status_app`.
     """
 
-    def __init__(self, readings: Readings, registry: Any) -> None:
+    def __init__(self, readings: Readings, metrics: Any) -> None:
         self._readings = readings
-        self._registry = registry
+        self._metrics = metrics
 
     async def healthz(self, _: Request) -> Response:
         """200 whoever leads; 503 with the reason if this process's campaign is stuck, or the database.
@@ -75,7 +75,7 @@ class Health:
             from prometheus_client import exposition, multiprocess
         except ModuleNotFoundError:
             return PlainTextResponse("prometheus_client is not installed: pip install 'aiolease[prometheus]'\n", 404)
-        registry = self._registry
+        registry = getattr(self._metrics, "exposed", self._metrics)  # of a PrometheusMetrics, what it exposes
         if registry is None and "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             registry = prometheus_client.CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

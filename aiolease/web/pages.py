@@ -16,7 +16,7 @@ from aiolease._jobs.in_words import in_words, moment_text, one_line, span
 from aiolease._jobs.schedule import read_schedule
 from aiolease._views.look import Seen
 from aiolease._views.telling import JOBS, RUNS, ago, described, job_row, run_row
-from aiolease.web.actions import DONE, HOURS, Actions
+from aiolease.web.actions import ACTIONS, DONE, HOURS, Actions
 from aiolease.web.drawing import ended, lasted, line_of_time, sparkline
 from aiolease.web.readings import JobShown, Latest, Readings, Shown
 from aiolease.web.rendering import render
@@ -92,13 +92,13 @@ class Pages:
 
     async def job(self, request: Request) -> Response:
         """The page of a job: its runs and errors, and why it ran or did not."""
-        latest, name = await self._readings.latest(), request.query_params.get("name", "")
+        latest, name = await self._readings.latest(), request.query_params.get("job", "")
         if latest.shown is not None and name not in latest.shown.seen.overview.jobs:
             text = f"No leader of {self._readings.name!r} ever had this job."
             return render("refused.html", 404, title="Not found", text=text, base="")
         moment = _moment(request.query_params.get("at", ""))
         at = {"at": moment.isoformat()} if moment is not None else {}
-        values: dict[str, Any] = {"name": name, "url": f"job?{urlencode({'name': name} | at)}", "page": None}
+        values: dict[str, Any] = {"name": name, "url": f"runs?{urlencode({'job': name} | at)}", "page": None}
         if latest.shown is not None:
             try:
                 of_job = await self._readings.job(latest.shown, name, moment)
@@ -125,7 +125,7 @@ class Pages:
             stale=span(latest.age) if problem and latest.shown is not None else "",
             every=max(round(1000 * latest.due) + 20, 250),
             token=token,
-            allowed=await self._actions.allowed(request),
+            allowed=await self._actions.allowed(request, {"rerun"} if live else ACTIONS),
             done=DONE.get(request.query_params.get("done", ""), ""),
             hours=HOURS,
             base="",
@@ -192,7 +192,7 @@ def _job_cells(shown: Shown, job: JobStanding) -> dict[str, Any]:
     _, schedule, last, status, success, coming, state = job_row(shown.seen, job)
     return {
         "name": job.job,
-        "url": f"job?{urlencode({'name': job.job})}",
+        "url": f"runs?{urlencode({'job': job.job})}",
         "schedule": schedule,
         "last": last,
         "status": status,
@@ -244,7 +244,7 @@ def _run_cells(seen: Seen, job: str, run: RunRecord, timezone: str) -> dict[str,
     return {
         "tick": tick,
         "at": at,
-        "url": f"job?{urlencode({'name': job, 'at': at})}#why",
+        "url": f"runs?{urlencode({'job': job, 'at': at})}#why",
         "status": status,
         "attempt": attempt,
         "term": term,

@@ -1,9 +1,12 @@
-"""A headless Chromium of this machine, and the page of a lease in memory, served by uvicorn in a thread."""
+"""A headless Chromium of this machine, and a page that uvicorn serves in a thread."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from aiolease.stores.memory import MemoryStore
 from aiolease.web import status_app
 from tests.campaigns import LIMIT
 from tests.cli.worlds import DAY, HOUR, MINUTE, NOW, SECOND, TICK, World
+from tests.project import ROOT
 from tests.servers.machine import free_port
 
 AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text(encoding="utf-8")
@@ -34,12 +37,12 @@ def chromium() -> str:
 
 
 @contextmanager
-def serving(world: World, **options: Any) -> Iterator[str]:
-    """Serves the page of a world; gives its address."""
+def serving(source: Any, **options: Any) -> Iterator[str]:
+    """Serves a page; gives its address."""
     import uvicorn
 
     port = free_port()
-    app = status_app(MemoryStore(world.server), **options)
+    app = status_app(source, **options)
     config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
@@ -86,3 +89,27 @@ def fleet(world: World) -> None:
 
 NOW_PAST = 10 * SECOND
 ERROR = "ConnectionError: the mail server mx1.shop.test refused the connection, after 3 tries"
+
+WORKER = """
+from aiolease import JobRegistry
+
+jobs = JobRegistry()
+
+@jobs.every(1)
+async def sweep() -> None: ...
+"""
+
+
+@contextmanager
+def workers(folder: Path, url: str, count: int) -> Iterator[None]:
+    """Copies of a worker, as processes, with a lease of three seconds."""
+    (folder / "worker.py").write_text(WORKER, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "AIOLEASE_URL": url, "AIOLEASE_LEASE_DURATION": "3"}
+    command = [sys.executable, "-m", "aiolease", "run", "worker:jobs"]
+    started = [subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait(LIMIT)

@@ -60,9 +60,9 @@ async def test_each_action_is_done_and_in_the_log(world: World, log: list[Messag
     shop(world)
     async with opened(world) as form:
         answer = await form.send("trigger", "report")
-        assert (answer.status_code, answer.headers["location"]) == (303, "../job?name=report&done=trigger")
+        assert (answer.status_code, answer.headers["location"]) == (303, "../runs?job=report&done=trigger")
         assert asked(world).requested_at == NOW
-        assert "it runs at the next heartbeat" in (await form.client.get("/job?name=report&done=trigger")).text
+        assert "it runs at the next heartbeat" in (await form.client.get("/runs?job=report&done=trigger")).text
         await form.send("pause", "report", note="see the ticket", hours="4")
         assert (asked(world).pause_note, asked(world).paused_until) == ("see the ticket", NOW + timedelta(hours=4))
         await form.send("resume", "report")
@@ -150,7 +150,7 @@ async def test_without_allow_there_are_no_actions(world: World) -> None:
     """The page only shows: no form, no cookie, and a post finds nothing."""
     shop(world)
     async with page_of(world) as client:
-        for path in ("/", "/job?name=report"):
+        for path in ("/", "/runs?job=report"):
             page = await client.get(path)
             assert 'method="post"' not in page.text
             assert "set-cookie" not in page.headers
@@ -167,9 +167,10 @@ async def test_allow_decides_by_request_and_action(world: World, log: list[Messa
         return action == "pause" and request.query_params.get("job") != "report"
 
     async with opened(world, allow) as form:
-        page = (await form.client.get("/job?name=report&job=other")).text
+        page = (await form.client.get("/")).text
         assert "do/pause" in page
-        assert "do/trigger" not in page
+        assert "do/resign" not in page
+        assert "do/" not in (await form.client.get("/runs?job=report")).text
         assert (await form.send("trigger", "report")).status_code == 403
         assert (await form.send("pause", "report")).status_code == 403
         assert (await form.send("pause")).status_code == 303

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from aiolease.stores.memory import MemoryStore
+from tests.campaigns import LIMIT
 from tests.cli.worlds import NOW, TICK, World
-from tests.web.browser import AXE, ERROR, SLOW, chromium, fleet, serving
+from tests.web.browser import AXE, ERROR, SLOW, chromium, fleet, serving, workers
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Request
@@ -32,7 +38,7 @@ def browser() -> Iterator[Browser]:
 def address(world: World) -> Iterator[str]:
     """The page of a fleet."""
     fleet(world)
-    with serving(world, allow=lambda *_: "alice", refresh=1.0) as address:
+    with serving(MemoryStore(world.server), allow=lambda *_: "alice", refresh=1.0) as address:
         yield address
 
 
@@ -67,7 +73,7 @@ def window(width: int, scheme: str) -> dict[str, Any]:
 
 
 WINDOWS = [window(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
-PATHS = [["", "job?name=no-such"], ["job?name=nightly_report"], ["job?name=nightly_report"], [""]]
+PATHS = [["", "runs?job=no-such"], ["runs?job=nightly_report"], ["runs?job=nightly_report"], [""]]
 """Each page at each width, and in light and dark: axe takes its time."""
 
 
@@ -108,6 +114,38 @@ def test_it_is_live(opened: Opened, address: str, world: World) -> None:
     assert opened.complaints == []
 
 
+def test_a_leader_is_killed(opened: Opened, tmp_path: Path) -> None:
+    """Of a real fleet: the page of another process shows the next leader and that the last term was lost."""
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    with workers(tmp_path, url, 2), serving(url) as address:
+        page = opened.go(address)
+        shows(page, ", term 1 leads")
+        holder = page.locator("dd.holder").inner_text()
+        os.kill(int(holder.split("-")[-2]), signal.SIGKILL)
+        shows(page, ", term 2 leads")
+        assert holder != page.locator("dd.holder").inner_text()
+        page.locator("rect.lost").wait_for(state="attached")
+
+
+def shows(page: Page, title: str) -> None:
+    """Waits until a page, which nobody reloads, has a title that ends so."""
+    deadline = time.monotonic() + LIMIT
+    while not page.title().endswith(title):
+        assert time.monotonic() < deadline, page.title()
+        page.wait_for_timeout(20)
+
+
+def test_what_is_selected_stays(opened: Opened, address: str, world: World) -> None:
+    """Nothing is drawn anew while somebody selects a text, and the page says so."""
+    page = opened.go(address)
+    page.locator("dd.holder").select_text()
+    page.get_by_text("This page waits").wait_for()
+    world.server.leases["default"] = replace(world.server.leases["default"], holder="web2-815")
+    page.locator("h1").click()
+    page.get_by_text("web2-815").first.wait_for()
+    assert page.get_by_text("This page waits").is_hidden()
+
+
 def test_a_search_is_live(opened: Opened, address: str, world: World) -> None:
     """What is typed filters at once, stays filtered while the page is live, and is in the address."""
     page = opened.go(address)
@@ -129,7 +167,7 @@ def test_by_keyboard(opened: Opened, address: str, world: World) -> None:
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    page.wait_for_url("**/job?name=nightly_report")
+    page.wait_for_url("**/runs?job=nightly_report")
     page.locator("tbody a").first.focus()
     page.keyboard.press("Enter")
     page.wait_for_url("**#why")
@@ -162,7 +200,7 @@ def test_a_server_that_is_gone_is_told(browser: Browser, world: World) -> None:
     fleet(world)
     context = browser.new_context()
     opened = Opened(context.new_page())
-    with serving(world, refresh=0.4) as address:
+    with serving(MemoryStore(world.server), refresh=0.4) as address:
         page = opened.go(address)
         page.route("**/*", lambda route: route.abort())
         page.get_by_text("does not answer").wait_for()

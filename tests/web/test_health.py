@@ -100,7 +100,7 @@ async def test_metrics_are_those_of_prometheus(world: World, monkeypatch: pytest
     prometheus_client = pytest.importorskip("prometheus_client")
     registry = prometheus_client.CollectorRegistry()
     prometheus_client.Counter("ours", "A counter of this test.", registry=registry).inc(3)
-    async with page_of(world, registry=registry) as client:
+    async with page_of(world, metrics=registry) as client:
         answer = await client.get("/metrics")
         assert "ours_total 3.0" in answer.text
         assert answer.headers["content-type"].startswith("text/plain; version=")

@@ -44,7 +44,7 @@ async def test_what_is_wrong_stands_first(world: World) -> None:
         page = (await client.get("/")).text
     first, second = texts_in(page)
     assert "&#39;report&#39; has failed 3 times in a row: ValueError: no such customer" in first
-    assert 'href="job?name=report"' in first
+    assert 'href="runs?job=report"' in first
     assert "<code>aiolease why report</code>" in first
     assert "&#39;late&#39; is overdue" in second
     assert page.index("What is wrong") < page.index("Leader") < page.index("Jobs</h2>")
@@ -67,9 +67,9 @@ async def test_the_page_of_a_job(world: World) -> None:
     """Its runs with their errors, its next ticks, why it ran or did not; of each run, too."""
     in_trouble(world)
     async with page_of(world) as client:
-        page = (await client.get("/job", params={"name": "report"})).text
-        earlier = (await client.get("/job", params={"name": "report", "at": (TICK - DAY).isoformat()})).text
-        missing = await client.get("/job", params={"name": "no-such"})
+        page = (await client.get("/runs", params={"job": "report"})).text
+        earlier = (await client.get("/runs", params={"job": "report", "at": (TICK - DAY).isoformat()})).text
+        missing = await client.get("/runs", params={"job": "no-such"})
     assert "at 09:00, every day, by the clock of America/New_York" in page
     assert "2026-12-01 14:00:00 UTC (09:00 America/New_York)" in page
     assert page.count('<td role="cell" data-label="error" class="error">ValueError: no such customer</td>') == 3
@@ -116,10 +116,10 @@ async def test_ten_pages_cost_the_database_no_more_than_one(world: World) -> Non
         store.asked.clear()
         await asyncio.gather(*(client.get(path) for path in ("/", "/status.json", "/healthz") for _ in range(10)))
         assert store.asked == {}
-        await asyncio.gather(*(client.get("/job?name=report") for _ in range(10)))
+        await asyncio.gather(*(client.get("/runs?job=report") for _ in range(10)))
         assert store.asked["history"] == 2  # one for `why`
         store.asked.clear()
-        await client.get("/job?name=report")
+        await client.get("/runs?job=report")
         assert store.asked == {}
 
 
@@ -161,7 +161,7 @@ async def test_a_database_that_does_not_answer(world: World) -> None:
     assert names_in(page.text)[0] == "report"
 
 
-@pytest.mark.parametrize("path", ["/", "/job?name=report"])
+@pytest.mark.parametrize("path", ["/", "/runs?job=report"])
 async def test_a_strict_policy_is_enough(world: World, path: str) -> None:
     """No script and no style is in a page itself, and the policy forbids them."""
     in_trouble(world)
@@ -187,7 +187,7 @@ async def test_it_works_under_any_path(world: World, how: str) -> None:
     app = {"mounted": fast, "mounted twice": Starlette(routes=[Mount("/ops", Mount("/jobs", page))])}.get(how, page)
     options = {"root_path": "/shop/ops"} if how == "with a root path" else {}
     async with browsing(app, **options) as client:
-        for path in ("", "job?name=report"):
+        for path in ("", "runs?job=report"):
             found = Links((await client.get(f"{seen}{path}")).text).found
             assert len(found) > 8
             for link in found:
@@ -206,7 +206,7 @@ async def test_names_and_errors_are_text(world: World) -> None:
     world.term(7, NOW - DAY, None, "running", error=MARKUP)
     async with page_of(world, allow=lambda *_: True) as client:
         page = (await client.get("/")).text
-        link = next(link for link in Links(page).found if link.startswith("job?"))
+        link = next(link for link in Links(page).found if link.startswith("runs?"))
         of_job = await client.get(f"/{link}")
         status = await client.get("/status.json")
     for text in (page, of_job.text):
@@ -222,7 +222,7 @@ async def test_no_password_is_shown() -> None:
     """The password of a URL is on no page and in no error."""
     app = status_app(f"mysql://app:{SECRET}@127.0.0.1:1/shop")
     async with browsing(app) as client:
-        for path in ("/", "/job?name=x", "/status.json", "/healthz"):
+        for path in ("/", "/runs?job=x", "/status.json", "/healthz"):
             answer = await client.get(path)
             assert answer.status_code == 503
             assert "mysql://" in answer.text

@@ -1,26 +1,26 @@
-// What htmx does not do by itself: wait while somebody reads, and say when the server is gone.
+// What htmx does not do by itself: wait while somebody selects a text, and say when the server is gone.
 (() => {
   "use strict";
-  const offline = () => document.getElementById("offline");
+  const byId = (id) => document.getElementById(id);
   const isLive = (element) => element && element.id === "live";
-
-  // A picture that is drawn anew takes away what is being selected, and costs the server something behind other windows.
-  const isBusy = () => document.hidden || !document.getSelection().isCollapsed;
+  // A page that is drawn anew takes away what is being selected.
+  const isSelecting = () => !document.getSelection().isCollapsed;
 
   document.addEventListener("htmx:beforeRequest", (event) => {
-    if (isLive(event.detail.elt) && isBusy()) event.preventDefault();
+    if (!isLive(event.detail.elt)) return;
+    byId("held").hidden = !isSelecting();
+    if (isSelecting() || document.hidden) event.preventDefault(); // nobody looks at a page behind another
   });
   document.addEventListener("visibilitychange", () => {
     if (!document.hidden) htmx.trigger("#live", "look");
   });
   for (const trouble of ["htmx:sendError", "htmx:responseError", "htmx:timeout"]) {
-    document.addEventListener(trouble, () => { offline().hidden = false; });
+    document.addEventListener(trouble, () => { byId("offline").hidden = false; });
   }
   document.addEventListener("htmx:afterSwap", () => {
-    offline().hidden = true;
+    byId("offline").hidden = true;
     // Read out once it changes, and not at each look.
-    const told = document.getElementById("told");
-    const now = document.getElementById("live").dataset.told;
-    if (told.textContent !== now) told.textContent = now;
+    const now = byId("live").dataset.told;
+    if (byId("told").textContent !== now) byId("told").textContent = now;
   });
 })();
