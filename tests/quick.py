@@ -16,7 +16,7 @@ SERVERS = frozenset(
     "mariadb mariadb_snapshot mariadb_awkward mariadb_faketime mysql9 mysql9_awkward galera secured unsecured "
     "postgresql postgresql+asyncpg postgresql+psycopg pgbouncer browser".split()
 )
-"""The fixtures that start a server, or a browser. One is used by its name, by a fixture that uses it, or by a parameter."""
+"""The fixtures that start a server or a browser. One is used by name, by a fixture that uses it, or by a parameter."""
 
 PROCESSES = frozenset(
     "MariaDBServer MySQLServer PostgreSQLServer GaleraCluster subprocess create_subprocess_exec fork".split()

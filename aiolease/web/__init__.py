@@ -7,7 +7,8 @@
 * `readings`: the one reading that all open pages share;
 * `drawing`: small pictures.
 
-It needs the extra ``web``. Nothing of it touches the election: what is shown is read as the command line reads it.
+It needs the extra ``web``; `static/htmx.min.js` is htmx 2.0.11, as its authors publish it. Nothing of it touches the
+election: what is shown is read as the command line reads it.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class Actions:
         """Has the browser keep the token of a page."""
         if token:
             secure = request.url.scheme == "https"
-            response.set_cookie(_COOKIE, token, path="/", secure=secure, httponly=True, samesite="strict")
+            response.set_cookie(_COOKIE, token, path="/", secure=secure, httponly=True, samesite="lax")
 
     async def do(self, request: Request) -> Response:
         """Does one action: ``POST /do/{action}``, its job in the query, its token in the form."""

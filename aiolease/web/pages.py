@@ -177,9 +177,11 @@ def _title(lease: str, latest: Latest, problem: str) -> str:
     if problem or latest.shown is None:
         return f"{lease}: the database does not answer"
     seen = latest.shown.seen
+    if seen.lease is None:
+        return f"{lease}: nobody has led yet"
     wrong = len(latest.shown.wrong)
     state = "all is well" if not wrong else f"{wrong} wrong"
-    led = f", term {seen.lease.token} leads" if seen.lease is not None and seen.led else ", nobody leads"
+    led = f", term {seen.lease.token} leads" if seen.led else ", nobody leads"
     return f"{lease}: {state}{led}"
 
 

@@ -22,6 +22,9 @@ from aiolease.stores.seen import TermRecord
 _LIMIT = 5.0
 """Seconds that the database may take for one answer."""
 
+_PATIENCE = 2.0
+"""Seconds that a page waits for a reading, if there is an older one to show."""
+
 _IDLE = 30.0
 """Seconds without a look after which the connection is given back."""
 
@@ -137,11 +140,19 @@ class Readings:
             self._loop = loop
         if self._reading is None and (self._shown is None or loop.time() >= self._due_at):
             self._reading = loop.create_task(self._read())
-        if self._reading is not None:
-            await asyncio.shield(self._reading)
+        problem = ""
+        if (reading := self._reading) is not None:
+            await asyncio.wait([reading], timeout=None if self._shown is None else _PATIENCE)
+            if reading.done():
+                reading.result()
+            else:
+                problem = f"it is slow: it was asked {_PATIENCE:g} s ago, or longer"
         now = loop.time()
         return Latest(
-            shown=self._shown, age=now - self._read_at, problem=self._problem, due=max(self._due_at - now, 0.0)
+            shown=self._shown,
+            age=now - self._read_at,
+            problem=problem or self._problem,
+            due=max(self._due_at - now, 0.0),
         )
 
     async def job(self, shown: Shown, job: str, moment: datetime | None) -> JobShown:

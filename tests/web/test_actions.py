@@ -226,7 +226,7 @@ async def test_the_cookie_is_kept_from_others(world: World) -> None:
     """Scripts do not read it, other sites do not send it; with TLS it goes by TLS only."""
     async with page_of(world, allow=lambda *_: True) as client:
         cookie = (await client.get("/")).headers["set-cookie"]
-        assert "HttpOnly; Path=/; SameSite=strict" in cookie
+        assert "HttpOnly; Path=/; SameSite=lax" in cookie
         assert "Secure" not in cookie
         client.cookies.clear()
         assert "Secure" in (await client.get("https://page.test/")).headers["set-cookie"]

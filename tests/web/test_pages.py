@@ -161,6 +161,26 @@ async def test_a_database_that_does_not_answer(world: World) -> None:
     assert names_in(page.text)[0] == "report"
 
 
+async def test_a_database_that_is_slow(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that has something older to show does not wait for long, and says so."""
+    monkeypatch.setattr("aiolease.web.readings._PATIENCE", 0.05)
+    in_trouble(world)
+    store, answers = CountedStore(world), asyncio.Event()
+    async with browsing(status_app(store, refresh=0.1)) as client:
+        await client.get("/")
+        await asyncio.sleep(0.1)
+
+        async def slow(*_: object, **__: object) -> None:
+            await answers.wait()
+
+        monkeypatch.setattr(store, "status", slow)
+        page = await client.get("/")
+        assert "it is slow" in page.text
+        assert names_in(page.text)[0] == "report"
+        answers.set()
+        await until(lambda: len(asyncio.all_tasks()) == 1, "the reading has ended")
+
+
 @pytest.mark.parametrize("path", ["/", "/runs?job=report"])
 async def test_a_strict_policy_is_enough(world: World, path: str) -> None:
     """No script and no style is in a page itself, and the policy forbids them."""
