@@ -13,7 +13,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -90,7 +90,7 @@ def status_app(
         Route("/metrics", health.metrics),
         Route("/static/{file}", _static),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(_Headers)], lifespan=lifespan)
+    return Starlette(routes=routes, middleware=[Middleware(_Outermost)], lifespan=lifespan)
 
 
 async def _static(request: Request) -> Response:
@@ -100,8 +100,8 @@ async def _static(request: Request) -> Response:
     return FileResponse(file, headers={"Cache-Control": "public, max-age=86400"})
 
 
-class _Headers:
-    """Adds our headers to every answer."""
+class _Outermost:
+    """Takes a path as any host spells it, and adds our headers to every answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -114,4 +114,13 @@ class _Headers:
                     headers.setdefault(header, value)
             await send(message)
 
-        await self._app(scope, receive, sending)
+        path = scope["path"]
+        inner = path.removeprefix(scope.get("root_path", ""))
+        asked = (scope.get("raw_path") or b"/").partition(b"?")[0].decode("ascii", "replace")
+        app = self._app
+        if inner in {"", "/"} and not asked.endswith("/"):
+            # Without it the relative links of the page would lead beside it.
+            app = RedirectResponse(f"{asked.rpartition('/')[2]}/")
+        elif len(inner) > 1 and inner.endswith("/"):  # Litestar adds one to every path
+            scope = {**scope, "path": path[:-1]}
+        await app(scope, receive, sending)

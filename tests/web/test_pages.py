@@ -6,6 +6,7 @@ import asyncio
 import json
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin
 
 import pytest
@@ -195,18 +196,33 @@ async def test_a_strict_policy_is_enough(world: World, path: str) -> None:
     assert page.headers["cache-control"] == "no-store"
 
 
-@pytest.mark.parametrize("how", ["alone", "mounted", "mounted twice", "behind a proxy", "with a root path"])
+@pytest.mark.parametrize(
+    "how", ["alone", "mounted", "mounted twice", "behind a proxy", "with a root path", "with slashes"]
+)
 async def test_it_works_under_any_path(world: World, how: str) -> None:
     """Every link of a page leads to the page itself, wherever it stands and whoever takes a prefix away."""
     in_trouble(world)
     page = status_app(MemoryStore(world.server), allow=lambda *_: True)
-    seen = {"alone": "/", "mounted": "/ops/", "mounted twice": "/ops/jobs/"}.get(how, "/")
+    seen = {"mounted": "/ops/", "mounted twice": "/ops/jobs/", "with slashes": "/ops/jobs/"}.get(how, "/")
     public = {"behind a proxy": "/shop/ops/", "with a root path": "/shop/ops/"}.get(how, seen)
     fast = FastAPI()
     fast.mount("/ops", page)
-    app = {"mounted": fast, "mounted twice": Starlette(routes=[Mount("/ops", Mount("/jobs", page))])}.get(how, page)
+
+    async def slashes(scope: Any, receive: Any, send: Any) -> None:
+        """As Litestar hands a path on."""
+        inner = scope["path"].removeprefix("/ops/jobs").rstrip("/")
+        await page({**scope, "path": f"{inner}/"}, receive, send)
+
+    twice = Starlette(routes=[Mount("/ops", Starlette(routes=[Mount("/jobs", page)]))])
+    app: Any = {"mounted": fast, "mounted twice": twice, "with slashes": slashes}.get(how, page)
     options = {"root_path": "/shop/ops"} if how == "with a root path" else {}
     async with browsing(app, **options) as client:
+        if len(seen) > 1:
+            redirected = await client.get(seen.rstrip("/"))
+            assert (redirected.status_code, urljoin(str(redirected.url), redirected.headers["location"])) == (
+                307,
+                f"http://page.test{seen}",
+            )
         for path in ("", "runs?job=report"):
             found = Links((await client.get(f"{seen}{path}")).text).found
             assert len(found) > 8
