@@ -60,7 +60,7 @@ async def measure(_: Sequence[Database], *, quick: bool) -> Table:
         title="page: the status page of jobs in memory, so that no database is in these times",
         notes=[
             "whole: a page of a hundred jobs, of all that there are; live: what an open page fetches; search: a",
-            "part of a name; job: one job with fifty runs: each drawn of a reading that is there, median, worst",
+            "part of a name; job: one job with fifty runs: each drawn of a reading that is there, median and p99",
             "reading: from the rows of all jobs to what every page shows of them, once for all open pages",
             "takeover: from the election of another leader until ten open pages show it, the worst",
             "10 pages, 1 page: statements within six seconds while so many were open",
@@ -113,6 +113,7 @@ async def _drawn(size: int, rounds: int) -> dict[str, dict[str, Figure]]:
             ("search", "/?q=99", LIVE),
             ("job", "/runs?job=job-00000", {}),
         ):
+            await _answer(client, path, headers)  # the first compiles the template
             took = []
             for _ in range(rounds):
                 began = time.perf_counter()
@@ -120,7 +121,7 @@ async def _drawn(size: int, rounds: int) -> dict[str, dict[str, Figure]]:
                 took.append(time.perf_counter() - began)
             figures[what] = {
                 label: milliseconds(median(took), AIM),
-                f"worst of {label}": milliseconds(percentile(took, 100), AIM),
+                f"p99 of {label}": milliseconds(percentile(took, 99), AIM),
             }
     return figures
 
