@@ -107,14 +107,14 @@ clean:
 	@.venv-peers/bin/python -m pip -qq --disable-pip-version-check install -e '.[bench-peers]'
 	@touch $@
 
-# The tests start private servers of their own, from these binaries; a service that runs already is not touched.
+# The tests start private servers and a browser of their own, from these binaries; a service that runs already is not touched.
 # Without the right to install, the tests that need a missing server are skipped and say so.
-PACKAGES := mariadb-server galera-4 rsync libfaketime postgresql pgbouncer prometheus
+PACKAGES := mariadb-server galera-4 rsync libfaketime postgresql pgbouncer prometheus chromium fonts-dejavu-core
 servers:
 	@PATH="$$PATH:/usr/sbin:/usr/local/sbin"; \
 	if command -v mariadbd && command -v rsync && ls /usr/lib*/galera*/libgalera_smm.so \
 		&& ls /usr/lib/*/faketime/libfaketime.so.1 && ls /usr/lib/postgresql/*/bin/postgres \
-		&& command -v pgbouncer && command -v promtool; then exit 0; fi >/dev/null 2>&1; \
+		&& command -v pgbouncer && command -v promtool && command -v chromium; then exit 0; fi >/dev/null 2>&1; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
 		echo "some of $(PACKAGES) are missing, and only root can install them with apt-get: their tests will be skipped"; \
 		exit 0; \

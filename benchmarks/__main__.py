@@ -34,6 +34,7 @@ TOPICS: Final = (
     "scale",
     "footprint",
     "backlog",
+    "page",
     "peers.leading",
     "peers.workers",
 )

@@ -51,7 +51,14 @@ nitpick_ignore_regex = [
     ("py:.*", r"aiolease\.(_|stores\.|testing\.T$).*"),
 ]
 
-DOORS = ("aiolease", "aiolease.errors", "aiolease.events", "aiolease.metrics", "aiolease.testing")
+DOORS = (
+    "aiolease",
+    "aiolease.errors",
+    "aiolease.events",
+    "aiolease.metrics",
+    "aiolease.testing",
+    "aiolease.web",
+)
 
 
 def public_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: Element) -> Element | None:

@@ -15,9 +15,9 @@ import pytest
 SERVERS = frozenset(
     "mariadb mariadb_snapshot mariadb_awkward mariadb_faketime mysql9 mysql9_awkward galera secured unsecured "
     "postgresql postgresql+asyncpg postgresql+psycopg postgresql_awkward postgresql_awkward+psycopg postgresql_new "
-    "postgresql_faketime pgbouncer".split()
+    "postgresql_faketime pgbouncer browser".split()
 )
-"""The fixtures that start a server. One is used by its name, by a fixture that uses it, or by a parameter."""
+"""The fixtures that start a server or a browser. One is used by name, by a fixture that uses it, or by a parameter."""
 
 PROCESSES = frozenset(
     "MariaDBServer MySQLServer PostgreSQLServer NewPostgreSQLServer GaleraCluster subprocess create_subprocess_exec "

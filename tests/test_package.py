@@ -85,17 +85,21 @@ PUBLIC = {
 }
 
 HEAVY = [
+    "aiolease._views",
     "aiolease.cli",
     "aiolease.metrics",
     "aiolease.testing",
+    "aiolease.web",
     "aiomysql",
     "argparse",
     "asyncmy",
+    "jinja2",
     "opentelemetry",
     "prometheus_client",
     "pydantic",
     "pydantic_settings",
     "sqlalchemy",
+    "starlette",
 ]
 """What `import aiolease` leaves alone: imported when used."""
 
@@ -153,8 +157,8 @@ def test_an_import_leaves_what_is_heavy_alone() -> None:
     assert result.stderr == ""
 
 
-def test_the_wheel_holds_the_schema_and_the_types_mark(tmp_path: Path) -> None:
-    """A wheel has the schema and ``py.typed`` in the package, the command, and nothing of the tests."""
+def test_the_wheel_holds_the_schema_the_page_and_the_types_mark(tmp_path: Path) -> None:
+    """A wheel has the schema, the page and ``py.typed`` in the package, the command, and nothing of the tests."""
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)],
         cwd=ROOT,
@@ -168,6 +172,8 @@ def test_the_wheel_holds_the_schema_and_the_types_mark(tmp_path: Path) -> None:
         schema = archive.read("aiolease/schema.sql")
         (commands,) = [archive.read(name).decode() for name in names if name.endswith("entry_points.txt")]
     assert "aiolease/py.typed" in names
+    page = {"static/htmx.min.js", "static/htmx-LICENSE", "static/page.css", "templates/page.html"}
+    assert {f"aiolease/web/{name}" for name in page} <= names
     assert schema == (ROOT / "schema.sql").read_bytes()
     assert "aiolease = aiolease.cli:main" in commands
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "aiolease").rglob("*.py")}

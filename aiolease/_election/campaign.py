@@ -53,7 +53,13 @@ class Options(TypedDict, total=False):
 
 @final
 class Campaign:
-    """The part of this process in the election of one lease: `JobRegistry.background` gives it."""
+    """The part of this process in the election of one lease: `JobRegistry.background` gives it.
+
+    Attributes:
+        name: The lease.
+        target: The database, as it was given; a URL may hold a password.
+        lease_duration: For how long this process claims the lease, in seconds.
+    """
 
     def __init__(
         self,
@@ -70,13 +76,12 @@ class Campaign:
         check_eligible(self._eligible)
         self._on_stall = check_stall(known.pop("on_stall", "log"))
         self._timings = Timings.make(**known)  # an unknown option is a TypeError
-        self._target = target
-        self._name = name
+        self.target = target
+        self.name = name
         self._body = body
-        duration = self._timings.lease_duration
+        self.lease_duration = duration = self._timings.lease_duration
         self._health = Health(vacancy=Vacancy(duration))
-        watcher = lookout and lookout(name, self._timings, self._observer)
-        self._looks = Looks(watcher, self._health, duration)
+        self._looks = Looks(lookout and lookout(name, self._timings, self._observer), self._health, duration)
         self._state: State = "starting"
         self._lead: Leadership | None = None
         self._failure: str | None = None
@@ -115,7 +120,7 @@ class Campaign:
         )
 
     def __repr__(self) -> str:
-        return f"<Campaign {self._name!r}: {self._state}>"
+        return f"<Campaign {self.name!r}: {self._state}>"
 
     @property
     def stopping(self) -> bool:
@@ -132,9 +137,9 @@ class Campaign:
 
     async def run(self) -> None:
         """Campaigns until it is stopped. See `run_as_leader` for what it raises."""
-        emit(Joined(lease=self._name, jobs=self._looks.jobs), self._observer)
+        emit(Joined(lease=self.name, jobs=self._looks.jobs), self._observer)
         try:
-            async with open_store(self._target) as store:
+            async with open_store(self.target) as store:
                 stay_out: StayOut | None = None
                 looking = asyncio.create_task(self._looks.go_on(store, lambda: self._state))
                 try:
@@ -160,7 +165,7 @@ class Campaign:
             drain_timeout: Seconds that the body takes to drain at most; ``None`` if it cannot: the first request then
                 cancels it, the second cancels it again.
         """
-        loop, name = asyncio.get_running_loop(), self._name
+        loop, name = asyncio.get_running_loop(), self.name
         at_once, again = asyncio.timeout(None), asyncio.timeout(None)
 
         def drain(number: str) -> None:
@@ -195,7 +200,7 @@ class Campaign:
         """Waits for the election and runs one term; returns whether to keep out of the next election."""
         candidate = Candidate(
             store,
-            self._name,
+            self.name,
             self._timings,
             eligible=self._eligible,
             observer=self._observer,
@@ -229,8 +234,8 @@ class Campaign:
                 raise
             if lost.__cause__ is not None:
                 raised = describe(lost.__cause__)
-                text = f"{self._name!r} (term {lost.token}): the body ended with {raised} (holder {lost.holder})"
-                notice = Notice(lease=self._name, holder=lost.holder, token=lost.token, severity="ERROR", text=text)
+                text = f"{self.name!r} (term {lost.token}): the body ended with {raised} (holder {lost.holder})"
+                notice = Notice(lease=self.name, holder=lost.holder, token=lost.token, severity="ERROR", text=text)
                 emit(notice, self._observer)
             return None
         finally:
@@ -253,8 +258,8 @@ class Campaign:
                 if not entered.is_set():
                     raise
                 self._failure, self._state = describe(error), "failed"
-                text = f"the campaign for {self._name!r} failed, and is tried again in {pause:.0f} s: {describe(error)}"
-                emit(Notice(lease=self._name, severity="CRITICAL", text=text), self._observer)
+                text = f"the campaign for {self.name!r} failed, and is tried again in {pause:.0f} s: {describe(error)}"
+                emit(Notice(lease=self.name, severity="CRITICAL", text=text), self._observer)
             try:
                 async with asyncio.timeout(pause):
                     await self._stopping.wait()
@@ -269,7 +274,7 @@ class Campaign:
         The task is this object's, not the entering task's: the block may be left in another one.
         """
         entered = asyncio.Event()
-        task = asyncio.create_task(self._for_ever(entered), name=f"aiolease {self._name}")
+        task = asyncio.create_task(self._for_ever(entered), name=f"aiolease {self.name}")
         attempted = asyncio.create_task(self._health.attempted.wait())
         try:
             await asyncio.wait([task, attempted], timeout=_ENTER_LIMIT, return_when=asyncio.FIRST_COMPLETED)

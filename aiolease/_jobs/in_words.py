@@ -60,6 +60,12 @@ def zone_of(timezone: str) -> ZoneInfo | None:
         return None
 
 
+def one_line(text: str, most: int = 120) -> str:
+    """An error in one line, cut if it is long: it may be a whole statement, or have what a terminal obeys."""
+    said = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return said if len(said) <= most else f"{said[:most]}…"
+
+
 def in_words(schedule: Schedule) -> str:
     """What a schedule means: ``at 09:00, Monday to Friday, by the clock of America/New_York``."""
     if isinstance(schedule, Every):

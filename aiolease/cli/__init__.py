@@ -2,11 +2,13 @@
 
 The database and the lease come from the environment (`LeaseSettings`), or from the arguments. The rooms:
 
-* `parser`, `options`: the commands and their arguments, `moments`: how people type times;
+* `parser`, `looks`, `options`: the commands and their arguments, `moments`: how people type times;
 * `running`: what needs the application itself: `run` and `next`;
-* `looking`, `watching`: what only looks, `seen`: what they look at, and what is wrong with it;
+* `looking`, `watching`: what only looks; `serving`: the page;
 * `asking`: what asks a leader for something, `tables`: what makes the tables;
-* `lease`: the lease that a command is about, `telling`, `printing`: rows as text, and text on a terminal.
+* `lease`: the lease that a command is about, `printing`: text on a terminal.
+
+What they look at, what is wrong with it, and rows as text are in `aiolease._views`, which the page shares.
 
 Exit status: 0 done or well, 1 not done or not well, 2 asked in a wrong way. Errors are one line on the standard error;
 no password is shown. What is heavy, settings and drivers, is imported by what needs a database.

@@ -7,12 +7,13 @@ import asyncio
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
-from aiolease._jobs.in_words import moment_text, tick_text
+from aiolease._jobs.in_words import moment_text, one_line, tick_text
 from aiolease._jobs.schedule import read_schedule
 from aiolease._jobs.why import can_be_rerun, is_tick, run_meant
-from aiolease.cli.lease import OpenLease, on_lease
-from aiolease.cli.printing import one_line, print_json, print_line, trouble
-from aiolease.cli.seen import facts_of
+from aiolease._views.lease import OpenLease
+from aiolease._views.look import facts_of
+from aiolease.cli.lease import on_lease
+from aiolease.cli.printing import print_json, print_line, trouble
 from aiolease.errors import ConfigurationError, RequestRefused
 from aiolease.stores.records import RunRecord
 

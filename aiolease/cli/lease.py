@@ -1,54 +1,23 @@
-"""The lease that a command is about, and the database that has it."""
+"""The lease that a command is about, as its arguments and the environment name it."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
-from aiolease._jobs.in_words import moment_text
+from aiolease._jobs.in_words import moment_text, one_line
 from aiolease._names import check_name
-from aiolease._waiting import time_limited
-from aiolease.cli.printing import one_line
+from aiolease._views.lease import OpenLease
 from aiolease.errors import ConfigurationError
-from aiolease.stores import Store, open_store
-
-T = TypeVar("T")
-
-_LIMIT = 10.0
-"""Seconds that the database may take for one answer."""
+from aiolease.stores import open_store
 
 _OPTIONS = {"until": "--until", "since": "--since", "note": "--note", "tick": "TICK"}
 """The options behind the arguments of a store's methods."""
-
-_LONG = 600.0
-"""Seconds that a command of many steps may take."""
-
-
-class OpenLease:
-    """The lease that a command is about, and the store that has it.
-
-    Attributes:
-        name: The lease.
-        database: Which database, for people.
-    """
-
-    def __init__(self, store: Store, name: str) -> None:
-        self.name = name
-        self.database = store.description
-        self._store = store
-
-    async def ask(self, question: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
-        """Has one exchange with the store, within a time limit."""
-        return await time_limited(_LIMIT, self.database, question(self._store))
-
-    async def ask_long(self, question: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
-        """Has an exchange of many steps with the store."""
-        return await time_limited(_LONG, self.database, question(self._store))
 
 
 def on_lease(command: Callable[[OpenLease, argparse.Namespace], Awaitable[int]]) -> Callable[[argparse.Namespace], int]:

@@ -7,10 +7,11 @@ from dataclasses import asdict
 
 from aiolease._jobs.in_words import span
 from aiolease._jobs.why import why
-from aiolease.cli.lease import OpenLease, on_lease
+from aiolease._views.lease import OpenLease
+from aiolease._views.look import Seen, facts_of, look, wrong_with
+from aiolease._views.telling import JOBS, RUNS, described, job_row, run_facts, run_row, status_facts
+from aiolease.cli.lease import on_lease
 from aiolease.cli.printing import print_json, print_line, print_table, print_wrong
-from aiolease.cli.seen import Seen, facts_of, look, wrong_with
-from aiolease.cli.telling import JOBS, RUNS, described, job_rows, run_facts, run_row, status_facts
 from aiolease.errors import AioleaseError, ConfigurationError, InvalidJob
 from aiolease.stores.records import RunRecord
 from aiolease.stores.seen import Overview
@@ -30,11 +31,11 @@ async def status(lease: OpenLease, arguments: argparse.Namespace) -> int:
         for each in wrong:
             print_wrong(f"wrong     {each.text}{_more(each.command, arguments)}")
         print_line("")
-    for line in described(seen):
-        print_line(line)
+    for label, text in described(seen):
+        print_line(f"{label:<9} {text}" if label else text)
     if seen.jobs:
         print_line("")
-        print_table(JOBS, job_rows(seen))
+        print_table(JOBS, (job_row(seen, job) for job in seen.jobs))
     return 0
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import NoReturn
 
 from aiolease.cli.moments import HELP, moment_of, seconds_of
 from aiolease.cli.printing import trouble
+
+Command = Callable[[argparse.Namespace], int]
+Add = Callable[[str, Command, str, str], argparse.ArgumentParser]
+"""Adds a command: its name, what it does, a sentence about it, and more."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,6 +80,13 @@ def number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 9 or not int(text):
         raise argparse.ArgumentTypeError("use a whole number from 1")
     return int(text)
+
+
+def port(text: str) -> int:
+    """The number of a port."""
+    if (found := number(text)) > 65_535:
+        raise argparse.ArgumentTypeError("use a number up to 65535")
+    return found
 
 
 def name(text: str) -> str:

@@ -56,12 +56,6 @@ def _has_colours() -> bool:
     return not plain and sys.stdout.isatty()
 
 
-def one_line(text: str, most: int = 120) -> str:
-    """An error in one line, cut if it is long: it may be a whole statement, or have what a terminal obeys."""
-    said = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return said if len(said) <= most else f"{said[:most]}…"
-
-
 def trouble(problem: object, status: int) -> int:
     """Tells of a problem in one line, and returns `status`."""
     print(f"aiolease: {_with_utc(' '.join(str(problem).split()))}", file=sys.stderr)

@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 
 from aiolease._jobs.in_words import moment_text, span
 from aiolease._jobs.standing import JobStanding
-from aiolease.cli.lease import OpenLease, on_lease
+from aiolease._views.lease import OpenLease
+from aiolease._views.look import Seen, look, wrong_with
+from aiolease._views.telling import ago, doing, status_facts, worst_first
+from aiolease.cli.lease import on_lease
 from aiolease.cli.printing import print_line, printable, red, table
-from aiolease.cli.seen import Seen, look, wrong_with
-from aiolease.cli.telling import ago, doing, status_facts
 from aiolease.errors import StoreUnavailable
 
 _HOME, _REST_OF_LINE, _REST_OF_SCREEN, _CLEAR = "\x1b[H", "\x1b[K", "\x1b[J", "\x1b[2J"
@@ -121,8 +122,10 @@ def _until(until: datetime | None) -> str:
 
 def _jobs(seen: Seen, columns: int) -> list[str]:
     """The table of jobs, those in trouble first."""
-    order = sorted(seen.jobs, key=lambda job: (-job.failures, -job.overdue, job.paused, job.job))
-    rows = [(_cut(job.job, _JOB_WIDTH), _last(seen, job), _next(seen, job), _state(seen, job)) for job in order]
+    rows = [
+        (_cut(job.job, _JOB_WIDTH), _last(seen, job), _next(seen, job), _state(seen, job))
+        for job in worst_first(seen.jobs)
+    ]
     return [_fit(line, columns) for line in table(("job", "last run", "next tick", "state"), rows)]
 
 

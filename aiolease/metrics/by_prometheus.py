@@ -45,17 +45,22 @@ class PrometheusMetrics:
 
     @property
     def exposed(self) -> CollectorRegistry:
-        """What to expose: `registry`, or in prometheus_client's multi-process mode the values of all its processes.
+        """What to expose: see `exposed`, of `registry`."""
+        return exposed(self.registry)
 
-        That mode is on if ``PROMETHEUS_MULTIPROC_DIR`` names a folder. There the gauges of a process that has ended are
-        left out, however it ended: a worker that was killed leads no more.
-        """
-        folder = os.environ.get(_FOLDER)
-        if folder is None:
-            return self.registry
-        gathered = CollectorRegistry()
-        _LivingProcesses(gathered, folder)
-        return gathered
+
+def exposed(registry: CollectorRegistry) -> CollectorRegistry:
+    """A registry, or in prometheus_client's multi-process mode one with the values of all its processes.
+
+    That mode is on if ``PROMETHEUS_MULTIPROC_DIR`` names a folder. There the gauges of a process that has ended are
+    left out, however it ended: a worker that was killed leads no more.
+    """
+    folder = os.environ.get(_FOLDER)
+    if folder is None:
+        return registry
+    gathered = CollectorRegistry()
+    _LivingProcesses(gathered, folder)
+    return gathered
 
 
 class _LivingProcesses(MultiProcessCollector):

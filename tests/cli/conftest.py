@@ -60,7 +60,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
     monkeypatch.setenv("AIOLEASE_URL", "sqlite:///not-used.db")
     monkeypatch.setattr("aiolease.cli.lease.open_store", world.open_store)
-    monkeypatch.setattr("aiolease.cli.seen.local_clock", lambda: NOW)
+    monkeypatch.setattr("aiolease._views.look.local_clock", lambda: NOW)
     return world
 
 

@@ -312,7 +312,7 @@ def test_no_password_is_shown(aiolease: Aiolease, url: str, arguments: tuple[str
 
 
 COMMANDS = (
-    "run next status watch check runs history why trigger rerun backfill cancel pause resume resign settle forget "
+    "run next status watch page check runs history why trigger rerun backfill cancel pause resume resign settle forget "
     "schema migrate"
 ).split()
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from aiolease.cli.lease import OpenLease
-from aiolease.cli.seen import look
+from aiolease._views.lease import OpenLease
+from aiolease._views.look import look
 from aiolease.cli.watching import screen
 from tests.campaigns import LIMIT
 from tests.cli.terminal import Terminal

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import aiolease.cli.lease
-import aiolease.cli.seen
+import aiolease._views.lease
+import aiolease._views.look
 from aiolease.cli import main
 from aiolease.errors import StoreUnavailable
 from tests.cli.worlds import DAY, MINUTE, NOW, TICK, World
@@ -51,16 +51,16 @@ class Changing(World):
 def run() -> int:
     """Runs the command line on it."""
     changing = Changing(world(), Path("say"))
-    look = aiolease.cli.seen.look
+    look = aiolease._views.look.look
 
-    async def looked(lease: aiolease.cli.lease.OpenLease) -> aiolease.cli.seen.Seen:
+    async def looked(lease: aiolease._views.lease.OpenLease) -> aiolease._views.look.Seen:
         changing.obey()
         return await look(lease)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("aiolease.cli.lease.open_store", changing.open_store)
         patch.setattr("aiolease.cli.watching.look", looked)
-        patch.setattr("aiolease.cli.seen.local_clock", lambda: NOW)
+        patch.setattr("aiolease._views.look.local_clock", lambda: NOW)
         return main(sys.argv[1:])
 
 

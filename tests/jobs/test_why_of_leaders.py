@@ -7,8 +7,8 @@ from datetime import timedelta
 
 from aiolease import JobRegistry
 from aiolease._jobs.why import Why, why
-from aiolease.cli.lease import OpenLease
-from aiolease.cli.seen import facts_of
+from aiolease._views.lease import OpenLease
+from aiolease._views.look import facts_of
 from tests.jobs.worlds import Work, World, nothing, registry, seconds, world
 from tests.virtual import START, virtual
 

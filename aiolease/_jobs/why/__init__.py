@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from aiolease._jobs.schedule import Schedule
@@ -19,7 +20,18 @@ from aiolease._jobs.why.gaps import resumes, tell_future, tell_no_tick, tell_pau
 from aiolease._jobs.why.rows import can_be_rerun, tell_row
 from aiolease.stores.records import RunRecord
 
-__all__ = ["Facts", "Verdict", "Why", "can_be_rerun", "is_tick", "latest", "reading_start", "run_meant", "why"]
+__all__ = [
+    "Facts",
+    "Verdict",
+    "Why",
+    "can_be_rerun",
+    "is_tick",
+    "latest",
+    "reading_start",
+    "run_meant",
+    "why",
+    "with_last_end",
+]
 
 _MOMENT = timedelta(microseconds=1)
 
@@ -32,7 +44,7 @@ def why(facts: Facts, moment: datetime | None = None) -> Why:
         moment: When; its latest tick if none is given. A tick within the same minute, second or millisecond is meant,
             too, if the moment has no seconds, or no parts of them.
     """
-    facts, schedule = with_last_end(facts), facts.schedule
+    facts, schedule = replace(facts, terms=with_last_end(facts.terms, facts.lease)), facts.schedule
     asked, row = run_meant(facts, moment if moment is not None else latest(facts))
     answer = Why(moment=asked, verdict="no row")
     if row is not None:

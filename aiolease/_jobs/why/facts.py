@@ -104,19 +104,17 @@ class Why:
     commands: list[str] = field(default_factory=list)
 
 
-def with_last_end(facts: Facts) -> Facts:
+def with_last_end(terms: Sequence[TermRecord], lease: Lease | None) -> list[TermRecord]:
     """Adds the end of the latest term as its lease shows it: the next leader records that, and there is none yet."""
-    lease = facts.lease
     if lease is None or not lease.free:
-        return facts
+        return [*terms]
     status, error = ("succeeded", "released") if lease.holder is None else ("lost", "its lease expired")
-    terms = [
+    return [
         replace(term, ended_at=lease.expires_at, status=status, error=error)
         if (term.token, term.status) == (lease.token, "running")
         else term
-        for term in facts.terms
+        for term in terms
     ]
-    return replace(facts, terms=terms)
 
 
 def led_at(facts: Facts, moment: datetime) -> TermRecord | None:

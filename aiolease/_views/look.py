@@ -1,4 +1,4 @@
-"""What `status`, `watch` and `check` look at, and what is wrong with it; and what `why` reckons from."""
+"""What `status`, `watch`, `check` and the page look at, and what is wrong with it; and what `why` reckons from."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from aiolease._jobs.in_words import moment_text, span
+from aiolease._jobs.in_words import moment_text, one_line, span
 from aiolease._jobs.standing import JobStanding, standing
 from aiolease._jobs.why import Facts, latest, reading_start
-from aiolease.cli.lease import OpenLease
-from aiolease.cli.printing import one_line
+from aiolease._views.lease import OpenLease
 from aiolease.errors import InvalidJob
 from aiolease.stores.records import AHEAD, JobRecord, Lease, RunRecord
 from aiolease.stores.seen import JobSeen, Overview

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from datetime import datetime
 
-from aiolease._jobs.in_words import local_text, moment_text, span, tick_text
+from aiolease._jobs.in_words import local_text, moment_text, one_line, span, tick_text
 from aiolease._jobs.standing import JobStanding, is_silent
-from aiolease.cli.printing import one_line
-from aiolease.cli.seen import Seen, is_without, wrong_with
+from aiolease._views.look import Seen, is_without, wrong_with
 from aiolease.stores.records import Lease, RunRecord
 
 JOBS = ("job", "schedule", "last run (UTC)", "ended", "last success", "next tick (UTC)", "state")
@@ -19,34 +18,36 @@ RUNS = ("tick (UTC)", "status", "attempt", "term", "took", "")
 """The head of the table of runs."""
 
 
-def described(seen: Seen) -> Iterator[str]:
-    """A lease as a short table. Ages and rests are by the database's clock, like all that the row says."""
+def described(seen: Seen) -> Iterator[tuple[str, str]]:
+    """A lease as labels and texts. Ages and rests are by the database's clock, like all that the row says."""
     lease = seen.lease
     if lease is None:
-        yield f"{seen.name!r} never had a leader"
+        yield "", f"{seen.name!r} never had a leader"
         return
-    yield f"lease     {lease.name}"
+    yield "lease", lease.name
     leader = lease.holder or "nobody, it was released"
-    yield f"leader    {leader if lease.holder is None or not lease.expired else f'nobody, {leader} did not renew it'}"
-    yield f"term      {lease.token}"
-    yield f"elected   {_moment(lease.elected_at)}, {ago(lease.elected_at, lease.now)}"
+    yield "leader", leader if lease.holder is None or not lease.expired else f"nobody, {leader} did not renew it"
+    yield "term", str(lease.token)
+    yield "elected", _and_age(lease.elected_at, lease)
     silent = ": it is late, the leader may be dead, frozen or cut off" if is_silent(lease) else ""
-    yield f"renewed   {_moment(lease.renewed_at)}, {ago(lease.renewed_at, lease.now)}{silent}"
-    if lease.holder is None:
-        yield f"released  {_moment(lease.expires_at)}, {ago(lease.expires_at, lease.now)}"
-    elif lease.expired:
-        yield f"expired   {_moment(lease.expires_at)}, {ago(lease.expires_at, lease.now)}"
+    yield "renewed", f"{_and_age(lease.renewed_at, lease)}{silent}"
+    if lease.free:
+        yield "released" if lease.holder is None else "expired", _and_age(lease.expires_at, lease)
     else:
         rest = (lease.expires_at - lease.now).total_seconds()
-        yield f"expires   {_moment(lease.expires_at)}, in {span(rest)} unless renewed"
+        yield "expires", f"{_moment(lease.expires_at)}, in {span(rest)} unless renewed"
     if lease.holder is not None and lease.resign_token == lease.token:
-        yield "resign    was asked for"
+        yield "resign", "was asked for"
     if seen.pause is not None:
         pause = seen.pause
-        yield f"paused    the whole lease, {_pause(pause.paused_at, pause.paused_until, pause.pause_note)}"
+        yield "paused", f"the whole lease, {_pause(pause.paused_at, pause.paused_until, pause.pause_note)}"
     if seen.jobs:
         running, waiting = sum(job.running for job in seen.jobs), sum(job.queued for job in seen.jobs)
-        yield f"runs      {running} running, {waiting} waiting"
+        yield "runs", f"{running} running, {waiting} waiting"
+
+
+def _and_age(moment: datetime, lease: Lease) -> str:
+    return f"{_moment(moment)}, {ago(moment, lease.now)}"
 
 
 def status_facts(seen: Seen) -> dict[str, object]:
@@ -67,15 +68,19 @@ def _pause_facts(seen: Seen) -> dict[str, object]:
     return {field: getattr(seen.pause, field) for field in ("paused_at", "paused_until", "pause_note")}
 
 
-def job_rows(seen: Seen) -> Iterator[tuple[str, ...]]:
-    """The rows of the table of jobs."""
-    for job in seen.jobs:
-        last = "none yet" if job.last is None else _both(job.last.tick, job.timezone)
-        ended = "" if job.last is None else job.last.status
-        success = "never" if job.last_success is None else ago(job.last_success, seen.now)
-        schedule = f"{job.schedule} {job.timezone}".strip()
-        coming = "" if job.next_tick is None else _both(job.next_tick, job.timezone)
-        yield job.job, schedule, last, ended, success, coming, ", ".join(doing(seen, job))
+def job_row(seen: Seen, job: JobStanding) -> tuple[str, ...]:
+    """A row of the table of jobs."""
+    last = "none yet" if job.last is None else _both(job.last.tick, job.timezone)
+    ended = "" if job.last is None else job.last.status
+    success = "never" if job.last_success is None else ago(job.last_success, seen.now)
+    schedule = f"{job.schedule} {job.timezone}".strip()
+    coming = "" if job.next_tick is None else _both(job.next_tick, job.timezone)
+    return job.job, schedule, last, ended, success, coming, ", ".join(doing(seen, job))
+
+
+def worst_first(jobs: Iterable[JobStanding]) -> list[JobStanding]:
+    """Jobs, those in trouble first."""
+    return sorted(jobs, key=lambda job: (-job.failures, -job.overdue, job.paused, job.job))
 
 
 def _both(tick: datetime, timezone: str) -> str:
