@@ -14,7 +14,7 @@ import socket
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import pytest
@@ -53,6 +53,17 @@ def pytest_collection_finish() -> None:
     """Freezes the objects that the imports made, so that `nothing_left` looks only at what a test made."""
     gc.collect()
     gc.freeze()
+
+
+S = TypeVar("S", bound=Server)
+
+
+def started(kind: type[S], **options: Any) -> Iterator[S]:
+    """A server of a kind, or the reason why it cannot be had; for `Server.start`'s options."""
+    if reason := kind.available():
+        pytest.skip(reason)
+    with kind.start(**options) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -105,28 +116,20 @@ def mysql9() -> Iterator[MySQLServer]:
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQLServer]:
     """A PostgreSQL server."""
-    if reason := PostgreSQLServer.available():
-        pytest.skip(reason)
-    with PostgreSQLServer.start(options=QUICK) as server:
-        yield server
+    yield from started(PostgreSQLServer, options=QUICK)
 
 
 @pytest.fixture(scope="session")
 def postgresql_new() -> Iterator[NewPostgreSQLServer]:
     """The newest PostgreSQL that can be had."""
-    if reason := NewPostgreSQLServer.available():
-        pytest.skip(reason)
-    with NewPostgreSQLServer.start(options=QUICK) as server:
-        yield server
+    yield from started(NewPostgreSQLServer, options=QUICK)
 
 
 @pytest.fixture(scope="session")
 def postgresql_awkward() -> Iterator[PostgreSQLServer]:
     """A PostgreSQL server, the newest if it can be had, on which sessions are as awkward as they may be."""
     kind = PostgreSQLServer if NewPostgreSQLServer.available() else NewPostgreSQLServer
-    if reason := kind.available():
-        pytest.skip(reason)
-    with kind.start(options=QUICK) as server:
+    for server in started(kind, options=QUICK):
         make_awkward(server)
         yield server
 
@@ -140,17 +143,6 @@ def pgbouncer(request: pytest.FixtureRequest, postgresql: PostgreSQLServer) -> I
         yield bouncer
 
 
-S = TypeVar("S", bound=Server)
-
-
-def on_faked_time(kind: type[S]) -> Iterator[S]:
-    """A server whose clock ``step_clock`` moves."""
-    if reason := kind.available():
-        pytest.skip(reason)
-    with kind.start(faketime=True) as server:
-        yield server
-
-
 def at_real_time(server: S) -> Iterator[S]:
     """Before a test and behind it."""
     server.recover()
@@ -160,7 +152,7 @@ def at_real_time(server: S) -> Iterator[S]:
 
 @pytest.fixture(scope="session")
 def _mariadb_on_faked_time() -> Iterator[MariaDBServer]:
-    yield from on_faked_time(MariaDBServer)
+    yield from started(MariaDBServer, faketime=True)
 
 
 @pytest.fixture
@@ -171,7 +163,7 @@ def mariadb_faketime(_mariadb_on_faked_time: MariaDBServer) -> Iterator[MariaDBS
 
 @pytest.fixture(scope="session")
 def _postgresql_on_faked_time() -> Iterator[PostgreSQLServer]:
-    yield from on_faked_time(PostgreSQLServer)
+    yield from started(PostgreSQLServer, faketime=True)
 
 
 @pytest.fixture
