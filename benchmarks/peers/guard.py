@@ -38,6 +38,7 @@ async def campaign(url: str, name: str, after_acquire_delay: float, reacquire_de
         finally:
             journal.note("ended", token=token)
             journal.note("Released", token=token)
+            journal.note("Following", token=token)  # unless it was told to leave, it tries again by itself
 
     def begin() -> asyncio.Task[None]:
         journal.note("Following", token=0)

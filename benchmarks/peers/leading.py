@@ -43,7 +43,7 @@ ASYNCPG_LOCK = Contender(name="asyncpg-lock", program=GUARD, lease_duration=5, r
 CONTENDERS = (
     AIOLEASE,
     ASYNCPG_LOCK,
-    Contender(name="asyncpg-lock, pauses of 50 ms", program=GUARD, lease_duration=0.05, retry_interval=0.05, exits=100),
+    Contender(name="asyncpg-lock, pauses of 0.5 s", program=GUARD, lease_duration=0.5, retry_interval=0.5, exits=30),
 )
 
 
@@ -53,8 +53,8 @@ async def measure(databases: Sequence[Database], *, quick: bool) -> Table:
         title="peers.leading: to elect and to notify, on one PostgreSQL, by turns",
         notes=[
             f"hand-over: {SIZE} processes; from the end of a body to the start of the next. asyncpg-lock polls for an",
-            "advisory lock, and waits after it got it, 5 s each by default; its second line is with pauses of 50 ms,",
-            "which are no longer a protection for a body that has not ended",
+            "advisory lock, and waits after it got it, 5 s each by default; its second line is with pauses of 0.5 s,",
+            "which protect less from a body that has not ended",
             "after kill -9: two processes, with the defaults of each; the server ends an advisory lock as it hears of",
             "the end of a process. Nobody measured here what a host does that is gone without a word, or a frozen one:",
             "an advisory lock lasts until its connection ends, a lease until it expires",
