@@ -103,8 +103,13 @@ class Actions:
         if not who:
             self._log("WARNING", f"refused to {_words(action, job, self._readings.name)} on the page")
             return _refuse(403, f"You may not {action} here.")
+        return await self._done(action, job, form, who)
+
+    async def _done(self, action: str, job: str | None, form: dict[str, str], who: str) -> Response:
+        """Does one action for a person who may, and answers."""
         try:
-            await self._ask(action, job, form)
+            if not await self._ask(action, job, form):
+                return _refuse(409, "Nobody leads, so nobody can resign.")
         except (AioleaseError, ValueError) as error:
             status = next((code for kind, code in _STATUSES.items() if isinstance(error, kind)), 503)
             return _refuse(status, one_line(str(error), 500))
@@ -112,7 +117,8 @@ class Actions:
         back = f"../runs?{urlencode({'job': job})}&" if job else "../?"
         return RedirectResponse(f"{back}done={action}", 303)
 
-    async def _ask(self, action: str, job: str | None, form: dict[str, str]) -> None:
+    async def _ask(self, action: str, job: str | None, form: dict[str, str]) -> bool:
+        """Asks the store; false if nobody leads who could resign."""
         lease = await self._readings.lease()
         name = lease.name
         if job is None and action not in _WITHOUT_JOB:
@@ -129,8 +135,9 @@ class Actions:
         if action == "pause":
             until, note = await self._end(form), form.get("note") or None
             asked["pause"] = lambda store: store.pause(name, job, until=until, note=note)
-        await lease.ask(asked[action])
+        answer = await lease.ask(asked[action])
         self._readings.expire()
+        return action != "resign" or answer is not None
 
     async def _end(self, form: dict[str, str]) -> datetime | None:
         """When a pause ends that lasts for some hours."""
@@ -168,9 +175,9 @@ def _words(action: str, job: str | None, lease: str) -> str:
 def _same_origin(request: Request) -> bool:
     """Whether a request comes from a page of its own origin, as far as the browser says.
 
-    1. A browser says it, and no script can: ``Sec-Fetch-Site``. It holds behind a proxy that changes the host, too.
-    2. An older one, or one that has no TLS, names the origin: it must be the host that is asked.
-    3. Neither is a program, not a browser that another site misuses. It needs the token all the same.
+    1. ``Sec-Fetch-Site`` says it. No script can set it, and it holds behind a proxy that changes the host, too.
+    2. An older browser, or one without TLS, names the origin: it must be the host that is asked.
+    3. If neither header is there, a program asks, and no browser. It needs the token all the same.
     """
     if (site := request.headers.get("sec-fetch-site")) is not None:
         return site == "same-origin"

@@ -166,7 +166,7 @@ class Readings:
         if known is not None and known[0] == seen and clock() - known[1] < _AGED and not _has_failed(known[2]):
             return await asyncio.shield(known[2])
         task = asyncio.create_task(self._read_job(job, moment))
-        task.add_done_callback(_has_failed)  # whoever waited for it may have gone
+        task.add_done_callback(_has_failed)  # the page that waits for it may be closed
         self._details[job, moment] = (seen, clock(), task)
         self._details.move_to_end((job, moment))
         while len(self._details) > _KEPT:

@@ -1,4 +1,4 @@
-"""Templates to answers. All that is put into one is escaped."""
+"""Makes answers of templates. Everything that a template shows is escaped."""
 
 from __future__ import annotations
 

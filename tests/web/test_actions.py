@@ -222,6 +222,14 @@ async def test_what_cannot_be_done_is_told(  # noqa: PLR0917 - its parameters
     assert (answer.status_code, text in answer.text) == (status, True), answer.text
 
 
+async def test_nobody_resigns_where_nobody_leads(world: World) -> None:
+    """The page says so, as the command line does."""
+    world.lead(holder=None, expires=NOW - DAY)
+    async with opened(world) as form:
+        answer = await form.send("resign")
+    assert (answer.status_code, "Nobody leads" in answer.text) == (409, True)
+
+
 async def test_the_cookie_is_kept_from_others(world: World) -> None:
     """Scripts do not read it, other sites do not send it; with TLS it goes by TLS only."""
     async with page_of(world, allow=lambda *_: True) as client:
