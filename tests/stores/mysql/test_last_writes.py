@@ -85,7 +85,7 @@ async def test_a_renewal_over_a_closed_connection_is_no_warning(
 ) -> None:
     """A renewal that finds its connection ended by the server is sent over a new one, and nobody is told of trouble."""
     heard = Recorder()
-    async with leadership(target, lease_duration=3.0, on_event=heard) as lead:
+    async with leadership(target, lease_duration=9.0, heartbeat_interval=1.0, on_event=heard) as lead:
         for _ in range(3):
             assert kill_sessions(mysql_server, mysql_url)
             await heard.next(Renewed)
