@@ -112,6 +112,8 @@ def unknown_words(command: list[str]) -> list[str]:
             wrong = [word for word in words if word.startswith(("aiolease", ".[")) and not is_requirement(word)]
         case ["cd" | "kill", *_] | ["python" | "python3", "worker.py"]:  # the latter a page has the reader write
             wrong = []
+        case ["uvicorn" | "gunicorn", "app:app", *_] | ["python", "app.py"]:  # test_served.py starts them
+            wrong = []
         case _:
             wrong = command
     return wrong
