@@ -18,6 +18,8 @@ from tests.docs.setup import Stage
 from tests.project import ROOT
 
 LIMIT = 30.0
+NEWEST = 40
+"""So many lines of a program a failure shows: a server starts what dies again and again."""
 
 
 def program_of(stage: Stage, page: str, block: str, name: str = "worker.py") -> None:
@@ -48,7 +50,7 @@ def wait_for(text: str, *logs: list[str], times: int = 1) -> None:
     """Waits until the programs have printed something so many times in all."""
     deadline = time.monotonic() + LIMIT
     while sum(text in line for printed in logs for line in printed) < times:
-        told = "".join(line for printed in logs for line in printed)
+        told = "".join(line for printed in logs for line in printed[-NEWEST:])
         assert time.monotonic() < deadline, f"{text!r} was not printed {times} times, but\n{told}"
         time.sleep(0.05)
 
