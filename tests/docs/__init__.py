@@ -10,6 +10,8 @@ that nothing says how to run fails, and so does a set-up without a block.
     With ``Setup(around=…)``: the function makes the names that the block takes as given, yields, and asserts on what
     the block did. Around a generator function's ``yield`` the block is a program. Around that of an async one it runs
     inside the event loop: ``await`` and ``async with`` may stand at its top level.
+    With ``Setup(served=…)``: an application. `test_served.py` starts it as processes, with each command of the ``sh``
+    block below it.
 ``console``
     Each line with ``$ `` is a command, and is run. The lines below it are compared with what it prints.
 ``sh``

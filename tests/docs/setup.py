@@ -38,6 +38,8 @@ class Setup:
         expect: Lines that it must print, beside those that the page shows.
         needs: A fixture that gives a server; AIOLEASE_URL then names a fresh database on it.
         picture: A drawing, which nothing prints.
+        served: An application. `tests/docs/test_served.py` starts it with the commands of the block below it. Each path
+            answers 200; the first is that of the status page.
     """
 
     around: Around | None = None
@@ -45,6 +47,7 @@ class Setup:
     expect: tuple[str, ...] = ()
     needs: str | None = None
     picture: bool = False
+    served: tuple[str, ...] = ()
 
     @property
     def in_loop(self) -> bool:

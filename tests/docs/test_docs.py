@@ -18,7 +18,7 @@ README = ROOT / "README.md"
 LONGEST = 200
 """Lines of a page: one idea, which is read in one go."""
 
-ALL_BLOCKS = [block for page in pages() for block in blocks_of(page)]
+ALL_BLOCKS = [block for page in pages() for block in blocks_of(page) if not block.setup.served]
 
 
 @pytest.fixture

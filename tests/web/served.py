@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp
 from aiolease.errors import StoreUnavailable
 from aiolease.stores.memory import MemoryStore
 from aiolease.web import status_app
+from tests.campaigns import LIMIT
 from tests.cli.worlds import World
 
 T = TypeVar("T")
@@ -50,6 +52,17 @@ async def page_of(world: World, **options: Any) -> AsyncIterator[httpx.AsyncClie
     """Asks the page of a world."""
     async with browsing(status_app(MemoryStore(world.server), **({"refresh": 0.1} | options))) as client:
         yield client
+
+
+def answer_of(url: str) -> httpx.Response:
+    """Asks a server; waits until it is there."""
+    deadline = time.monotonic() + LIMIT
+    while True:
+        try:
+            return httpx.get(url, timeout=LIMIT)
+        except httpx.ConnectError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 class Links(HTMLParser):

@@ -6,7 +6,6 @@ import asyncio
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -17,6 +16,7 @@ from tests.campaigns import LIMIT
 from tests.cli.commands import program
 from tests.project import ROOT
 from tests.servers.machine import free_port
+from tests.web.served import answer_of
 
 
 def test_the_page_is_served_alone(tmp_path: Path) -> None:
@@ -41,17 +41,6 @@ def test_the_page_is_served_alone(tmp_path: Path) -> None:
             assert (process.returncode, told) == (0, "")
         finally:
             process.kill()
-
-
-def answer_of(url: str) -> httpx.Response:
-    """Waits until a page is there."""
-    deadline = time.monotonic() + LIMIT
-    while True:
-        try:
-            return httpx.get(url)
-        except httpx.ConnectError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
 
 
 @pytest.mark.parametrize("missing", ["uvicorn", "starlette", "jinja2"])
