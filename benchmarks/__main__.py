@@ -35,6 +35,7 @@ TOPICS: Final = (
     "footprint",
     "backlog",
     "page",
+    # These two beside its peers, which have an environment of their own: see `make peers`.
     "peers.leading",
     "peers.workers",
 )
