@@ -34,6 +34,7 @@ TOPICS: Final = (
     "scale",
     "footprint",
     "backlog",
+    # These two beside its peers, which have an environment of their own: see `make peers`.
     "peers.leading",
     "peers.workers",
 )
