@@ -40,6 +40,13 @@ _HELP = (
     "mysql://user:password@host:3306/database, postgresql://user:password@host:5432/database, "
     "sqlite:///relative.db or sqlite:////absolute.db"
 )
+_DRIVERS_OF_URLS = {
+    "postgresql": "postgresql+asyncpg:// or postgresql+psycopg://",
+    "postgres": "postgresql+asyncpg:// or postgresql+psycopg://",
+    "mysql": "mysql:// (it uses asyncmy)",
+    "mariadb": "mariadb:// (it uses asyncmy)",
+    "sqlite": "sqlite:///relative.db or sqlite:////absolute.db",
+}
 
 
 @dataclass(slots=True)
@@ -198,7 +205,10 @@ def _from_url(url: str, table_prefix: str, create_tables: bool) -> Store:
         from aiolease.stores.sqlite import SQLiteStore
 
         return SQLiteStore(path, table_prefix=table_prefix, create_tables=create_tables)
-    raise ConfigurationError("target", f"{scheme}://…" if separator else "…", f"not a URL that is known: {_HELP}")
+    problem = f"not a URL that is known: {_HELP}"
+    if separator and (known := _DRIVERS_OF_URLS.get(scheme.partition("+")[0])):
+        problem = f"it names a driver that aiolease does not use: take {known}"
+    raise ConfigurationError("target", f"{scheme}://…" if separator else "…", problem)
 
 
 async def migrate(target: Target, *, table_prefix: str = "aiolease_", check: bool = False) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from aiolease.errors import SchemaMissing, StoreUnavailable
 from aiolease.stores.mysql.drivers import NO_SUCH_TABLE, TABLE_EXISTS, Execute, denied, error_number
 from aiolease.stores.sql.schema import (
+    NOT_MADE_YET,
     REVISION_ROW,
     VERSION_ROW,
     AddedColumns,
@@ -99,7 +100,7 @@ class MySQLSchema:
         problem = what_is_wrong(self._prefix, found)
         statements = await self.missing(execute)
         if VERSION_ROW not in found:
-            problem = f"{problem}; nobody has made them yet (create_tables=False)"
+            problem = f"{problem}; {NOT_MADE_YET}"
         raise SchemaMissing(self._store, problem, statements=statements)
 
     async def missing(self, execute: Execute) -> list[str]:

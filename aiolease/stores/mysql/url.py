@@ -22,7 +22,7 @@ def parse_url(url: str) -> Callable[[], dict[str, Any]]:
     """
     # A URL that cannot be parsed is not shown at all: nobody knows where its password ends.
     shown = "mysql://…"
-    malformed = "malformed URL; percent-encode what is special in the user and the password, such as @ : / ? #"
+    malformed = "malformed URL; percent-encode what is special in the user and the password, such as @ : / ? # %"
     try:
         parts = urlsplit(url)
         port = parts.port or 3306

@@ -9,6 +9,7 @@ from aiolease.stores.postgresql.dialect import PostgreSQLDialect, quote, quoted
 from aiolease.stores.postgresql.errors import UNDEFINED_TABLE, code_of, denied
 from aiolease.stores.postgresql.links import Link
 from aiolease.stores.sql.schema import (
+    NOT_MADE_YET,
     REVISION_ROW,
     SCHEMA_REVISION,
     SCHEMA_VERSION,
@@ -22,6 +23,7 @@ WAY_OUT = (
     "Run what `python -m aiolease schema --dialect postgresql` prints as a role that may create tables, grant CREATE "
     "on the schema to the application's role, or name a schema in the prefix of the tables: 'ops.aiolease_'"
 )
+OWNER = "Run `python -m aiolease migrate` as the role that owns the tables"
 
 # Names are compared byte for byte, whatever the database's collation. The rows of lease and fence are updated all the
 # time: room in their pages keeps the updates from touching an index.
@@ -124,7 +126,7 @@ class PostgreSQLSchema:
         if not self._create:
             problem = what_is_wrong(self._named, found)
             if VERSION_ROW not in found:
-                problem = f"{problem}; nobody has made them yet (create_tables=False)"
+                problem = f"{problem}; {NOT_MADE_YET}"
             raise SchemaMissing(self._store, problem, WAY_OUT, statements=statements)
         await self.upgrade(link, home)
 
@@ -151,16 +153,25 @@ class PostgreSQLSchema:
         Raises:
             SchemaMissing: This role may not.
         """
-        statements = await self.missing(link, home)
+        found, statements = await self._found(link), await self.missing(link, home)
         # Two that made one table at once would meet in the server's catalogue.
         lock = f"SELECT pg_advisory_xact_lock(hashtextextended({quote(f'aiolease {home}.{self._named}')}, 0))"
         try:
             await link.send("; ".join([lock, *statements]))
         except Exception as error:
             if denied(error):
-                problem = f"the tables {self._named}* are missing, and this role may not create them"
-                raise SchemaMissing(self._store, problem, WAY_OUT, statements=statements) from error
+                problem, way_out = self._refused(found)
+                said = str(error).strip().splitlines()[0]
+                raise SchemaMissing(self._store, f"{problem}: {said}", way_out, statements=statements) from error
             raise
+
+    def _refused(self, found: dict[str, int]) -> tuple[str, str]:
+        """What a role may not do to tables in this state, and what helps."""
+        if VERSION_ROW not in found:
+            return f"the tables {self._named}* are missing, and this role may not create them", WAY_OUT
+        lacking = f"a part of the tables {self._named}* is missing"
+        wrong = lacking if is_current(found) else what_is_wrong(self._named, found)
+        return f"{wrong}, and this role may not change them", OWNER
 
     async def _found(self, link: Link) -> dict[str, int]:
         """The rows of the version and the revision; none without the table."""

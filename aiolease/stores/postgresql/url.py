@@ -24,7 +24,7 @@ _FILES = {"sslrootcert": "ssl_ca", "sslcert": "ssl_cert", "sslkey": "ssl_key"}
 _OTHERS = ("application_name", "host", "target_session_attrs")
 _KNOWN = frozenset({"sslmode", *_FILES, *PARAMETERS, *_OTHERS})
 _EXAMPLE = "postgresql://user:password@host:5432/database"
-_MALFORMED = "malformed URL; percent-encode what is special in the user and the password, such as @ : / ? #"
+_MALFORMED = "malformed URL; percent-encode what is special in the user and the password, such as @ : / ? # %"
 
 
 def connector(url: str) -> Connector:
@@ -119,7 +119,8 @@ def _tls_of_url(given: Mapping[str, str], shown: str) -> dict[str, str]:
     """The parameters of TLS by the names that all databases share."""
     found = {key: given[key] for key in PARAMETERS if key in given}
     if "sslmode" in given and given["sslmode"] not in _MODES:
-        raise ConfigurationError("target", shown, f"sslmode is none of {', '.join(_MODES)}")
+        problem = f"sslmode is none of {', '.join(_MODES)}; without it TLS is used if the server offers it"
+        raise ConfigurationError("target", shown, problem)
     own = {_FILES[key]: given[key] for key in _FILES if key in given}
     own |= {"ssl_mode": _MODES[given["sslmode"]]} if "sslmode" in given else {}
     for key, value in own.items():

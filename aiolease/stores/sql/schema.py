@@ -39,6 +39,11 @@ def is_unknown(found: Mapping[str, int]) -> bool:
     return found.get(VERSION_ROW, SCHEMA_VERSION) not in {1, SCHEMA_VERSION}  # 1 lacked the tables of the ledger
 
 
+NOT_MADE_YET = (
+    "nobody has made them yet: a worker makes them at its start if it may; a command does not, nor create_tables=False"
+)
+
+
 def what_is_wrong(prefix: str, found: Mapping[str, int]) -> str:
     """Says in which way tables are not what is needed."""
     if (version := found.get(VERSION_ROW)) is None:

@@ -391,6 +391,12 @@ def test_a_driver_that_lacks_its_library_is_named() -> None:
         ("postgresql:///shop", "names no host"),
         ("postgresql://user:secret@host", "names no database"),
         ("postgresql://user:secret@host/shop?sslmode=perhaps", "sslmode is none of"),
+        ("postgresql://user:secret@host/shop?sslmode=prefer", "without it TLS is used if the server offers it"),
+        ("postgresql://user:a%/secret@host/shop", "percent-encode .* @ : / . # %"),
+        ("postgresql+psycopg2://user:secret@host/shop", r"take postgresql\+asyncpg:// or postgresql\+psycopg://"),
+        ("postgres+pg8000://user:secret@host/shop", r"take postgresql\+asyncpg:// or postgresql\+psycopg://"),
+        ("mysql+pymysql://user:secret@host/shop", "take mysql://"),
+        ("sqlite+pysqlite:///jobs.db", "take sqlite:///relative.db"),
         ("postgresql://user:secret@host/shop?sslmode=disable&sslrootcert=/ca.pem", "switched off"),
         ("postgresql://user:secret@host/shop?sslmode=require&ssl_mode=disabled", "two values"),
         ("postgresql://user:secret@host/shop?sslmode=verify-full&sslrootcert=/nowhere.pem", "cannot be read"),
@@ -420,7 +426,7 @@ async def test_a_role_with_the_least_grants(postgresql: PostgreSQLServer, postgr
     url = postgresql.url(database, user=role, password="x")
     try:
         async with open_store(by(driver, url)) as store:
-            with pytest.raises(SchemaMissing, match="may not create them") as missing:
+            with pytest.raises(SchemaMissing, match="may not create them: permission denied") as missing:
                 await store.read("cron")
             assert len(missing.value.statements) > 4
         await migrate(postgresql_url)
@@ -432,6 +438,9 @@ async def test_a_role_with_the_least_grants(postgresql: PostgreSQLServer, postgr
         await uses_all(by(driver, url))
         async with leadership(by(driver, url)) as lead, lead.transaction() as connection:
             await connection.execute("SELECT 1")
+        postgresql.sql(f"DROP INDEX aiolease_run_later; GRANT CREATE ON SCHEMA public TO {role}", database)
+        with pytest.raises(SchemaMissing, match=r"must be owner of .*migrate` as the role that owns the tables"):
+            await migrate(by(driver, url))
     finally:
         postgresql.sql(f"DROP OWNED BY {role}", database)
         postgresql.sql(f"DROP ROLE {role}")
