@@ -20,7 +20,8 @@ _LEASE = 30.0
 _AROUND = 50
 """So many rows are read from the tick before a moment on, to tell why."""
 
-_EVER = datetime(1970, 1, 1, tzinfo=UTC)
+_EVER, _NEVER = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+"""Before the first of them and after the other no tick is looked for: there would be no room to reckon."""
 
 _SETTLED_IN = timedelta(seconds=15)
 """So long after its election a leader may not have said yet which jobs it has."""
@@ -192,7 +193,7 @@ async def facts_of(lease: OpenLease, job: str, moment: datetime | None) -> tuple
         unreadable=stock.unreadable.get(job),
         busy=len(stock.unfinished),
     )
-    asked = moment if moment is not None else latest(facts)
+    asked = min(max(moment, _EVER), _NEVER) if moment is not None else latest(facts)
     around = await _rows_around(lease, facts, asked)
     rows = {run.tick: run for run in (*waiting, *(run for run in stock.unfinished if run.job == job), *around)}
     return replace(facts, rows=[rows[tick] for tick in sorted(rows)]), asked

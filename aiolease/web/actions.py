@@ -54,7 +54,9 @@ _LARGEST = 16_384
 HOURS: Final = {"1": "1 hour", "4": "4 hours", "24": "1 day", "168": "1 week"}
 """For how long a pause may last; without any it lasts until somebody ends it."""
 
-_STATUSES: Final[dict[type[Exception], int]] = {InvalidJob: 404, RequestRefused: 409, ValueError: 400}
+_STATUSES: Final[dict[type[Exception], int]] = {
+    InvalidJob: 404, RequestRefused: 409, ValueError: 400, OverflowError: 400,
+}  # fmt: skip
 """What an error is to the browser: the first of its classes."""
 
 
@@ -110,7 +112,7 @@ class Actions:
         try:
             if not await self._ask(action, job, form):
                 return _refuse(409, "Nobody leads, so nobody can resign.")
-        except (AioleaseError, ValueError) as error:
+        except (AioleaseError, ValueError, OverflowError) as error:
             status = next((code for kind, code in _STATUSES.items() if isinstance(error, kind)), 503)
             return _refuse(status, one_line(str(error), 500))
         self._log("INFO", f"{one_line(who)!r} asked on the page to {_words(action, job, self._readings.name)}")
@@ -159,7 +161,7 @@ class Actions:
             return answer
         user = request.scope.get("user")
         known = getattr(user, "display_name", "") if user is not None else ""
-        return known or (request.client.host if request.client else "somebody")
+        return str(known) if known else (request.client.host if request.client else "somebody")
 
     def _log(self, severity: Literal["INFO", "WARNING"], text: str) -> None:
         emit(Notice(lease=self._readings.name, severity=severity, text=text))

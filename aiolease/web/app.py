@@ -114,6 +114,9 @@ class _Outermost:
                     headers.setdefault(header, value)
             await send(message)
 
+        if scope["type"] != "http":  # the lifespan, of which a server tells
+            await self._app(scope, receive, send)
+            return
         path = scope["path"]
         inner = path.removeprefix(scope.get("root_path", ""))
         asked = (scope.get("raw_path") or b"/").partition(b"?")[0].decode("ascii", "replace")

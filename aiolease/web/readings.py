@@ -131,6 +131,7 @@ class Readings:
         self._hungry: dict[str, None] = {}
         self._details: OrderedDict[tuple[str, datetime | None], tuple[object, float, asyncio.Task[JobShown]]]
         self._details = OrderedDict()
+        self._one_job = asyncio.Lock()
 
     async def latest(self) -> Latest:
         """The newest reading; makes one if it is time. Raises nothing that a store raises."""
@@ -241,15 +242,17 @@ class Readings:
         gone = self._trails.keys() - seen.overview.jobs.keys()
         for name in gone:
             del self._trails[name], self._marks[name]
-        for name in [name for name in self._hungry if name not in gone][:_FILLED]:
+            self._hungry.pop(name, None)
+        for name in [*self._hungry][:_FILLED]:
             rows = await lease.ask(lambda store, name=name: _ended(store, lease.name, name))  # type: ignore[misc]
             self._trails[name] = rows or self._trails[name]
             del self._hungry[name]
 
     async def _read_job(self, job: str, moment: datetime | None) -> JobShown:
-        lease = await self.lease()
-        facts, asked = await facts_of(lease, job, moment)
-        rows = await lease.ask(lambda store: store.history(lease.name, job, limit=_RUNS))
+        async with self._one_job:  # however many pages are open, the election waits for one statement of theirs
+            lease = await self.lease()
+            facts, asked = await facts_of(lease, job, moment)
+            rows = await lease.ask(lambda store: store.history(lease.name, job, limit=_RUNS))
         facts = replace(facts, rows=[_short(run) for run in facts.rows])
         return JobShown(runs=[_short(run) for run in rows], why=why(facts, asked))
 

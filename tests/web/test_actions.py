@@ -183,20 +183,25 @@ async def test_allow_decides_by_request_and_action(world: World, log: list[Messa
 
 
 async def test_the_log_has_the_user_of_the_authentication(world: World, log: list[Message]) -> None:
-    """Starlette's middleware sets it; a name cannot write lines of its own."""
+    """Starlette's middleware sets it; a name cannot write lines of its own, and need not be a text."""
     from starlette.authentication import AuthCredentials, AuthenticationBackend, SimpleUser
+
+    names: list[Any] = ["bob\nINFO forged", 4711]
 
     class Backend(AuthenticationBackend):
         async def authenticate(self, conn: Any) -> tuple[AuthCredentials, SimpleUser]:
-            return AuthCredentials(), SimpleUser("bob\nINFO forged")
+            return AuthCredentials(), SimpleUser(names[0])
 
     shop(world)
     page = status_app(MemoryStore(world.server), allow=lambda *_: True, refresh=0.1)
     async with browsing(AuthenticationMiddleware(page, backend=Backend())) as client:
         form = Form(client, token_in((await client.get("/")).text))
         await form.send("trigger", "report")
+        del names[0]
+        assert (await form.send("pause", "report")).status_code == 303
     assert [line.strip() for line in log] == [
-        "INFO 'bob INFO forged' asked on the page to trigger 'report' of 'default'"
+        "INFO 'bob INFO forged' asked on the page to trigger 'report' of 'default'",
+        "INFO '4711' asked on the page to pause 'report' of 'default'",
     ]
 
 
@@ -208,6 +213,7 @@ async def test_the_log_has_the_user_of_the_authentication(world: World, log: lis
         ("rerun", "report", {"tick": (TICK - DAY).isoformat()}, 409, "this run goes on"),
         ("rerun", "report", {"tick": "yesterday"}, 400, "isoformat"),
         ("rerun", "report", {"tick": "2026-11-30T14:00:00"}, 400, "time zone"),
+        ("rerun", "report", {"tick": "0001-01-01T00:00:00+14:00"}, 400, "out of range"),
         ("pause", "report", {"note": "x" * 300}, 400, "255 characters"),
         ("forget", "report", {}, 404, "no such action"),
     ],

@@ -17,7 +17,7 @@ from starlette.routing import Mount
 from aiolease import ConfigurationError, open_store, stores
 from aiolease.stores.memory import MemoryStore
 from aiolease.web import status_app
-from tests.campaigns import until
+from tests.campaigns import LIMIT, until
 from tests.cli.worlds import DAY, HOUR, MINUTE, NOW, TICK, World
 from tests.web.served import CountedStore, Links, browsing, names_in, page_of, texts_in
 
@@ -81,6 +81,29 @@ async def test_the_page_of_a_job(world: World) -> None:
     assert missing.status_code == 404
 
 
+@pytest.mark.parametrize("job", ["report", "late"])
+@pytest.mark.parametrize("at", ["0001-01-01T00:00:00+14:00", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
+async def test_the_page_of_a_job_at_a_moment_that_is_too_far_away(world: World, job: str, at: str) -> None:
+    """Anybody may write such a link."""
+    in_trouble(world)
+    async with page_of(world) as client:
+        assert (await client.get("/runs", params={"job": job, "at": at})).status_code == 200
+
+
+async def test_jobs_that_are_forgotten(world: World) -> None:
+    """Also those whose runs before the newest have not been read yet, since ten jobs were before them."""
+    for number in range(12):
+        world.job(f"job{number:02}")
+        world.run(job=f"job{number:02}")
+    ledger = world.server.ledgers["default"]
+    async with page_of(world) as client:
+        assert len(names_in((await client.get("/")).text)) == 12
+        del ledger.jobs["job11"], ledger.of("job11")["job11", TICK]
+        for _ in range(3):
+            await asyncio.sleep(0.1)
+            assert len(names_in((await client.get("/")).text)) == 11
+
+
 async def test_a_thousand_jobs_are_searched_and_filtered(world: World) -> None:
     """A page has a hundred of them, those in trouble first; a search and a state leave those that are looked for."""
     for number in range(1000):
@@ -122,6 +145,29 @@ async def test_ten_pages_cost_the_database_no_more_than_one(world: World) -> Non
         store.asked.clear()
         await client.get("/runs?job=report")
         assert store.asked == {}
+
+
+async def test_the_database_is_asked_for_one_job_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pages are open: they share their connection with the election."""
+    in_trouble(world)
+    store, under_way, most = CountedStore(world), 0, 0
+    exchange = store.exchange
+
+    async def slow(method: str, statement: Any) -> Any:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0)
+        under_way -= 1
+        return await exchange(method, statement)
+
+    async with browsing(status_app(store, refresh=600.0)) as client:
+        await client.get("/")
+        monkeypatch.setattr(store, "exchange", slow)
+        moments = [{"job": "report", "at": (TICK - days * DAY).isoformat()} for days in range(10)]
+        pages = await asyncio.gather(*(client.get("/runs", params=moment) for moment in moments))
+    assert {page.status_code for page in pages} == {200}
+    assert most == 1
 
 
 async def test_what_changes_is_sent_alone(world: World) -> None:
@@ -300,3 +346,19 @@ async def test_a_connection_that_nobody_needs_is_given_back(tmp_path: Path, monk
             assert "never had a leader" in (await client.get("/")).text
             await until(lambda: not stores._open, "the store is closed")
             await asyncio.sleep(0)
+
+
+async def test_the_connection_is_given_back_at_the_end(tmp_path: Path) -> None:
+    """A server that serves the page alone tells it of the end."""
+    page, to_page, from_page = status_app(f"sqlite:///{tmp_path}/jobs.db"), asyncio.Queue[Any](), asyncio.Queue[Any]()
+    lifespan = asyncio.create_task(page({"type": "lifespan"}, to_page.get, from_page.put))
+    for told in ("startup", "shutdown"):
+        to_page.put_nowait({"type": f"lifespan.{told}"})
+        async with asyncio.timeout(LIMIT):
+            assert await from_page.get() == {"type": f"lifespan.{told}.complete"}
+        assert not stores._open
+        if told == "startup":
+            async with browsing(page) as client:
+                await client.get("/")
+            assert stores._open
+    await lifespan
