@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Literal, final, get_args
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 
 from aiolease import AioleaseError, InvalidJob, Notice, RequestRefused
@@ -189,14 +189,17 @@ def _same_origin(request: Request) -> bool:
 
 
 async def _form(request: Request) -> dict[str, str] | None:
-    """The fields of a form; ``None`` if it is none, or too long."""
+    """The fields of a form; ``None`` if it is none, is too long, or does not come to its end."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
         return None
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _LARGEST:
-            return None
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _LARGEST:
+                return None
+    except ClientDisconnect:
+        return None
     fields = parse_qs(body.decode(errors="replace"))
     return {field: values[-1] for field, values in fields.items()}
 

@@ -146,6 +146,26 @@ async def test_a_wrong_method_does_nothing(world: World) -> None:
     assert asked(world).requested_at is None
 
 
+async def test_a_form_that_breaks_off_does_nothing(world: World) -> None:
+    """Nor is it an error for the log of the server."""
+    shop(world)
+    page = status_app(MemoryStore(world.server), allow=lambda *_: True)
+    told: list[Any] = [{"type": "http.request", "body": b"token=", "more_body": True}, {"type": "http.disconnect"}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return told.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/x-www-form-urlencoded")]
+    scope = {"type": "http", "method": "POST", "path": "/do/trigger", "query_string": b"job=report", "headers": headers}
+    await page(scope, receive, send)
+    assert sent[0]["status"] == 403
+    assert asked(world).requested_at is None
+
+
 async def test_without_allow_there_are_no_actions(world: World) -> None:
     """The page only shows: no form, no cookie, and a post finds nothing."""
     shop(world)
