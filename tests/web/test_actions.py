@@ -94,6 +94,7 @@ async def test_each_action_is_done_and_in_the_log(world: World, log: list[Messag
         {"Origin": "https://evil.test"},
         {"Origin": "http://page.test:81"},
         {"Origin": "null"},
+        {"Origin": "http://[::1"},
     ],
 )
 async def test_a_form_of_another_origin_does_nothing(world: World, headers: dict[str, str]) -> None:
