@@ -262,6 +262,13 @@ class RunAlreadyEnded(AioleaseError):
         )
 
 
+_ENDED = (
+    "the block of a fenced transaction ended the transaction itself. Leave out commit(), rollback(), BEGIN, LOCK "
+    "TABLES and DDL statements, such as CREATE or ALTER"
+)
+NOT_BEGUN = "fence() found no transaction on this connection. Begin one before it, or leave out autocommit"
+
+
 class TransactionEnded(AioleaseError):
     """The block of a fenced transaction ended it: what it had written by then is committed or undone, unfenced.
 
@@ -272,12 +279,9 @@ class TransactionEnded(AioleaseError):
         store: Which database, without its password.
     """
 
-    def __init__(self, store: str) -> None:
+    def __init__(self, store: str, problem: str | None = None) -> None:
         self.store = store
-        super().__init__(
-            f"{store}: the block of a fenced transaction ended the transaction itself. Leave out commit(), rollback(), "
-            "BEGIN, LOCK TABLES and DDL statements, such as CREATE or ALTER"
-        )
+        super().__init__(f"{store}: {problem or _ENDED}")
 
 
 def former_run_ended() -> type[RunAlreadyEnded]:

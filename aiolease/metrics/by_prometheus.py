@@ -32,10 +32,14 @@ class PrometheusMetrics:
         registry: The same.
 
     Raises:
-        ConfigurationError: The registry has such instruments already.
+        ConfigurationError: The registry has such instruments already, or ``PROMETHEUS_MULTIPROC_DIR`` names no folder
+            that this process may write.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        folder = os.environ.get(_FOLDER)
+        if folder is not None and not (folder and Path(folder).is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+            raise ConfigurationError(_FOLDER, folder, "make this folder first, for this user to write; or unset it")
         self.registry = REGISTRY if registry is None else registry
         self._observe = Observation(_Instruments(self.registry))
 

@@ -168,6 +168,8 @@ def _make(target: Target, table_prefix: str, create_tables: bool) -> Store:
         problem = "await it first: `pool = await create_pool(…)`, or `async with create_pool(…) as pool:`"
     elif ("sqlalchemy", "Engine") in kinds:
         problem = "use create_async_engine: aiolease is asynchronous"
+    elif ("psycopg_pool", "ConnectionPool") in kinds:
+        problem = "use psycopg_pool.AsyncConnectionPool: aiolease is asynchronous"
     raise ConfigurationError("target", f"<{type(target).__name__}>", problem)
 
 

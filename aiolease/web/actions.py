@@ -17,9 +17,9 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, final, get_args
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, urlencode
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 
 from aiolease import AioleaseError, InvalidJob, Notice, RequestRefused
@@ -82,7 +82,7 @@ class Actions:
         if self._allow is None:
             return ""
         token = request.cookies.get(_COOKIE, "")
-        return token if re.fullmatch(r"[\w-]{43}", token) else secrets.token_urlsafe(32)
+        return token if re.fullmatch(r"[A-Za-z0-9_-]{43}", token) else secrets.token_urlsafe(32)
 
     def keep(self, request: Request, response: Response, token: str) -> None:
         """Has the browser keep the token of a page."""
@@ -184,19 +184,22 @@ def _same_origin(request: Request) -> bool:
     if (site := request.headers.get("sec-fetch-site")) is not None:
         return site == "same-origin"
     if (origin := request.headers.get("origin")) is not None:
-        return urlsplit(origin).netloc == request.headers.get("host") != ""
+        return origin.partition("://")[2] == request.headers.get("host") != ""
     return True
 
 
 async def _form(request: Request) -> dict[str, str] | None:
-    """The fields of a form; ``None`` if it is none, or too long."""
+    """The fields of a form; ``None`` if it is none, is too long, or does not come to its end."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
         return None
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _LARGEST:
-            return None
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _LARGEST:
+                return None
+    except ClientDisconnect:
+        return None
     fields = parse_qs(body.decode(errors="replace"))
     return {field: values[-1] for field, values in fields.items()}
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -237,6 +238,14 @@ def test_a_registry_takes_them_once() -> None:
     PrometheusMetrics(registry)
     with pytest.raises(ConfigurationError, match="make one PrometheusMetrics for it"):
         PrometheusMetrics(registry)
+
+
+@pytest.mark.parametrize("folder", ["", "missing"])
+def test_the_folder_of_the_workers_must_be_there(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise each event would be an error in the log, and an empty name would fill the current folder."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", folder and str(tmp_path / folder))
+    with pytest.raises(ConfigurationError, match=r"PROMETHEUS_MULTIPROC_DIR=.*make this folder first"):
+        PrometheusMetrics(CollectorRegistry())
 
 
 @pytest.mark.parametrize(

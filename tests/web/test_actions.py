@@ -94,6 +94,7 @@ async def test_each_action_is_done_and_in_the_log(world: World, log: list[Messag
         {"Origin": "https://evil.test"},
         {"Origin": "http://page.test:81"},
         {"Origin": "null"},
+        {"Origin": "http://[::1"},
     ],
 )
 async def test_a_form_of_another_origin_does_nothing(world: World, headers: dict[str, str]) -> None:
@@ -143,6 +144,26 @@ async def test_a_wrong_method_does_nothing(world: World) -> None:
         answer = await form.client.post("/do/trigger?job=report", json={"token": form.token}, headers=OF_A_BROWSER)
         assert answer.status_code == 403
         assert (await form.send("trigger", "report", note="x" * 20_000)).status_code == 403
+    assert asked(world).requested_at is None
+
+
+async def test_a_form_that_breaks_off_does_nothing(world: World) -> None:
+    """Nor is it an error for the log of the server."""
+    shop(world)
+    page = status_app(MemoryStore(world.server), allow=lambda *_: True)
+    told: list[Any] = [{"type": "http.request", "body": b"token=", "more_body": True}, {"type": "http.disconnect"}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return told.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/x-www-form-urlencoded")]
+    scope = {"type": "http", "method": "POST", "path": "/do/trigger", "query_string": b"job=report", "headers": headers}
+    await page(scope, receive, send)
+    assert sent[0]["status"] == 403
     assert asked(world).requested_at is None
 
 

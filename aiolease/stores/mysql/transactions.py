@@ -11,7 +11,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from aiolease.errors import AioleaseError, CommitUnknown, ConfigurationError, StoreUnavailable, TransactionEnded
+from aiolease.errors import (
+    NOT_BEGUN,
+    AioleaseError,
+    CommitUnknown,
+    ConfigurationError,
+    StoreUnavailable,
+    TransactionEnded,
+)
 from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.mysql.dialect import CHECK_FAILED
 from aiolease.stores.mysql.drivers import Rows, error_number, execute, plain_cursor, translate
@@ -155,7 +162,7 @@ async def fence_connection(  # noqa: PLR0917
             problem = "use a connection to the lease's database, or a session"
             raise ConfigurationError("connection", f"<{type(connection).__name__}>", problem)
         if connection.get_autocommit() and not connection.get_transaction_status():
-            raise TransactionEnded(store)  # autocommit: the fence would be a transaction of its own
+            raise TransactionEnded(store, NOT_BEGUN)  # autocommit: the fence would be a transaction of its own
         await _read_pending(connection, plain_cursor(connection) or cursor)
     except AioleaseError:
         raise

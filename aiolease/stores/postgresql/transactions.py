@@ -11,7 +11,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from aiolease.errors import AioleaseError, CommitUnknown, ConfigurationError, StoreUnavailable, TransactionEnded
+from aiolease.errors import (
+    NOT_BEGUN,
+    AioleaseError,
+    CommitUnknown,
+    ConfigurationError,
+    StoreUnavailable,
+    TransactionEnded,
+)
 from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.network.lending import ROLLBACK_LIMIT, behind
 from aiolease.stores.postgresql.dialect import BEGUN_CHECK, FENCE_CHECK
@@ -28,6 +35,11 @@ from aiolease.stores.postgresql.fence import MARK, STILL_BEGUN, FenceSQL
 from aiolease.stores.postgresql.lenders import Beginning
 from aiolease.stores.postgresql.talks import Talk, talk_over
 from aiolease.stores.records import RunKey, TermKey
+
+_FAILED = (
+    "a statement of the transaction failed, and its error was swallowed: PostgreSQL undoes the whole transaction then. "
+    "Let the error leave the block, or put the statement into a savepoint"
+)
 
 
 class PostgreSQLTransaction:
@@ -90,7 +102,7 @@ class PostgreSQLTransaction:
         if code is None or code[:2] == "08" or code in INTERRUPTED:
             return CommitUnknown(self._store, str(translate(self._store, error)))
         if code == HAS_FAILED or check == BEGUN_CHECK:
-            return TransactionEnded(self._store)
+            return TransactionEnded(self._store, _FAILED if code == HAS_FAILED else None)
         if check is not None:
             return FenceBroken() if check == FENCE_CHECK else Refused()
         if code in CONFLICTS:
@@ -139,7 +151,7 @@ async def fence_connection(
             problem = "use a connection to the lease's database, or a session"
             raise ConfigurationError("connection", f"<{type(connection).__name__}>", problem)
         if not (talk.in_transaction(raw) or talk.will_begin(raw)):
-            raise TransactionEnded(store)  # the fence would be over with its statement, and guard nothing
+            raise TransactionEnded(store, NOT_BEGUN)  # the fence would be over with its statement, and guard nothing
         await talk.send(raw, f"{fence.limit_idle(within)}; {fence.statements(term, final)}")
     except AioleaseError:
         raise
@@ -149,7 +161,7 @@ async def fence_connection(
         if check is not None:
             raise (FenceBroken if check == FENCE_CHECK else Refused) from error
         if code_of(error) == HAS_FAILED:
-            raise TransactionEnded(store) from error
+            raise TransactionEnded(store, _FAILED) from error
         raise translate(store, error) from error
 
 

@@ -14,7 +14,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aiolease.errors import AioleaseError, CommitUnknown, ConfigurationError, StoreUnavailable, TransactionEnded
+from aiolease.errors import (
+    NOT_BEGUN,
+    AioleaseError,
+    CommitUnknown,
+    ConfigurationError,
+    StoreUnavailable,
+    TransactionEnded,
+)
 from aiolease.events import describe
 from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.network.lending import behind
@@ -148,7 +155,7 @@ class Fence:
             if not await _is_to(raw, path):
                 raise ConfigurationError("connection", f"<{type(connection).__name__}>", f"it is not to {path}")
             if not raw.in_transaction:  # autocommit: the fence was a transaction of its own
-                raise TransactionEnded(self.store)
+                raise TransactionEnded(self.store, NOT_BEGUN)
         except (AioleaseError, FenceBroken, Refused):
             raise
         except Exception as error:

@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from aiolease import StoreUnavailable, open_store
+from aiolease import StoreUnavailable, TransactionEnded, leadership, open_store
 from aiolease.stores import Store
 from aiolease.stores.contract import FenceBroken, Transaction
 from aiolease.stores.records import RunKey, TermKey
@@ -273,3 +273,18 @@ async def test_a_locked_row_does_not_hold_up_the_other_leases_of_a_process(postg
                 await claiming_it
         await lend.release(stranger)
         assert (await store.claim("locked", "next", 30.0, seen=seen, force=True)).holder == "next"  # type: ignore[union-attr]
+
+
+@drivers
+async def test_a_swallowed_error_is_named_as_the_reason(postgresql_url: str, work: Work, driver: str) -> None:
+    """The block did not end the transaction by a command: it is told of its failed statement, and of the savepoint."""
+    async with lent(driver, postgresql_url) as lend, leadership(lend.target) as lead:
+
+        async def swallows() -> None:
+            async with lead.transaction() as connection:
+                with contextlib.suppress(Exception):
+                    await lend.run(connection, "SELECT nothing")
+
+        with pytest.raises(TransactionEnded, match=r"its error was swallowed.*savepoint"):
+            await swallows()
+        assert work.rows() == []

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
+import psycopg_pool
 import pytest
 from psycopg.rows import tuple_row
 
@@ -77,3 +78,9 @@ async def test_a_connection_that_blocks_is_no_connection_for_a_fence(postgresql_
         connection = psycopg.connect(postgresql_url, sslmode="disable")
         with connection, pytest.raises(ConfigurationError, match="use a connection to the lease's database"):
             await lead.fence(connection)
+
+
+async def test_a_pool_that_is_not_asynchronous_is_refused_by_name() -> None:
+    """Before anything is sent, with the pool to take instead."""
+    with pytest.raises(ConfigurationError, match=r"use psycopg_pool\.AsyncConnectionPool"):
+        leadership(psycopg_pool.ConnectionPool(open=False))

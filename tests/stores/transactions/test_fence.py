@@ -62,7 +62,7 @@ async def test_a_fence_outside_a_transaction_is_refused_on_sqlite(file: Path, ho
             await connection.execute("BEGIN")
             await connection.execute(INSERT)
             await connection.commit()
-        with pytest.raises(TransactionEnded):
+        with pytest.raises(TransactionEnded, match="Begin one before it"):
             await lead.fence(connection)
         await connection.execute("BEGIN")
         await lead.fence(connection)
@@ -76,7 +76,7 @@ async def test_a_fence_outside_a_transaction_is_refused_on_mysql(mysql_server: S
             host=mysql_server.host, port=mysql_server.port, user="root", db=mysql_url.rsplit("/", 1)[1], autocommit=True
         )
         try:
-            with pytest.raises(TransactionEnded):
+            with pytest.raises(TransactionEnded, match="Begin one before it"):
                 await lead.fence(connection)
             await connection.begin()
             await lead.fence(connection)
@@ -89,7 +89,7 @@ async def test_on_an_engine_of_sqlite_autocommit_is_refused(file: Path) -> None:
     """SQLAlchemy's own autocommit begins nothing either."""
     async with leadership(f"sqlite:///{file}") as lead, engine_on(file, isolation_level="AUTOCOMMIT") as engine:
         async with engine.connect() as connection:
-            with pytest.raises(TransactionEnded):
+            with pytest.raises(TransactionEnded, match="Begin one before it"):
                 await lead.fence(connection)
 
 
