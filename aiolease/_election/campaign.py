@@ -246,9 +246,8 @@ class Campaign:
 
     async def _for_ever(self, entered: asyncio.Event) -> None:
         """Runs the campaign so that no failure harms its host, once the host has entered: it goes on trying."""
-        pause = 1.0
+        pause, clock = 1.0, asyncio.get_running_loop().time
         while not self._stopping.is_set():
-            clock = asyncio.get_running_loop().time
             began = clock()
             try:
                 await self.run()

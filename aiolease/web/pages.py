@@ -95,6 +95,8 @@ class Pages:
         latest, name = await self._readings.latest(), request.query_params.get("job", "")
         if latest.shown is not None and name not in latest.shown.seen.overview.jobs:
             text = f"No leader of {self._readings.name!r} ever had this job."
+            if (problem := latest.shown.seen.overview.unreadable.get(name)) is not None:
+                text = f"{name!r} is set aside, its rows cannot be read: {one_line(problem)}; aiolease settle {name}"
             return render("refused.html", 404, title="Not found", text=text, base="")
         moment = _moment(request.query_params.get("at", ""))
         at = {"at": moment.isoformat()} if moment is not None else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,24 @@ async def test_the_page_of_a_job_at_a_moment_that_is_too_far_away(world: World, 
     in_trouble(world)
     async with page_of(world) as client:
         assert (await client.get("/runs", params={"job": job, "at": at})).status_code == 200
+
+
+async def test_the_page_of_a_job_that_cannot_be_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong leads to it, so it says the same."""
+    in_trouble(world)
+    store = CountedStore(world)
+    overview = await store.overview("default", [])
+    left = {name: each for name, each in overview.jobs.items() if name != "report"}
+
+    async def read(*_: object) -> Any:
+        return replace(overview, jobs=left, unreadable={"report": "its schedule is no text"})
+
+    monkeypatch.setattr(store, "overview", read)
+    async with browsing(status_app(store)) as client:
+        assert 'href="runs?job=report"' in (await client.get("/")).text
+        page = await client.get("/runs?job=report")
+    assert page.status_code == 404
+    assert "its rows cannot be read: its schedule is no text" in page.text
 
 
 async def test_jobs_that_are_forgotten(world: World) -> None:
@@ -344,8 +363,7 @@ async def test_a_connection_that_nobody_needs_is_given_back(tmp_path: Path, monk
     async with browsing(status_app(url)) as client:
         for _ in range(2):  # and the next look opens another
             assert "never had a leader" in (await client.get("/")).text
-            await until(lambda: not stores._open, "the store is closed")
-            await asyncio.sleep(0)
+            await until(lambda: not stores._open and len(asyncio.all_tasks()) == 1, "the store is closed")
 
 
 async def test_the_connection_is_given_back_at_the_end(tmp_path: Path) -> None:
