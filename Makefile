@@ -36,7 +36,7 @@ demo: .venv/installed
 	@AIOLEASE_URL="$${AIOLEASE_URL:-sqlite:///.demo/shop.db}" exec $(BIN)/python examples/worker.py --fast $(ARGS)
 
 test: .venv/installed-dev servers
-	@$(BIN)/python -m pytest $(or $(ARGS),-n 3 --dist worksteal)
+	@$(BIN)/python -m pytest $(or $(ARGS),-n 4 --dist worksteal)
 
 quick: .venv/installed-dev
 	@$(BIN)/python -m pytest -m quick $(or $(ARGS),-n 2 --dist worksteal)

@@ -22,8 +22,9 @@ from shop import Shop, ShopError, open_shop
 
 
 async def timer(seconds: int, job: Callable[[], Awaitable[object]], name: str, journal: Journal) -> None:
-    """Runs `job` at every full multiple of `seconds`, as cron would."""
-    while True:
+    """Runs `job` at every full multiple of `seconds`, as cron would, until it is cancelled."""
+    this = asyncio.current_task()
+    while this is not None and not this.cancelling():  # a driver may swallow the cancellation, on Python 3.11
         tick = (time.time() // seconds + 1) * seconds
         await asyncio.sleep(tick - time.time())
         facts = {"job": name, "tick": datetime.fromtimestamp(tick, UTC)}

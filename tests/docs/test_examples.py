@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -19,6 +20,8 @@ from typing import Any
 
 import pytest
 
+import alone
+from journal import open_journal
 from shop import Shop, ShopError
 from shop_database import open_database
 from tests.servers import MariaDBServer, free_port
@@ -122,6 +125,23 @@ async def test_visitors_leave_though_a_driver_swallows_their_cancellation(tmp_pa
         async with asyncio.timeout(LIMIT), shop.visitors(pause=0):
             await entered.wait()
         assert shop.swallowed
+
+
+async def test_a_timer_ends_though_a_driver_swallows_its_cancellation() -> None:
+    """The same of `alone.py`: found in CI, where it outlived its Ctrl-C."""
+    entered = asyncio.Event()
+
+    async def deaf() -> None:
+        entered.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(LIMIT)
+
+    async with open_journal(None) as journal:
+        timer = asyncio.create_task(alone.timer(1, deaf, "deaf", journal))
+        async with asyncio.timeout(LIMIT):
+            await entered.wait()
+            timer.cancel()
+            await asyncio.wait([timer])
 
 
 DYING: dict[str, str] = {
