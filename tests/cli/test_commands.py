@@ -116,8 +116,8 @@ def test_who_looks_makes_nothing(aiolease: Aiolease, tmp_path: Path, monkeypatch
     monkeypatch.setenv("AIOLEASE_URL", "sqlite:///aiolease.db")
     for command in (
         *("status", "check --json", "runs", "resign", "resume", "pause --note x"),
-        *("history job", "trigger job", "pause job", "resume job", "why job", "rerun job 02:00", "cancel job"),
-        *("backfill job --since 02:00", "forget job", "settle job"),
+        *("history job", "trigger job", "pause job", "resume job", "why job", "rerun job yesterday", "cancel job"),
+        *("backfill job --since yesterday", "forget job", "settle job"),
     ):
         run = aiolease(*command.split())
         assert (run.status, "aiolease.db" in run.out + run.err) == (1, True), command
