@@ -68,7 +68,11 @@ def exposed(registry: CollectorRegistry) -> CollectorRegistry:
 
 
 class _LivingProcesses(MultiProcessCollector):
-    """The values of all processes of a folder, without the gauges of those that have ended."""
+    """The values of all processes of a folder, without the gauges of those that have ended.
+
+    A file is empty when a process has just made it, and for ever if the process was killed then. prometheus_client
+    cannot read such a file: it is passed over.
+    """
 
     def __init__(self, registry: CollectorRegistry, folder: str) -> None:
         self._folder = folder
@@ -79,8 +83,17 @@ class _LivingProcesses(MultiProcessCollector):
             if number.isdecimal() and not _is_alive(int(number)):
                 with suppress(FileNotFoundError):  # another worker was asked at the same moment
                     mark_process_dead(int(number), self._folder)  # type: ignore[no-untyped-call]
-        collected: Iterable[Metric] = super().collect()  # type: ignore[no-untyped-call]
+        files = [str(file) for file in Path(self._folder).glob("*.db") if not _is_empty(file)]
+        collected: Iterable[Metric] = self.merge(files)  # type: ignore[no-untyped-call]
         return collected
+
+
+def _is_empty(file: Path) -> bool:
+    """Whether a file has no values yet, or is gone: another worker was asked at the same moment."""
+    try:
+        return file.stat().st_size == 0
+    except FileNotFoundError:
+        return True
 
 
 def _is_alive(pid: int) -> bool:

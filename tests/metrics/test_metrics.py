@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
 from aiolease import ConfigurationError, StoreUnavailable, leadership, open_store
 from aiolease.events import (
@@ -246,6 +247,17 @@ def test_the_folder_of_the_workers_must_be_there(folder: str, tmp_path: Path, mo
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", folder and str(tmp_path / folder))
     with pytest.raises(ConfigurationError, match=r"PROMETHEUS_MULTIPROC_DIR=.*make this folder first"):
         PrometheusMetrics(CollectorRegistry())
+
+
+def test_a_file_that_a_worker_has_only_made_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a worker starts, and for ever if it was killed then, a file of its values is empty: the others' count."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    values = MmapedDict(str(tmp_path / "counter_1.db"))
+    values.write_value(mmap_key("elections", "elections_total", ["lease"], ["default"], "Counts."), 3.0, 0.0)
+    values.close()
+    (tmp_path / "counter_2.db").touch()
+    gathered = PrometheusMetrics(CollectorRegistry()).exposed
+    assert gathered.get_sample_value("elections_total", {"lease": "default"}) == 3.0
 
 
 @pytest.mark.parametrize(
