@@ -19,6 +19,9 @@ from tests.simulation.checker import Run, Violation
 MAX_ATTEMPTS = 5
 """Of rule 26. Not the package's constant, which would be wrong along with it."""
 
+_NEXT = 1.0
+"""Seconds that a leader has, once a run has ended, to claim the ticks that waited for its end."""
+
 MOST_MISSED = 1000
 """Of rule 22."""
 
@@ -126,13 +129,21 @@ def _wrong(books: Books, rules: Mapping[str, Rules], now: datetime | None, behin
             yield f"{job} {tick:%H:%M:%S.%f} had its effect, and the ledger says {said(of_effect)}"
 
 
+def _goes_on(rows: list[RunRecord], now: datetime) -> bool:
+    """Whether a job has runs for whose end its other ticks may have to wait, or had one a moment ago."""
+    just_now = now - timedelta(seconds=_NEXT)
+    return any(
+        row.status in {"queued", "running"} or (row.finished_at is not None and row.finished_at > just_now)
+        for row in rows
+    )
+
+
 def _lost_ticks(
     record: JobRecord, rows: list[RunRecord], rules: Rules, now: datetime | None, behind: float
 ) -> Iterator[str]:
     """Every tick of the schedule up to the high tick is in one row."""
     name, since, until = record.job, max(record.known_since, record.schedule_since), record.high_tick
-    unfinished = any(row.status in {"queued", "running"} for row in rows)  # its ticks may have to wait for those
-    if now is not None and record.paused_at is None and rules.led and not unfinished:
+    if now is not None and record.paused_at is None and rules.led and not _goes_on(rows, now):
         due = rules.schedule.latest_between(
             max(since, record.resumed_at or since), now - timedelta(seconds=behind + rules.jitter)
         )

@@ -148,6 +148,8 @@ class Scenario:
             await run_as_leader(process.store, body, **options)
         while not self.world.over:
             timeout = chance.choice([None, chance.uniform(0.5, 3) * timings.lease_duration])
+            if self._calmed:
+                timeout = None  # who gives up and begins anew never sees a longer lease run out (rule 8)
             try:
                 async with leadership(process.store, timeout=timeout, **options) as lead:
                     await body(lead)

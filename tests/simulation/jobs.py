@@ -141,16 +141,15 @@ class Application:
         if (run.job, run.tick) in ledger.stopped:
             world.fail(Violation(f"{this} was cancelled, and came back"))
         self._going_on[run.token, run.job] += 1
-        age, oldest = (run.leadership.database_now() - run.tick).total_seconds(), duty.rules.max_age
+        # Too old is what is too old when its start is told: the process may stand still before the job's first step.
+        age = (run.leadership.database_now() - run.tick).total_seconds()
+        age, oldest = age - process.stood_still_since_told(run.job, run.tick), duty.rules.max_age
         moment = timedelta(microseconds=1)
         asked = duty.rules.schedule.latest_between(run.tick - moment, run.tick) is None  # by somebody, not the schedule
-        timings = process.timings
-        steady = world.now > world.server.stepped_at + timings.heartbeat_interval + 4 * timings.attempt
         aged = oldest is not None and age > oldest + duty.rules.jitter + 0.5 and not by_hand
-        if ledger.early is not None and steady:
+        if ledger.early is not None:
             world.fail(Violation(ledger.early))
-        ledger.early = None
-        if run.attempt == 1 and not asked and steady and aged:
+        if run.attempt == 1 and not asked and world.server.steady(process.timings) and aged:
             world.fail(Violation(f"{this} runs {age:.1f} s late, and was to be skipped after {oldest:.1f} s"))
 
     def _is_fair(self, process: Process, run: JobRun) -> None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
+from aiolease._election.timings import Timings
 from aiolease._jobs.schedule import Schedule, read_schedule
 from aiolease.errors import StoreUnavailable
 from aiolease.stores.batch import Batch, JobDefinition
@@ -174,6 +175,10 @@ class Server(MemoryServer):
         """The server's clock at this moment."""
         return _START + timedelta(seconds=self._world.now) + self.clock_offset
 
+    def steady(self, timings: Timings) -> bool:
+        """Whether a leader has learnt the time since the last step of the clock, even over a poor network."""
+        return self._world.now > self.stepped_at + timings.heartbeat_interval + 4 * timings.attempt
+
     def now(self) -> datetime:
         """The clock of the statement that is being executed."""
         return self._clock
@@ -192,9 +197,12 @@ class Server(MemoryServer):
         return lease
 
     def record(self, term: TermKey, batch: Batch) -> None:
-        super().record(term, batch)
         ledger = self.ledgers[term.name]
         assert isinstance(ledger, ArchivedLedger)
+        early = ledger.early
+        super().record(term, batch)
+        if not self.steady(self.sender.timings):  # the leader may not know yet what time it is
+            ledger.early = early
         for run in batch.claims:
             if run.status == "queued":
                 ledger.queued_at[run.job, run.tick] = self._world.now

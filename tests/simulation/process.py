@@ -15,11 +15,12 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from aiolease import BodyStuck, Event, Leadership, Lost, Resigned, _clock
 from aiolease._election.timings import Timings
-from aiolease.events import Notice
+from aiolease.events import Notice, RunStarted
 from tests.simulation.checker import POLITE, Violation
 from tests.simulation.network import Link, SimStore
 
@@ -129,6 +130,8 @@ class Process:
         self._troubles = 0  # moments at which it was found to be in trouble
         self._started_at = world.now
         self._slept = 0.0
+        self._stood_still = 0.0
+        self._told: dict[tuple[str, datetime], float] = {}  # starts of runs: how long it had stood still by then
         self._inbox: list[Callable[[], None]] = []
         self._countdown: tuple[int, Callable[[], None]] | None = None
         self._watch: tuple[Callable[[], float], Callable[[], None]] | None = None
@@ -209,6 +212,7 @@ class Process:
         if self.state != "stopped":
             return
         self.state = "running"
+        self._stood_still += self.world.now - self._stopped_at
         # A sleeping machine's timers are late by all of it; the watchdog's thread notices within a slice.
         self._slept += self.world.now - self._stopped_at if self._asleep else 0.0
         self.world.record("resumed", self, lasts=(_SLICE * 1.02 if self._slept else 0.0) + 0.005)
@@ -322,8 +326,14 @@ class Process:
             self.world.fail(Violation(f"{self.name}: {event.text}"))
         elif isinstance(event, BodyStuck):
             self.world.record("stuck", self, event.token, note="" if event.renewing else "not renewing any more")
-        elif self.world.tracing:
+        elif isinstance(event, RunStarted):
+            self._told[event.job, event.tick] = self._stood_still
+        if self.world.tracing and not isinstance(event, Lost | Resigned | BodyStuck):
             self.world.say(f"{self.name}: {event.phrase}")
+
+    def stood_still_since_told(self, job: str, tick: datetime) -> float:
+        """Seconds for which it was stopped since it told that a run starts, which then has not begun yet."""
+        return self._stood_still - self._told.pop((job, tick))
 
     def look_well(self) -> None:
         """Notes whether it could lead, if that has changed."""

@@ -43,6 +43,26 @@ def test_the_invariants_hold_while_jobs_fail_and_are_mended(start: int) -> None:
     assert not failed, "\n".join(f"{outcome.found}: {outcome.replay}" for outcome in failed)
 
 
+def test_a_process_that_stands_still_as_a_run_starts_breaks_no_rule() -> None:
+    """Its start was told in time; what keeps the process from the job's first step is nobody's fault."""
+    assert not outcome_of(95001530).found
+
+
+def test_books_that_are_closed_as_a_run_ends_lack_nothing() -> None:
+    """The ticks that waited for its end are claimed by the next step of the leader."""
+    assert not outcome_of(95084970).found
+
+
+def test_a_retry_is_early_by_the_clock_that_its_leader_knew() -> None:
+    """The database's clock went back while the retry waited, and nothing was answered since."""
+    assert not outcome_of(98, mending=True).found
+
+
+def test_who_gives_up_too_soon_is_not_expected_to_lead() -> None:
+    """A program whose time limits are shorter than the lease that somebody took by hand never sees it run out."""
+    assert not outcome_of(100014918).found
+
+
 def test_a_seed_replays() -> None:
     """The same seed is the same journal, and in some seeds everything happens that can."""
     worlds = [simulate(seed) for seed in (*range(20), *range(20))]
