@@ -267,7 +267,7 @@ async def test_sqlite_notices_that_its_file_was_replaced(sqlite: Make, tmp_path:
 
 
 async def test_sqlite_leaves_nothing_running(tmp_path: Path) -> None:
-    """After `aclose` there is no thread, no open file and no log beside the database; a second one does nothing."""
+    """After `aclose` there is no thread, and beside the database only the file of a lock; a second one does nothing."""
     before = threading.enumerate()
     store = SQLiteStore(tmp_path / "leases.db")
     await claim(cast(Store, store), "cron")
@@ -275,7 +275,8 @@ async def test_sqlite_leaves_nothing_running(tmp_path: Path) -> None:
     await store.aclose()
     await store.aclose()
     assert threading.enumerate() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["leases.db"]
+    database, lock = sorted(path.name for path in tmp_path.iterdir())
+    assert (database, lock.rpartition("-")[0]) == ("leases.db", "leases.db-aiolease")
     with pytest.raises(StoreUnavailable, match="closed"):
         await store.read("cron")
     await SQLiteStore(tmp_path / "unused.db").aclose()

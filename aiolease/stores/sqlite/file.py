@@ -1,8 +1,9 @@
 """One SQLite file in one process: opens it, tries again while it is locked, translates its errors, survives forks.
 
-One thread owns the connection. Every operation is one function that runs in this thread from ``BEGIN`` to ``COMMIT``,
-so a cancellation cannot stop it half-way. While others write, the function is tried again from the event loop. A caller
-that stops waiting leaves at most one try behind.
+One thread works on the connection. Every operation is one function that runs in this thread from ``BEGIN`` to
+``COMMIT``, so a cancellation cannot stop it half-way. While others write, the function is tried again from the event
+loop. A caller that stops waiting leaves at most one try behind. Another thread may borrow the connection between two
+operations.
 
 SQLite keeps a list of the locks that its process has. A forked child inherits the list, but not the locks: what it
 commits to a file that its parent had open is lost for everybody else. So the connection is closed before each fork.
@@ -81,6 +82,25 @@ class File:
                 if loop.time() >= until:
                     raise StoreUnavailable(self._description, "database is locked") from error.__cause__
             await asyncio.sleep(random.uniform(0.002, 0.02))
+
+    def run_here(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Runs `work` in the calling thread, which is none of an event loop: waits until the file's own has paused.
+
+        Raises:
+            StoreUnavailable: As `run`; a file that others keep locked is not tried again.
+            StoreRejected: As `run`.
+            SchemaMissing: As `run`.
+        """
+
+        def attempt() -> T:
+            if self._closed:
+                raise StoreUnavailable(self._description, "this store was closed")
+            return self._attempt(work)
+
+        try:
+            return self._at_once(attempt)
+        except _Locked as error:
+            raise StoreUnavailable(self._description, "database is locked") from error.__cause__
 
     async def aclose(self) -> None:
         """Closes the connection in its thread, then ends the thread. Operations sent before are done first."""

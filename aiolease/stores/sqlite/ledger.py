@@ -12,7 +12,7 @@ from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.records import TermKey
 from aiolease.stores.sql.lease import FenceStatements, of_term
 from aiolease.stores.sql.ledger import PruneStatements, step_of
-from aiolease.stores.sql.recording import Recording
+from aiolease.stores.sql.recording import Enrolling
 from aiolease.stores.sql.rows import Row
 from aiolease.stores.sql.statement import Asked, Step
 from aiolease.stores.sqlite.dialect import Exchange, SQLiteDialect, transaction, writing
@@ -29,7 +29,7 @@ class SQLiteLedger:
         self._dialect = dialect
         self._fence = fence
         self._clock = clock
-        self._recording = Recording(dialect)
+        self._enrolling = Enrolling(dialect)
         self._pruning = PruneStatements(dialect)
 
     async def read(self, asked: Sequence[Asked]) -> list[list[Row]]:
@@ -44,7 +44,7 @@ class SQLiteLedger:
 
     async def enroll(self, term: TermKey, jobs: Sequence[JobDefinition]) -> None:
         """See `Sending.enroll`."""
-        await self._fenced(term, self._recording.enrolling(term, jobs))
+        await self._fenced(term, self._enrolling.steps(term, jobs))
 
     async def record(self, term: TermKey, steps: Iterable[Step]) -> None:
         """See `Sending.record`."""

@@ -2,27 +2,24 @@
 
 Every operation is one function in the thread that owns the connection: see `aiolease.stores.sqlite.file`. The processes
 share the machine, so the machine's wall clock is the database's clock. It is read once the transaction has the lock, as
-microseconds since the epoch in UTC. Nobody tells a candidate of a release, so it reads ten times a second.
+microseconds since the epoch in UTC. How candidates wait for a release is in `aiolease.stores.sqlite.waiting`.
 
 A process that is stopped in the middle of a transaction keeps all others from writing until it goes on or dies.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aiolease._clock import current_clock
 from aiolease._names import check_name
-from aiolease._waiting import time_limited
 from aiolease.errors import ConfigurationError
-from aiolease.stores.contract import look_limit
 from aiolease.stores.records import Lease, RunKey, TermKey
 from aiolease.stores.sql.dialect import microseconds
 from aiolease.stores.sql.lease import FenceStatements, LeaseStatements
@@ -33,9 +30,7 @@ from aiolease.stores.sqlite.file import File
 from aiolease.stores.sqlite.ledger import SQLiteLedger
 from aiolease.stores.sqlite.schema import SQLiteSchema
 from aiolease.stores.sqlite.transactions import Fence, SQLiteTransaction
-
-_GLANCE = 0.1
-"""Seconds between two readings of a candidate that waits for a release."""
+from aiolease.stores.sqlite.waiting import Waiting
 
 
 class SQLiteStore(SQLLedger):
@@ -59,6 +54,7 @@ class SQLiteStore(SQLLedger):
         self.description = f"sqlite:///{path}"
         self._schema = SQLiteSchema(self.description, table_prefix, create=create_tables)
         self._file = File(path, self._schema.find, create=create_tables)
+        self._waiting = Waiting(self._file, table_prefix, self._find, self.description)
         self._now: Callable[[], int] = lambda: time.time_ns() // 1000
         self._dialect = SQLiteDialect(table_prefix)
         self._records = Rows(self._dialect)
@@ -70,11 +66,7 @@ class SQLiteStore(SQLLedger):
 
     async def read(self, name: str) -> Lease | None:
         """See `LeaseStore.read`."""
-
-        def work(connection: sqlite3.Connection) -> Lease | None:
-            return self._row(Exchange(connection, self._dialect, self._clock()), name)
-
-        return await self._file.run(work)
+        return await self._file.run(partial(self._find, name))
 
     async def status(self, name: str) -> Lease | None:
         """See `Store.status`."""
@@ -82,15 +74,7 @@ class SQLiteStore(SQLLedger):
 
     async def watch(self, name: str, seconds: float, *, lease: Lease | None, poll: float, hint: bool) -> Lease | None:
         """See `LeaseStore.watch`."""
-        clock = current_clock()
-        until = clock() + seconds
-        step = min(poll, _GLANCE) if hint else poll
-        while True:
-            left = until - clock()
-            await asyncio.sleep(max(min(step, left), 0.0))
-            found = await time_limited(look_limit(lease), self.description, self.read(name))
-            if not hint or left <= step or _moved_on(lease, found):
-                return found
+        return await self._waiting.watch(name, seconds, lease=lease, poll=poll, hint=hint)
 
     async def claim(self, name: str, holder: str, duration: float, *, seen: Lease | None, force: bool) -> Lease | None:
         """See `LeaseStore.claim`."""
@@ -106,7 +90,9 @@ class SQLiteStore(SQLLedger):
                 values = {"name": name, "holder": holder, "token": state.token, "beat": state.beat}
                 if exchange.change(self._lease.claim, {**values, "duration": microseconds(duration), "force": force}):
                     exchange.change(self._lease.fence_of_claim, {"name": name})
-                return self._row(exchange, name)
+                row = self._row(exchange, name)
+            self._waiting.wrote(name, holder, row)
+            return row
 
         return await self._file.run(work)
 
@@ -117,7 +103,9 @@ class SQLiteStore(SQLLedger):
         def work(connection: sqlite3.Connection) -> Lease | None:
             with writing(connection, self._dialect, self._clock) as exchange:
                 exchange.change(self._lease.renew, values)
-                return self._row(exchange, name)
+                row = self._row(exchange, name)
+            self._waiting.wrote(name, holder, row)
+            return row
 
         return await self._file.run(work)
 
@@ -126,7 +114,9 @@ class SQLiteStore(SQLLedger):
 
         def work(connection: sqlite3.Connection) -> bool:
             with writing(connection, self._dialect, self._clock) as exchange:
-                return exchange.change(self._lease.release, {"name": name, "holder": holder, "token": token}) > 0
+                released = exchange.change(self._lease.release, {"name": name, "holder": holder, "token": token}) > 0
+            self._waiting.left(name, holder)
+            return released
 
         return await self._file.run(work)
 
@@ -142,7 +132,8 @@ class SQLiteStore(SQLLedger):
         return Fence(self.description, self._fence, self._dialect, self._clock)
 
     def abandon(self, name: str) -> None:
-        """See `LeaseStore.abandon`. Candidates look by themselves."""
+        """See `LeaseStore.abandon`."""
+        self._waiting.left(name)
 
     async def resign(self, name: str) -> int | None:
         """See `Store.resign`."""
@@ -169,18 +160,19 @@ class SQLiteStore(SQLLedger):
 
     async def aclose(self) -> None:
         """See `Store.aclose`. Operations sent before are done first."""
-        await self._file.aclose()
+        try:
+            await self._file.aclose()
+        finally:
+            self._waiting.close()
 
     def _clock(self) -> int:
         return self._now()
 
+    def _find(self, name: str, connection: sqlite3.Connection) -> Lease | None:
+        row = self._row(Exchange(connection, self._dialect, self._clock()), name)
+        self._waiting.saw(name, row)
+        return row
+
     def _row(self, exchange: Exchange, name: str) -> Lease | None:
         found = exchange.rows(self._lease.read, {"name": name})
         return self._records.lease(found[0], self.description) if found else None
-
-
-def _moved_on(lease: Lease | None, found: Lease | None) -> bool:
-    """Whether `found` is news for a candidate that knows `lease`: a release or a new term, not a renewal or expiry."""
-    if lease is None or found is None:
-        return lease is not found
-    return found.holder is None or found.token != lease.token

@@ -37,6 +37,31 @@ _SAVEPOINT = "aiolease_transaction"
 _TRY = 0.1
 """Seconds that one try waits for the write of another process to end."""
 
+_CHUNK = 64
+"""How many rows aiosqlite fetches at once: its own default."""
+
+
+class _File:
+    """The file, opened in aiosqlite's thread. Cancelled before that has answered, aiosqlite would never close it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._opened: sqlite3.Connection | None = None
+        self._wanted = True
+
+    def open(self) -> sqlite3.Connection:
+        # Either thread may close it.
+        self._opened = sqlite3.connect(self._path, timeout=_TRY, isolation_level="IMMEDIATE", check_same_thread=False)
+        if not self._wanted:
+            self._opened.close()
+        return self._opened
+
+    def unwanted(self) -> None:
+        """Closes it now, or as soon as it is open."""
+        self._wanted = False
+        if self._opened is not None:
+            self._opened.close()
+
 
 class SQLiteTransaction:
     """One fenced transaction, on a connection of its own."""
@@ -60,9 +85,14 @@ class SQLiteTransaction:
             problem = "transactions on SQLite need aiosqlite: install aiolease[aiosqlite]"
             raise ConfigurationError("target", fence.store, problem) from None
         # If the block commits or rolls back, its next statement begins a new transaction, which is undone at the end.
-        connection = aiosqlite.connect(path, timeout=_TRY, isolation_level="IMMEDIATE")
+        file = _File(path)
+        connection = aiosqlite.Connection(file.open, iter_chunk_size=_CHUNK)
         try:
-            await connection
+            try:
+                await connection
+            except BaseException:
+                file.unwanted()
+                raise
             while True:
                 try:
                     await connection.execute("BEGIN IMMEDIATE")

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiosqlite
 import anyio
@@ -144,6 +146,45 @@ async def test_sqlite_waits_for_another_writer_by_remaining(file: Path) -> None:
             async with asyncio.timeout(LIMIT):
                 await patient
     assert await rows(file) == ["patient"]
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_file_that_nobody_waits_for_is_closed(
+    file: Path, monkeypatch: pytest.MonkeyPatch, *, late: bool
+) -> None:
+    """A transaction that is cancelled while its file is opened leaves none open, whether it was opened by then."""
+    opening, cancelled = threading.Event(), threading.Event()
+    opened: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def slow(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        if not late:
+            opened.append(connect(*arguments, **options))
+        opening.set()
+        assert cancelled.wait(LIMIT)
+        if late:
+            opened.append(connect(*arguments, **options))
+        return opened[-1]
+
+    async with leadership(f"sqlite:///{file}") as lead:
+        monkeypatch.setattr(sqlite3, "connect", slow)
+        begun = asyncio.create_task(lead.transaction().__aenter__())
+        await until(opening.is_set, "the file is opened")
+        begun.cancel()
+        await asyncio.sleep(0)
+        cancelled.set()
+        with pytest.raises(asyncio.CancelledError):
+            await begun
+        monkeypatch.undo()
+
+    def closed() -> bool:
+        try:
+            opened[-1].total_changes  # noqa: B018 - of a closed one it raises
+        except sqlite3.ProgrammingError:
+            return True
+        return False
+
+    await until(closed, "the file is closed")
 
 
 async def test_fence_on_a_connection_of_aiosqlite(file: Path) -> None:
