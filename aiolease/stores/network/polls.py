@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from aiolease.errors import StoreUnavailable
@@ -14,11 +14,35 @@ from aiolease.stores.records import Lease
 _LIMIT = 10.0
 """Time limit for a reading whose caller sets none, in seconds."""
 
+Found = Mapping[str, Lease | Exception]
+"""The rows of leases by their names; an error for a row that cannot be read."""
+
+
+def by_name(rows: Iterable[tuple[Any, ...]], make: Callable[[tuple[Any, ...]], Lease]) -> Found:
+    """Makes leases of rows, whose first column is the name. A row that cannot be read costs its own lease only."""
+    found: dict[str, Lease | Exception] = {}
+    for row in rows:
+        try:
+            found[row[0]] = make(row)
+        except StoreUnavailable as error:
+            found[row[0]] = error
+    return found
+
+
+def answer_with(answer: asyncio.Future[Lease | None], found: Lease | BaseException | None) -> None:
+    """Answers a caller that may have stopped waiting."""
+    if answer.done():
+        return
+    if isinstance(found, BaseException):
+        answer.set_exception(found)
+    else:
+        answer.set_result(found)
+
 
 class Polls:
     """The readings of the candidates of one process, in one statement for all that are due together."""
 
-    def __init__(self, read_many: Callable[[list[str]], Awaitable[dict[str, Lease]]], store: str = "") -> None:
+    def __init__(self, read_many: Callable[[list[str]], Awaitable[Found]], store: str = "") -> None:
         self._store = store
         self._read_many = read_many
         self._waiting: dict[asyncio.Future[Lease | None], tuple[str, float]] = {}
@@ -92,7 +116,7 @@ class Polls:
             elif (error := query.exception()) is not None:
                 answer.set_exception(error)
             else:
-                answer.set_result(query.result().get(name))
+                answer_with(answer, query.result().get(name))
 
     async def aclose(self) -> None:
         """Cancels the reading under way. Its callers get no answer."""

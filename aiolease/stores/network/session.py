@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 from aiolease._waiting import time_left
@@ -145,27 +144,23 @@ class Session:
             self._connection = await self._connecting.get()
             if self._connection is not None and time_left() < self._round_trip < math.inf:
                 raise _TooLateToAsk
-        try:
-            async with self._take_step():
-                answer = await self.measured(work(self._connection))
-        except _TakesTooLong as error:
-            raise StoreUnavailable(self._driver.description, "no answer, and others wait for the connection") from error
+        answer = await self._step_of(work)
         if asyncio.get_running_loop().time() - self._ended_at > _PATIENT_FOR:
             self._patience = max(self._stuck, _ROUND_TRIPS * self._round_trip)
         return answer
 
-    @asynccontextmanager
-    async def _take_step(self) -> AsyncIterator[None]:
-        """Wraps an exchange that `gave_up` and `aclose` may end. It then raises `_TakesTooLong`."""
+    async def _step_of(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        """Calls `work`, which `gave_up` and `aclose` may end."""
         self._check_open()
         limit, self._step_since = asyncio.timeout(None), asyncio.get_running_loop().time()
         try:
             async with limit:
                 self._step = limit
-                yield
+                return await self.measured(work(self._connection))
         except TimeoutError as error:
             if limit.expired():
-                raise _TakesTooLong from error
+                problem = "no answer, and others wait for the connection"
+                raise StoreUnavailable(self._driver.description, problem) from error
             raise
         finally:
             self._step = None
@@ -242,7 +237,3 @@ class Session:
 
 class _TooLateToAsk(Exception):
     """The connection was made, and took the time in which an answer could come: to ask would cost the connection."""
-
-
-class _TakesTooLong(Exception):
-    """A caller that waits for the connection ended the exchange under way, or the session was closed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +11,7 @@ import asyncpg
 
 from aiolease.stores.network.connecting import CONNECT_LIMIT
 from aiolease.stores.network.resolve import LookupLoop
-from aiolease.stores.postgresql.links import Link, Row, listening
+from aiolease.stores.postgresql.links import Link, Ring, Row, listening
 from aiolease.stores.postgresql.unofficial import forget_transaction, give_loop, listens_on, remember_transaction
 
 OURS = {
@@ -31,7 +31,7 @@ class AsyncpgLink(Link):
         give_loop(raw, asyncio.get_running_loop())
         self._prepared: dict[str, Any] = {}
         self._count = 0  # of the statements prepared so far
-        self._rings: dict[str, Callable[[str], None]] = {}
+        self._rings: dict[str, Ring] = {}
         raw.add_termination_listener(self._ended)
 
     @property
@@ -77,7 +77,7 @@ class AsyncpgLink(Link):
         """See `Link.tell`."""
         await self.raw.execute(message)
 
-    async def hear(self, channels: Sequence[str], ring: Callable[[str], None], *, instead: Collection[str]) -> None:
+    async def hear(self, channels: Sequence[str], ring: Ring, *, instead: Collection[str]) -> None:
         """See `Link.hear`."""
         self._rings |= dict.fromkeys(channels, ring)
         await self.raw.execute(listening(channels, instead))
@@ -87,15 +87,15 @@ class AsyncpgLink(Link):
         for channel in instead:
             self._rings.pop(channel, None)
 
-    def _notified(self, _connection: Any, _pid: int, channel: str, _payload: object) -> None:
+    def _notified(self, _connection: Any, _pid: int, channel: str, payload: object) -> None:
         if (ring := self._rings.get(channel)) is not None:
-            ring(channel)
+            ring(channel, str(payload))
 
     def _ended(self, _connection: Any) -> None:
         self.heard.clear()
         rings, self._rings = self._rings, {}
         for channel, ring in rings.items():
-            ring(channel)
+            ring(channel, "")
 
     def drop(self) -> None:
         """See `Link.drop`."""

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
-from psycopg import AsyncConnection, pq, waiting
+from psycopg import AsyncConnection, generators, pq, waiting
 from psycopg.rows import tuple_row
 
-from aiolease.stores.network.connecting import CONNECT_LIMIT
-from aiolease.stores.network.resolve import resolve
-from aiolease.stores.postgresql.links import Link, Row, listening
-
-T = TypeVar("T")
+from aiolease import _waiting
+from aiolease.stores.postgresql.addresses import by_address
+from aiolease.stores.postgresql.links import Link, Ring, Row, listening
+from aiolease.stores.postgresql.unofficial import beginning
 
 
 class ByAddress(AsyncConnection[Any]):
@@ -28,45 +26,7 @@ class ByAddress(AsyncConnection[Any]):
     @classmethod
     async def _get_connection_params(cls, conninfo: str, **given: Any) -> dict[str, Any]:
         """See `psycopg.AsyncConnection`, which has it for this."""
-        return await _by_address(await super()._get_connection_params(conninfo, **given))
-
-
-async def _by_address(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters with an address beside the name of each host, by which TLS still verifies it.
-
-    Each address has an equal part of `CONNECT_LIMIT`.
-
-    Raises:
-        OSError: No name is known, or no server of names answers.
-    """
-    # What is not given is the environment's, as with every client of PostgreSQL.
-    host, address, port = (
-        str(given.get(name) or os.environ.get(f"PG{name.upper()}", "")) for name in ("host", "hostaddr", "port")
-    )
-    hosts, ports = host.split(","), port.split(",")
-    if not host or address or len(ports) not in {1, len(hosts)}:
-        return {**given}  # the host is known by its address, or psycopg says what is wrong
-    looked_up = await asyncio.gather(*map(_addresses, hosts), return_exceptions=True)
-    failed = [each for each in looked_up if isinstance(each, BaseException)]
-    if len(failed) == len(hosts):
-        raise failed[0]
-    ports *= len(hosts) // len(ports)
-    ways = [
-        (*way, address)
-        for way, addresses in zip(zip(hosts, ports, strict=True), looked_up, strict=True)
-        if not isinstance(addresses, BaseException)
-        for address in addresses
-    ]
-    limit = max(int(CONNECT_LIMIT / len(ways)), 2)  # psycopg takes no less
-    if 0 < float(given.get("connect_timeout") or 0) < limit:
-        limit = given["connect_timeout"]
-    joined = map(",".join, zip(*ways, strict=True))
-    return {**given, **dict(zip(("host", "port", "hostaddr"), joined, strict=True)), "connect_timeout": limit}
-
-
-async def _addresses(host: str) -> list[str]:
-    """Those of a host; an empty one for a socket of the file system."""
-    return [""] if host.startswith(("/", "@")) else await resolve(host)
+        return await by_address(await super()._get_connection_params(conninfo, **given))
 
 
 class OwnConnection(ByAddress):
@@ -100,7 +60,7 @@ class PsycopgLink(Link):
 
     def __init__(self, raw: AsyncConnection[Any]) -> None:
         super().__init__(raw)
-        self._rings: dict[str, Callable[[str], None]] = {}
+        self._rings: dict[str, Ring] = {}
         self._watched = -1
         raw.add_notify_handler(self._notified)
 
@@ -138,10 +98,10 @@ class PsycopgLink(Link):
     async def tell(self, message: str) -> None:
         """See `Link.tell`."""
         self._look_away()
-        await _execute(self.raw, message)
+        await _send_as_one(self.raw, message)
         self._watch()
 
-    async def hear(self, channels: Sequence[str], ring: Callable[[str], None], *, instead: Collection[str]) -> None:
+    async def hear(self, channels: Sequence[str], ring: Ring, *, instead: Collection[str]) -> None:
         """See `Link.hear`."""
         self._rings |= dict.fromkeys(channels, ring)
         await self.tell(listening(channels, instead))
@@ -149,8 +109,11 @@ class PsycopgLink(Link):
             self._rings.pop(channel, None)
 
     def _notified(self, notify: psycopg.Notify) -> None:
-        if (ring := self._rings.get(notify.channel)) is not None:
-            ring(notify.channel)
+        self._ring(notify.channel, notify.payload)
+
+    def _ring(self, channel: str, told: str) -> None:
+        if (ring := self._rings.get(channel)) is not None:
+            ring(channel, told)
 
     def _watch(self) -> None:
         if self._rings and self._watched < 0:
@@ -164,15 +127,17 @@ class PsycopgLink(Link):
 
     def _readable(self) -> None:
         """Something came though nothing was asked: a notification, or the end."""
+        told: dict[str, str] = {}
         try:
             self.raw.pgconn.consume_input()
-            while self.raw.pgconn.notifies() is not None:  # psycopg's own handler is not called here
-                pass
+            while (notify := self.raw.pgconn.notifies()) is not None:  # psycopg's own handler is not called here
+                told[notify.relname.decode()] = notify.extra.decode(errors="replace")
         except psycopg.Error:
             self._look_away()  # the next exchange finds that it has ended
             self.heard.clear()
-        for channel, ring in self._rings.items():
-            ring(channel)
+            told = dict.fromkeys(self._rings, "")
+        for channel, payload in told.items():
+            self._ring(channel, payload)
 
     def drop(self) -> None:
         """See `Link.drop`."""
@@ -180,7 +145,7 @@ class PsycopgLink(Link):
         self.heard.clear()
         rings, self._rings = self._rings, {}
         for channel, ring in rings.items():
-            ring(channel)
+            ring(channel, "")
         drop(self.raw)
 
     async def close(self) -> None:
@@ -192,12 +157,27 @@ class NothingSent(Exception):
     """Something else had the connection until there was no more time."""
 
 
-async def _execute(raw: Any, message: str) -> None:
-    """Sends statements by a cursor of psycopg's plain kind, whatever kind, and rows, the connection makes.
+async def _send_as_one(raw: Any, message: str) -> list[Any]:
+    """Sends statements in one message, with psycopg's BEGIN if one is due; not where another has the connection.
 
-    Never prepared: several statements cannot be, and a connection may prepare all that it is given.
+    Cancelled, it closes the connection. psycopg would ask the server to cancel, and wait for it: a server that does not
+    answer would hold up who has no more time. Nobody knows what becomes of the transaction.
     """
-    await psycopg.AsyncCursor(raw, row_factory=tuple_row).execute(message.encode(), prepare=False)
+    if raw.closed:
+        raise psycopg.OperationalError("the connection is closed")
+    if not raw.autocommit and raw.pgconn.transaction_status == pq.TransactionStatus.IDLE:
+        message = f"{beginning(raw)}; {message}"
+    raw.pgconn.send_query(message.encode())
+    try:
+        answer = waiting.wait_async(generators.execute(raw.pgconn), raw.pgconn.socket, interval=_INTERVAL)
+        results: list[Any] = await answer
+    except asyncio.CancelledError:
+        drop(raw)
+        raise
+    for result in results:
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            raise psycopg.errors.error_from_result(result, encoding=raw.info.encoding)
+    return results
 
 
 async def send(raw: Any, message: str) -> None:
@@ -206,30 +186,27 @@ async def send(raw: Any, message: str) -> None:
     Raises:
         NothingSent: It was cancelled while it still waited for the connection.
     """
-    waiting_for, turn = raw.lock.locked(), asyncio.Event()
-
-    async def execute() -> None:
-        async with raw.lock:
-            turn.set()
-        await _execute(raw, message)
-
+    if message == "ROLLBACK":
+        await _roll_back(raw)
+        return
     try:
-        await _or_drop(raw, execute())
+        await raw.lock.acquire()
     except asyncio.CancelledError:
-        if waiting_for and not turn.is_set():
-            raise NothingSent("a stream, a COPY or a statement of the block is still under way") from None
-        raise
-
-
-async def _or_drop(raw: Any, exchange: Coroutine[Any, Any, T]) -> T:
-    """Awaits an exchange over a connection; closes it if that is cancelled.
-
-    psycopg would ask the server to cancel, and wait for it: a server that does not answer would hold up who has no more
-    time. Nobody knows what becomes of the transaction.
-    """
-    sending = asyncio.ensure_future(exchange)
+        raise NothingSent("a stream, a COPY or a statement of the block is still under way") from None
     try:
-        await asyncio.wait([sending])
+        await _send_as_one(raw, message)
+    finally:
+        raw.lock.release()
+
+
+async def _roll_back(raw: Any) -> None:
+    """Has psycopg roll back: it forgets what it has prepared, which may be of a type that is gone now.
+
+    Cancelled, it closes the connection; see `_send_as_one`.
+    """
+    sending = asyncio.ensure_future(raw.rollback())
+    try:
+        await _waiting.ended(sending)
     except asyncio.CancelledError:
         sending.cancel()
         try:
@@ -238,9 +215,9 @@ async def _or_drop(raw: Any, exchange: Coroutine[Any, Any, T]) -> T:
             drop(raw)
             sending.cancel()
             sending.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        await asyncio.wait([sending], timeout=1.0)
+        await _waiting.ended(sending, 1.0)
         raise
-    return sending.result()
+    sending.result()
 
 
 def in_transaction(raw: Any) -> bool:
@@ -255,16 +232,10 @@ def will_begin(raw: Any) -> bool:
 
 async def is_primary(raw: Any) -> bool:
     """See `Talk.is_primary`."""
-
-    async def ask() -> bool:
-        cursor = psycopg.AsyncCursor(raw, row_factory=tuple_row)
-        await cursor.execute("SELECT pg_is_in_recovery()")
-        row = await cursor.fetchone()
-        if not raw.autocommit:
-            await raw.rollback()
-        return row is not None and not row[0]
-
-    return await _or_drop(raw, ask())
+    results = await _send_as_one(raw, "SELECT pg_is_in_recovery()")
+    if not raw.autocommit:
+        await _roll_back(raw)
+    return bool(results[-1].get_value(0, 0) == b"f")
 
 
 async def begin(raw: Any, first: str) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import count
 from typing import Any
 
 from aiolease.errors import ConfigurationError
@@ -24,7 +26,7 @@ FENCE_CHECK, STEP_CHECK, BEGUN_CHECK = "aiolease fence", "aiolease check", "aiol
 CHECK_FAILED = "22P02"
 """The code of that error: a text that is no number."""
 
-_TYPES = ((bool, "boolean"), (int, "bigint"), (str, "text"), (datetime, "timestamptz"))
+_TYPES = ((str, "text"), (bool, "boolean"), (int, "bigint"), (datetime, "timestamptz"))
 
 
 class PostgreSQLDialect(Dialect):
@@ -117,16 +119,8 @@ class PostgreSQLDialect(Dialect):
     ) -> Bound:
         """A statement with parameters: ``$1::bigint``; from another `first` number on, behind another statement."""
         text, given = statement.positional(values, rows, self.kept)
-        parts, parameters = text.split("%s"), list[object]()
-        sql = parts[0]
-        for part, value in zip(parts[1:], map(self._sendable, given), strict=True):
-            if value is None:
-                sql += "NULL"
-            else:
-                parameters.append(value)
-                sql += f"${first + len(parameters) - 1}::{_type(value)}"
-            sql += part
-        return sql, tuple(parameters)
+        parameters = tuple(self._sendable(value) for value in given if value is not None)
+        return _with_parameters(text, tuple(map(_type, given)), first), parameters
 
     def literal(self, statement: Statement, values: Values = NO_VALUES, rows: Sequence[Values] = ONCE) -> str:
         """A statement with its values in it."""
@@ -191,10 +185,20 @@ def quote(value: object) -> str:
     return f"E'{escaped}'" if "\\" in escaped else f"'{escaped}'"
 
 
-def _type(value: object) -> str:
-    if isinstance(value, list):
-        return f"{_type(value[0])}[]"
+@lru_cache(maxsize=64)
+def _with_parameters(text: str, types: tuple[str | None, ...], first: int) -> str:
+    """A statement with its parameters by number, each with its type; a value without a type stands there as NULL."""
+    parts, numbers = text.split("%s"), count(first)
+    named = ("NULL" if kind is None else f"${next(numbers)}::{kind}" for kind in types)
+    return parts[0] + "".join(f"{name}{part}" for name, part in zip(named, parts[1:], strict=True))
+
+
+def _type(value: object) -> str | None:
     for kind, name in _TYPES:
         if isinstance(value, kind):
             return name
+    if isinstance(value, list):
+        return f"{_type(value[0])}[]"
+    if value is None:
+        return None
     raise TypeError(f"no parameter of a {type(value).__name__}")

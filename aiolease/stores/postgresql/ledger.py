@@ -20,7 +20,7 @@ from aiolease.stores.postgresql.links import Row
 from aiolease.stores.postgresql.session import PostgreSQLSession
 from aiolease.stores.records import TermKey
 from aiolease.stores.sql.ledger import PruneStatements, step_of
-from aiolease.stores.sql.recording import AT_ONCE, Recording, cut
+from aiolease.stores.sql.recording import AT_ONCE, Enrolling, cut
 from aiolease.stores.sql.statement import Asked, Step
 
 ASK_LIMIT = 10.0
@@ -56,7 +56,7 @@ class PostgreSQLLedger:
         self._fence = fence
         self._leader = leader
         self._people = people
-        self._recording = Recording(dialect)
+        self._enrolling = Enrolling(dialect)
         self._pruning = PruneStatements(dialect)
 
     async def read(self, asked: Sequence[Asked]) -> list[list[Row]]:
@@ -91,7 +91,7 @@ class PostgreSQLLedger:
     async def enroll(self, term: TermKey, jobs: Sequence[JobDefinition]) -> None:
         """See `Sending.enroll`."""
         for start in range(0, max(len(jobs), 1), AT_ONCE):
-            await self._fenced(term, self._recording.enrolling(term, jobs[start : start + AT_ONCE]))
+            await self._fenced(term, self._enrolling.steps(term, jobs[start : start + AT_ONCE]))
 
     async def record(self, term: TermKey, steps: Iterable[Step]) -> None:
         """See `Sending.record`."""

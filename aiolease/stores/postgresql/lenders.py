@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import weakref
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
+from aiolease._waiting import ended, run_apart
 from aiolease.stores.network.lending import ROLLBACK_LIMIT, DriverLender, EngineLender, Lender
 from aiolease.stores.postgresql.talks import Talk
 from aiolease.stores.postgresql.unofficial import forget_adapted
@@ -60,16 +62,16 @@ class PoolLender:
         if broken:
             self._talk.drop(connection)
         # Never cancelled: the pool of asyncpg shields what it does then, and nobody would read what that fails with.
-        releasing = asyncio.ensure_future(self._release(connection))
+        # The caller's cancellation is swallowed: what became of the transaction is known already.
+        releasing, _ = await run_apart(partial(self._release, connection), ROLLBACK_LIMIT)
+        if releasing.done() and not _failed(releasing):
+            return
+        self._talk.drop(connection)  # which ends the release, too
         self._releasing.add(releasing)
         releasing.add_done_callback(self._releasing.discard)
         releasing.add_done_callback(_failed)
-        for limit in (ROLLBACK_LIMIT, _END):
-            with suppress(asyncio.CancelledError):  # what became of the transaction is known already
-                await asyncio.wait([releasing], timeout=limit)
-            if releasing.done() and not _failed(releasing):
-                return
-            self._talk.drop(connection)  # which ends the release, too
+        with suppress(asyncio.CancelledError):
+            await ended(releasing, _END)
 
 
 def _failed(done: asyncio.Future[None]) -> bool:

@@ -14,6 +14,9 @@ from aiolease.stores.postgresql.dialect import Bound
 
 Row = tuple[Any, ...]
 
+Ring = Callable[[str, str], None]
+"""Is called with the name of a channel and what was told there; that is empty when the connection has ended."""
+
 
 class Link(ABC):
     """One connection of our own.
@@ -68,10 +71,10 @@ class Link(ABC):
         """
 
     @abstractmethod
-    async def hear(self, channels: Sequence[str], ring: Callable[[str], None], *, instead: Collection[str]) -> None:
+    async def hear(self, channels: Sequence[str], ring: Ring, *, instead: Collection[str]) -> None:
         """Listens on channels, in one round trip, and no longer on those that these stand `instead` of.
 
-        Has `ring` called with the name of a channel when somebody notifies, or when the connection ends.
+        Has `ring` called when somebody notifies, or when the connection ends.
         """
 
     @abstractmethod
@@ -116,7 +119,7 @@ class Link(ABC):
         """Sends statements in one message, as one transaction."""
         await self.tell(f"{self.settle}; {message}" if self.pooled else message)
 
-    async def listen(self, channels: Sequence[str], ring: Callable[[str], None]) -> None:
+    async def listen(self, channels: Sequence[str], ring: Ring) -> None:
         """Listens on channels, where that reaches it; once there is a new one, no longer on any others."""
         if self.pooled:
             return

@@ -150,6 +150,8 @@ class PostgreSQLSchema:
     async def upgrade(self, link: Link, home: str | None) -> None:
         """Makes what is missing, in one transaction, behind whoever does the same.
 
+        An index of a large table takes its time: the server goes on, even where nobody waits for the answer any more.
+
         Raises:
             SchemaMissing: This role may not.
         """
@@ -157,7 +159,7 @@ class PostgreSQLSchema:
         # Two that made one table at once would meet in the server's catalogue.
         lock = f"SELECT pg_advisory_xact_lock(hashtextextended({quote(f'aiolease {home}.{self._named}')}, 0))"
         try:
-            await link.send("; ".join([lock, *statements]))
+            await link.send("; ".join(["SET LOCAL statement_timeout = 0", lock, *statements]))
         except Exception as error:
             if denied(error):
                 problem, way_out = self._refused(found)

@@ -4,29 +4,30 @@ Three connections at most, however many leases this process has: one for the lea
 what people ask.
 
 Each writing of a lease is one statement, a transaction of its own; the renewals of a process that are due together are
-one (see `aiolease.stores.postgresql.renewals`), so it can lead hundreds of leases. A claim compares and swaps
-(token, beat), and writes the lease and the fence. How candidates wait for a release is told in
+one, and so are its claims (see `aiolease.stores.postgresql.batches`), so it can lead hundreds of leases. A claim
+compares and swaps (token, beat), and writes the lease and the fence. How candidates wait for a release is told in
 `aiolease.stores.postgresql.waiting`.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 from aiolease._names import check_name
 from aiolease._waiting import time_limited
 from aiolease.errors import AioleaseError, SchemaMissing, StoreRejected, StoreUnavailable
-from aiolease.stores.network.polls import Polls
+from aiolease.stores.network.polls import Found, Polls, by_name
+from aiolease.stores.postgresql.batches import Batches, Claim, PassedOver, Renewal
 from aiolease.stores.postgresql.connectors import Connector
 from aiolease.stores.postgresql.dialect import Bound, LeaseDialect, PostgreSQLDialect
-from aiolease.stores.postgresql.errors import refuses_to_notify
+from aiolease.stores.postgresql.errors import refuses, refuses_to_notify
 from aiolease.stores.postgresql.fence import FenceSQL
 from aiolease.stores.postgresql.lease import LeaseSQL
 from aiolease.stores.postgresql.ledger import ASK_LIMIT, PostgreSQLLedger
 from aiolease.stores.postgresql.lenders import Beginning, OwnLender
 from aiolease.stores.postgresql.links import Link, Row
-from aiolease.stores.postgresql.renewals import Renewal, Renewals
 from aiolease.stores.postgresql.schema import PostgreSQLSchema
 from aiolease.stores.postgresql.session import PostgreSQLSession
 from aiolease.stores.postgresql.settling import LOCK_WAIT, Measured, settle
@@ -38,6 +39,9 @@ from aiolease.stores.sql.rows import Rows
 
 _IMPATIENT = 0.1
 """Seconds that a claim may wait for a row that somebody has locked, if this process leads other leases."""
+
+_PAUSES = (0.02, 0.1)
+"""Seconds after which a claim that was passed over is tried again: once more with others, and then alone."""
 
 
 class PostgreSQLStore(SQLLedger):
@@ -61,11 +65,14 @@ class PostgreSQLStore(SQLLedger):
         self._schema = PostgreSQLSchema(self.description, dialect, create=create_tables)
         self._fence = FenceSQL(dialect)
         self._ready = False
-        self._leading: set[str] = set()  # the leases that this process holds
+        self._leading: dict[str, Lease | None] = {}  # the leases that this process holds: their rows, where known
         self._lease_session = PostgreSQLSession(connector, self._prepare_leases, stuck=0.2)
         self._polls = Polls(self._read_many, self.description)
-        self._waiting = Waiting(self._polls, self._sql.channel)
-        self._renewals = Renewals(self.description, self._renew_all, self._read_all, self._lease_session.gave_up)
+        self._waiting = Waiting(self._polls, self._sql.channel, self._sql.released)
+        gave_up = self._lease_session.gave_up
+        self._renewals = Batches[Renewal](self.description, self._renew_all, self._read_all, gave_up)
+        self._claims = Batches[Claim](self.description, self._claim_all, self._read_all, gave_up)
+        self._claiming = 0  # how many are claimed now
         self._ledger_session = PostgreSQLSession(connector, self._prepare, stuck=ASK_LIMIT)
         # What people ask must not wait for what the leader writes, nor hold it up.
         self._asking_session = PostgreSQLSession(connector, self._prepare, stuck=ASK_LIMIT)
@@ -105,7 +112,7 @@ class PostgreSQLStore(SQLLedger):
             self._ready = False  # somebody dropped the tables: the next connection looks for them, and makes them
             raise
 
-    async def _read_many(self, names: list[str]) -> dict[str, Lease]:
+    async def _read_many(self, names: list[str]) -> Found:
         async def work(link: Link) -> list[Row]:
             # Before the reading: what is released between the two is heard.
             await self._listen(link)
@@ -135,35 +142,65 @@ class PostgreSQLStore(SQLLedger):
             seen = await self.read(name)
             if seen is None or seen.holder is not None:
                 return seen
+        self._claiming += 1
+        try:
+            lease = await self._try_claim(Claim(name=name, holder=holder, duration=duration, seen=seen, force=force))
+        finally:
+            self._claiming -= 1
+        if lease is not None and lease.holder == holder:
+            self._leading[name] = lease
+            self._keep(duration)
+            self._waiting.won(name)
+        return lease
+
+    async def _try_claim(self, claim: Claim) -> Lease | None:
+        name = claim.name
+        for pause in _PAUSES if self._claiming > 1 else ():
+            try:
+                return await self._claims.ask(claim)
+            except PassedOver:  # mostly by another process that claims it, too, and has done so a moment later
+                await asyncio.sleep(pause)
+            except StoreUnavailable as error:
+                if not refuses(error.__cause__):
+                    raise
+                break  # the rows of one lease are in the way, perhaps of another: nothing was claimed
         # The heartbeats of this process's other leases wait behind it.
-        patience = LOCK_WAIT if self._leading <= {name} else _IMPATIENT
-        claim = self._sql.claim(name, holder, duration, seen=seen, force=force, patience=patience)
-        rows = await self._fetch(claim)
-        if not rows:
-            return await self.read(name)
-        self._leading.add(name)
-        self._keep(duration)
-        self._waiting.won(name)
-        return self._sql.lease(rows[0])
+        patience = LOCK_WAIT if self._leading.keys() <= {name} else _IMPATIENT
+        rows = await self._fetch(self._sql.claim(claim, patience))
+        return self._sql.lease(rows[0]) if rows else await self.read(name)
+
+    async def _claim_all(self, claims: Sequence[Claim]) -> Found:
+        return self._by_name(await self._fetch(self._sql.claim_all(claims)))
 
     async def renew(self, name: str, holder: str, token: int, beat: int, duration: float) -> Lease | None:
         """See `LeaseStore.renew`."""
-        self._leading.add(name)
+        self._leading.setdefault(name)
         self._keep(duration)
+        renewal = Renewal(name=name, holder=holder, token=token, beat=beat, duration=duration)
         if len(self._leading) > 1:
-            renewal = Renewal(name=name, holder=holder, token=token, beat=beat, duration=duration)
-            return await self._renewals.ask(renewal)
-        rows = await self._fetch(self._sql.renew(name, holder, token, beat, duration))
-        return self._sql.lease(rows[0]) if rows else await self.read(name)
+            lease = await self._renewals.ask(renewal)
+        else:
+            lease = self._renewed(renewal, await self._fetch(self._sql.renew(renewal))) or await self.read(name)
+        if name in self._leading and lease is not None and lease.held_by(holder, token):
+            self._leading[name] = lease
+        return lease
 
-    async def _renew_all(self, renewals: Sequence[Renewal]) -> dict[str, Lease]:
-        return self._by_name(await self._fetch(self._sql.renew_all(renewals)))
+    async def _renew_all(self, renewals: Sequence[Renewal]) -> Found:
+        told = {row[0]: [row] for row in await self._fetch(self._sql.renew_all(renewals))}
+        rows = ((each.name, self._renewed(each, told.get(each.name, []))) for each in renewals)
+        return {name: row for name, row in rows if row is not None}
 
-    async def _read_all(self, names: Sequence[str]) -> dict[str, Lease]:
+    def _renewed(self, renewal: Renewal, told: list[Row]) -> Lease | None:
+        """The row after a renewal; ``None`` if it told nothing, or what it did not change of the row is not known."""
+        row = self._leading.get(renewal.name)
+        known = row is not None and row.held_by(renewal.holder, renewal.token)
+        return self._sql.renewed(renewal, row, told[0]) if row is not None and known and told else None
+
+    async def _read_all(self, names: Sequence[str]) -> Found:
         return self._by_name(await self._fetch(self._sql.read(names)))
 
-    def _by_name(self, rows: list[Row]) -> dict[str, Lease]:
-        return {lease.name: lease for lease in map(self._sql.lease, rows)}
+    def _by_name(self, rows: list[Row]) -> Found:
+        return by_name(rows, self._sql.lease)
 
     def _keep(self, duration: float) -> None:
         """The connection is idle between heartbeats, at most for half of a lease."""
@@ -171,7 +208,7 @@ class PostgreSQLStore(SQLLedger):
 
     async def release(self, name: str, holder: str, token: int) -> bool:
         """See `LeaseStore.release`."""
-        self._leading.discard(name)
+        self._leading.pop(name, None)
         try:
             released = bool(await self._fetch(self._sql.release(name, holder, token), repeat=False))
         except AioleaseError as error:
@@ -183,7 +220,7 @@ class PostgreSQLStore(SQLLedger):
 
     def abandon(self, name: str) -> None:
         """See `LeaseStore.abandon`."""
-        self._leading.discard(name)
+        self._leading.pop(name, None)
         self._polls.wake()
 
     async def begin(self) -> PostgreSQLTransaction:
@@ -234,3 +271,4 @@ class PostgreSQLStore(SQLLedger):
         for session in (self._lease_session, self._ledger_session, self._asking_session):
             await session.aclose()
         await self._renewals.aclose()
+        await self._claims.aclose()

@@ -50,6 +50,12 @@ def forget_transaction(connection: Any) -> None:
         setattr(connection, "_top_xact", None)  # noqa: B010 - see above
 
 
+def beginning(connection: Any) -> str:
+    """What psycopg begins a transaction with on this connection, by its isolation level and the like."""
+    start: bytes = _get(connection, "_get_tx_start_command")()
+    return start.decode()
+
+
 def forget_adapted(adapted: Any) -> None:
     """Tells SQLAlchemy's adapter of asyncpg the same: it would send a ROLLBACK, and the server would log a warning."""
     for name, value in (("_transaction", None), ("_started", False)):

@@ -13,7 +13,7 @@ from psycopg.rows import tuple_row
 
 from aiolease import ConfigurationError, StoreUnavailable, leadership
 from tests.campaigns import LIMIT
-from tests.stores.transactions.lending import Work, insert, lent
+from tests.stores.transactions.lending import Boom, Work, insert, lent
 
 
 def _only_users(cursor: Any) -> Any:
@@ -84,3 +84,19 @@ async def test_a_pool_that_is_not_asynchronous_is_refused_by_name() -> None:
     """Before anything is sent, with the pool to take instead."""
     with pytest.raises(ConfigurationError, match=r"use psycopg_pool\.AsyncConnectionPool"):
         leadership(psycopg_pool.ConnectionPool(open=False))
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+async def test_what_psycopg_has_prepared_is_forgotten_with_the_transaction(
+    postgresql_url: str, autocommit: bool
+) -> None:
+    """It may be of a type that the rollback takes back: the same block works again on the same connection."""
+    kind = "psycopg-autocommit" if autocommit else "psycopg"
+    async with lent(kind, postgresql_url, size=1) as lend, leadership(lend.target, timeout=LIMIT) as lead:
+        for _ in range(2):
+            with pytest.raises(Boom):
+                async with lead.transaction() as connection:
+                    await connection.execute("CREATE TYPE mood AS ENUM ('good')")
+                    await connection.execute("CREATE TEMP TABLE moods (mood mood)")
+                    await connection.execute("INSERT INTO moods VALUES (%s::mood)", ("good",), prepare=True)
+                    raise Boom

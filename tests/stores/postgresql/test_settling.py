@@ -9,10 +9,12 @@ import pytest
 from sqlalchemy import event
 
 from aiolease import leadership, open_store
+from aiolease.stores import migrate
+from aiolease.stores.postgresql import settling
 from tests.campaigns import LIMIT
 from tests.servers import PostgreSQLServer
 from tests.stores.databases import AwkwardPostgreSQL
-from tests.stores.postgresql.using import drivers, uses_all
+from tests.stores.postgresql.using import by, drivers, uses_all
 from tests.stores.transactions.lending import lent
 
 SETTLED = {
@@ -69,6 +71,24 @@ async def test_the_users_sessions_are_left_alone(database: AwkwardPostgreSQL, dr
             assert await seen(lend) == before
         assert await seen(lend) == before
         assert ("exit_on_error", "on") in {(name, value) for name, value, *_ in before}, "nothing is awkward here"
+
+
+@drivers
+async def test_an_index_that_takes_long_is_made(
+    database: AwkwardPostgreSQL, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`migrate` waits for an index of a large table for longer than any other statement of ours may take."""
+    server, name = database.server, database.schema
+    url = by(driver, server.url(name))  # an awkward role has no triggers
+    await migrate(url)
+    server.sql("DROP INDEX aiolease_run_unfinished", name)
+    body = "BEGIN PERFORM pg_sleep(1); END"
+    server.sql(f"CREATE FUNCTION slow() RETURNS event_trigger LANGUAGE plpgsql AS '{body}'", name)
+    server.sql("CREATE EVENT TRIGGER slow ON ddl_command_start EXECUTE FUNCTION slow()", name)
+    monkeypatch.setitem(settling._IN_TRANSACTION, "statement_timeout", 500)
+    (made, *_) = await migrate(url)
+    assert "aiolease_run_unfinished" in made
+    assert await migrate(url, check=True) == []
 
 
 @drivers
