@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any, cast
+from urllib.parse import quote
+from uuid import uuid4
 
 import pytest
 
+from aiolease import leadership, open_store
 from aiolease.errors import ConfigurationError, SchemaMissing, StoreUnavailable
+from aiolease.stores.mysql import MySQLStore
 from aiolease.stores.records import Lease
 from tests.campaigns import LIMIT
 from tests.stores.databases import (
@@ -114,7 +118,7 @@ async def test_a_moment_that_cannot_be_read_is_trouble_of_the_store(
         database.sql(f"UPDATE aiolease_lease SET {column} = 'yesterday'")
     else:
         assert isinstance(database, OnServer)
-        database.damage(column)
+        database.damage(column, "cron")
     with pytest.raises(StoreUnavailable, match="cannot be read"):
         await store.read("cron")
     with pytest.raises(StoreUnavailable, match="cannot be read"):
@@ -174,3 +178,22 @@ async def test_a_prefix_must_name_tables(database: Database, make_store: MakeSto
     """A prefix that cannot stand in a table's name is refused before anything is sent."""
     with pytest.raises(ConfigurationError, match="table_prefix"):
         await make_store(table_prefix=prefix)
+
+
+@pytest.mark.parametrize("database", ["mariadb", "mysql9", "postgresql+asyncpg", "postgresql+psycopg"], indirect=True)
+async def test_a_database_may_have_any_name(database: OnServer) -> None:
+    """A lease is claimed, renewed and fenced there, and on MySQL and MariaDB its leader holds the lock."""
+    server, schema = database.server, f"größe 日本 100%s it's {uuid4().hex[:8]}"
+    server.create_database(schema)
+    try:
+        url = f"{database.url.rpartition('/')[0]}/{quote(schema)}"
+        async with open_store(url) as store, leadership(store, timeout=LIMIT) as lead:
+            async with lead.transaction():
+                pass
+            if isinstance(store, MySQLStore):
+                assert server.sql(f"SELECT IS_USED_LOCK('{store._sql.lock_name('default')}')") != [(None,)]
+            lease = await claim(store, "other")
+            for beat in range(lease.beat + 1, lease.beat + 4):
+                assert cast(Any, await renew(store, lease, beat)).beat == beat
+    finally:
+        server.drop_database(schema)

@@ -262,7 +262,9 @@ def plain_cursor(connection: Any) -> type | None:
 async def execute(
     connection: Any, cursor_class: type, sql: str, parameters: Sequence[object] = (), results: list[Rows] | None = None
 ) -> list[Rows]:
-    """Sends statements in one packet; returns the rows of each, or a row with the number of changed rows.
+    """Sends statements in one packet; returns the rows of each, or a row with what a change of rows was answered with.
+
+    That is the number of changed rows, and what the statement gave to ``LAST_INSERT_ID``.
 
     Args:
         connection: The driver's connection.
@@ -278,7 +280,7 @@ async def execute(
     await cursor.execute(sql, parameters or None)
     while True:
         if cursor.description is None:
-            results.append([(cursor.rowcount,)])
+            results.append([(cursor.rowcount, cursor.lastrowid)])
         else:
             results.append([tuple(row) for row in await cursor.fetchall()])
         if not await cursor.nextset():

@@ -1,21 +1,24 @@
 """The statements of a lease on MySQL and MariaDB, and the name of the lock that its leader holds.
 
-Both servers run them without a warning. Drivers count changed rows, not matched ones, so no decision rests on such a
-count alone.
+Both servers run them without a warning. Drivers count changed rows, not matched ones. So a decision rests on such a
+count only where the statement changes each row that it matches, as a renewal does.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from aiolease.stores.mysql.dialect import Bound, MySQLDialect, packet
-from aiolease.stores.records import Lease
+from aiolease.stores.records import Lease, TermKey
 from aiolease.stores.sql.dialect import microseconds
-from aiolease.stores.sql.lease import TERM, LeaseStatements
+from aiolease.stores.sql.lease import LeaseStatements
 from aiolease.stores.sql.rows import Rows
 from aiolease.stores.sql.statement import Statement
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class LeaseSQL:
@@ -36,11 +39,18 @@ class LeaseSQL:
         self._shared = LeaseStatements(dialect, rows)
         lease, fence, now = dialect.table("lease"), dialect.table("fence"), dialect.now
         fence_token = f"(SELECT f.token FROM {fence} AS f WHERE f.name = l.name)"
-        # The leader asks for its lock with its claim and each renewal, without waiting; asking twice would stack it.
-        locked = "IF(IS_USED_LOCK(:lock) = CONNECTION_ID(), 1, GET_LOCK(:lock, 0))"
+        # The answer to an UPDATE has a number of its own: the renewal says so when it was, and whether to resign.
+        told = f"2 * TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {now}) + (resign_token <=> token)"
+        self._renew = Statement(f"{self._shared.renew.text} AND LAST_INSERT_ID({told})")
+        # A leader without its lock asks for it with its claim or a renewal, without waiting; twice would stack it.
+        # As `lock_name` has it. Bytes: a database's name that is not ASCII has no characters in common with the column.
+        lock = "CONCAT('aiolease-', LEFT(SHA2(CONCAT(CAST(:key AS BINARY), name), 256), 40))"
+        locked = f"IF(IS_USED_LOCK({lock}) = CONNECTION_ID(), 1, GET_LOCK({lock}, 0))"
         self._read_and_lock = Statement(
-            f"SELECT {rows.lease_columns}, IF({TERM}, {locked}, NULL) FROM {lease} WHERE name = :name"
+            f"SELECT {rows.lease_columns}, IF((name, holder, token) IN ([(:name, :holder, :token)]), {locked}, NULL) "
+            f"FROM {lease}"
         )
+        self._named = Statement(" WHERE name IN ([:name])")
         # If somebody set the row back, by hand or from an older backup, its token is raised to that of its fence.
         self._raise_token = Statement(
             f"UPDATE {lease} AS l SET l.token = {fence_token}, l.beat = l.beat + 1 WHERE l.name = :name "
@@ -67,21 +77,35 @@ class LeaseSQL:
         """
         return self._rows.lease(row, self._store)
 
+    def has_lock(self, row: tuple[Any, ...]) -> bool:
+        """Whether `read_and_lock` gave this row to a session that has the lock of the term, or needs none."""
+        return not self.hints or row[-1] == 1
+
+    @staticmethod
+    def renewed(told: int) -> tuple[datetime, bool]:
+        """When a renewal took effect by the database's clock, and whether the term is asked to resign."""
+        return _EPOCH + timedelta(microseconds=told >> 1), bool(told & 1)
+
     def lock_name(self, name: str) -> str:
         """The name of the lock of a lease's leader. Lock names are server-wide; MySQL allows 64 characters."""
-        key = f"{self.database}\0{self._prefix}\0{name}".encode()
-        return f"aiolease-{hashlib.sha256(key).hexdigest()[:40]}"
+        return f"aiolease-{hashlib.sha256(f'{self._key}{name}'.encode()).hexdigest()[:40]}"
+
+    @property
+    def _key(self) -> str:
+        return f"{self.database}\0{self._prefix}\0"
 
     def read(self, names: Sequence[str]) -> Bound:
         """Reads rows."""
         return self._dialect.bind(self._shared.read, rows=[{"name": name} for name in names])
 
-    def read_and_lock(self, name: str, holder: str, token: int) -> Bound:
-        """Reads the row and, if it belongs to the term, takes the lock for the term."""
+    def read_and_lock(self, terms: Sequence[TermKey]) -> Bound:
+        """Reads rows and, where they belong to the terms, takes the locks for them."""
         if not self.hints:
-            return self.read([name])
-        values = {"name": name, "holder": holder, "token": token, "lock": self.lock_name(name)}
-        return self._dialect.bind(self._read_and_lock, values)
+            return self.read([term.name for term in terms])
+        rows = [{"name": term.name, "holder": term.holder, "token": term.token} for term in terms]
+        read, values = self._dialect.bind(self._read_and_lock, {"key": self._key}, rows)
+        named, names = self._dialect.bind(self._named, rows=[{"name": term.name} for term in terms])
+        return f"{read}{named}", values + names
 
     def make(self, name: str) -> Bound:
         """Makes the rows of a lease and of its fence, where they are missing: three statements."""
@@ -103,9 +127,9 @@ class LeaseSQL:
         return self._dialect.bind(self._claim, values)
 
     def renew(self, name: str, holder: str, token: int, beat: int, duration: float) -> Bound:
-        """Extends a term's lease."""
+        """Extends a term's lease; the answer to it says what `renewed` reads."""
         values = {"name": name, "holder": holder, "token": token, "beat": beat, "duration": microseconds(duration)}
-        return self._dialect.bind(self._shared.renew, values)
+        return self._dialect.bind(self._renew, values)
 
     def release(self, name: str, holder: str, token: int) -> Bound:
         """Clears the holder."""

@@ -31,7 +31,7 @@ class MySQLSession(Session):
         *,
         repeat: bool = True,
     ) -> list[Rows]:
-        """Sends statements in one packet; returns the rows of each, or a row with the number of changed rows.
+        """Sends statements in one packet; returns the rows of each: see `execute`.
 
         Args:
             sql: The statements, with ``%s`` for the parameters.

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from aiolease._names import check_name
 from aiolease._waiting import time_limited
 from aiolease.errors import AioleaseError, ConfigurationError, SchemaMissing
-from aiolease.stores.mysql.dialect import MySQLDialect
+from aiolease.stores.mysql.dialect import Bound, MySQLDialect, packet
 from aiolease.stores.mysql.drivers import Driver, Execute, Rows, execute, translate
 from aiolease.stores.mysql.fence import FenceSQL
 from aiolease.stores.mysql.lease import LeaseSQL
@@ -31,7 +32,7 @@ from aiolease.stores.mysql.transactions import MySQLTransaction, fence_connectio
 from aiolease.stores.mysql.waiting import Waiting
 from aiolease.stores.mysql.writes import Kind, Write, Writes
 from aiolease.stores.network.lending import DriverLender, Lender
-from aiolease.stores.network.polls import Polls
+from aiolease.stores.network.polls import Found, Polls, by_name
 from aiolease.stores.network.unsupported import LIKE_MYSQL, refuse_unsupported
 from aiolease.stores.records import Lease, RunKey, TermKey
 from aiolease.stores.sql.ledger_store import SQLLedger
@@ -39,6 +40,9 @@ from aiolease.stores.sql.rows import Rows as Records
 
 _PATIENCE = 60
 """Seconds that a change of a table by hand waits for transactions that use it; those that come after wait for it."""
+
+_UNSEEN = 3
+"""Each third renewal reads its row and asks for the lock: another renewal does so only where it may be without it."""
 
 
 class MySQLStore(SQLLedger):
@@ -63,6 +67,8 @@ class MySQLStore(SQLLedger):
         self._schema = MySQLSchema(self.description, table_prefix, create=create_tables)
         self._ready = False
         self._leading: dict[str, float] = {}  # the leases that this process holds, and how long each lasts
+        self._claiming: dict[TermKey, float] = {}  # how long the leases last that are claimed now
+        self._locked: dict[str, Lease] = {}  # the rows of the terms whose locks this session has, as they were read
         self._lease_session = MySQLSession(driver, self._prepare_for_leases, stuck=0.2)
         self._polls = Polls(self._read_many, self.description)
         self._waiting = Waiting(
@@ -73,6 +79,7 @@ class MySQLStore(SQLLedger):
             self._run,
             gave_up=self._lease_session.gave_up,
             has_others=lambda name: len(self._leading) > (name in self._leading),
+            read=self._read_and_lock,
             table=dialect.table("lease"),
             fence_table=dialect.table("fence"),
         )
@@ -92,6 +99,7 @@ class MySQLStore(SQLLedger):
         await self._prepare(send, idle)
         self._lease_session.fresh_for = idle / 2
         self._waiting.locked = None
+        self._locked.clear()
 
     async def _prepare(self, send: Execute, idle: int = IDLE) -> None:
         """Settles all that a server, a pool or a user may have set otherwise, and looks for the tables once."""
@@ -123,15 +131,17 @@ class MySQLStore(SQLLedger):
             self._ready = False  # somebody dropped the tables: the next connection looks for them, and makes them
             raise
 
-    async def _read_many(self, names: list[str]) -> dict[str, Lease]:
-        rows = (await self._run(*self._sql.read(names)))[0]
-        return {lease.name: lease for lease in map(self._sql.lease, rows)}
+    async def _read_many(self, names: list[str]) -> Found:
+        return by_name((await self._run(*self._sql.read(names)))[0], self._sql.lease)
 
     # -- the lease
 
     async def read(self, name: str) -> Lease | None:
         """See `LeaseStore.read`."""
-        return (await self._read_many([name])).get(name)
+        found = (await self._read_many([name])).get(name)  # the server may take another name for the same
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     async def watch(self, name: str, seconds: float, *, lease: Lease | None, poll: float, hint: bool) -> Lease | None:
         """See `LeaseStore.watch`."""
@@ -164,25 +174,53 @@ class MySQLStore(SQLLedger):
         return self._sql.lease(rows[0]) if rows else None
 
     async def _try_claim(self, name: str, holder: str, duration: float, seen: Lease, force: bool) -> Lease | None:
-        read, about = self._sql.read_and_lock(name, holder, seen.token + 1)
-        idle = math.ceil(max([duration, *self._leading.values()]))
-        claim = self._sql.claim(name, holder, duration, seen=seen, force=force)
-        after = f"SET SESSION wait_timeout = {idle}; {read}"
-        rows = (await self._writes.send(Write(Kind.CLAIM, name, *claim, after, about)))[-1]
+        term = TermKey(name, holder, seen.token + 1)
+        self._claiming[term] = duration
+        try:
+            claim = self._sql.claim(name, holder, duration, seen=seen, force=force)
+            rows = (await self._writes.send(Write(Kind.CLAIM, name, *claim, reads=term)))[-1]
+        finally:
+            self._claiming.pop(term, None)
+        return self._locked_by(rows, term)
+
+    def _read_and_lock(self, terms: Sequence[TermKey]) -> Bound:
+        """Reads the rows of terms, and takes their locks; has the session last for as long as those that are claimed.
+
+        The server ends the session of a leader that vanished without a word, and with it its locks.
+        """
+        read = self._sql.read_and_lock(terms)
+        durations = [self._claiming[term] for term in terms if term in self._claiming]
+        if not durations:
+            return read
+        idle = math.ceil(max(durations + list(self._leading.values())))
         self._lease_session.fresh_for = idle / 2
-        return self._sql.lease(rows[0]) if rows else None
+        return packet([(f"SET SESSION wait_timeout = {idle}", ()), read])
+
+    def _locked_by(self, rows: Rows, term: TermKey) -> Lease | None:
+        """The row that `_read_and_lock` gave; notes if this session has the lock of the term."""
+        lease = self._sql.lease(rows[0]) if rows else None
+        if lease is not None and lease.held_by(term.holder, term.token) and self._sql.has_lock(rows[0]):
+            self._locked[term.name] = lease
+        return lease
 
     async def renew(self, name: str, holder: str, token: int, beat: int, duration: float) -> Lease | None:
         """See `LeaseStore.renew`."""
         self._leading[name] = duration
         renewal = self._sql.renew(name, holder, token, beat, duration)
-        read = self._sql.read_and_lock(name, holder, token)
-        rows = (await self._writes.send(Write(Kind.RENEW, name, *renewal, *read)))[1]
-        return self._sql.lease(rows[0]) if rows else None
+        row = self._locked.get(name)
+        if row is not None and row.held_by(holder, token) and beat % _UNSEEN:
+            ((count, told),) = (await self._writes.send(Write(Kind.RENEW, name, *renewal)))[0]
+            if count == 1 and told and self._locked.get(name) is row:
+                now, resigns = self._sql.renewed(told)
+                return row.renewed(beat, now, duration, resigns=resigns)
+            renewal = ("", ())  # the row is another one, or it was sent again over a new connection, without the lock
+        term = TermKey(name, holder, token)
+        return self._locked_by((await self._writes.send(Write(Kind.RENEW, name, *renewal, reads=term)))[-1], term)
 
     async def release(self, name: str, holder: str, token: int) -> bool:
         """See `LeaseStore.release`."""
         self._leading.pop(name, None)
+        self._locked.pop(name, None)
         release = self._sql.release(name, holder, token)
         # The row first: a candidate that the lock wakes must find the row free.
         unlock = ("DO RELEASE_LOCK(%s)", (self._sql.lock_name(name),)) if self._sql.hints else ("", ())
@@ -193,6 +231,7 @@ class MySQLStore(SQLLedger):
     def abandon(self, name: str) -> None:
         """See `LeaseStore.abandon`."""
         self._leading.pop(name, None)
+        self._locked.pop(name, None)
         if not self._lease_session.busy:
             self._lease_session.discard()  # and with the session its lock
         self._polls.wake()

@@ -32,18 +32,12 @@ _NO_SUCH_SAVEPOINT = 1305
 _CONFLICTS = frozenset({1020, 1205, 1213})  # record changed since the snapshot, lock wait time-out, deadlock
 # A fence that is refused leaves the transaction open, and the fence's row locked, until the client rolls back. A client
 # that is frozen just then would delay every takeover: so the server ends its session after a second.
-# COMMIT must do nothing else, whatever the session's completion_type is.
-_IMPATIENT = (
-    "SET @aiolease_patience = @@SESSION.wait_timeout, @aiolease_completion = @@SESSION.completion_type, "
-    "@@SESSION.wait_timeout = 1, @@SESSION.completion_type = 'NO_CHAIN'"
-)
-_PATIENT = (
-    "SET @@SESSION.wait_timeout = @aiolease_patience, @@SESSION.completion_type = @aiolease_completion, "
-    "@@SESSION.autocommit = @aiolease_autocommit"
-)
+_IMPATIENT = "SET @aiolease_patience = @@SESSION.wait_timeout, @@SESSION.wait_timeout = 1"
+_PATIENT = "SET @@SESSION.wait_timeout = @aiolease_patience, @@SESSION.autocommit = @aiolease_autocommit"
 # Statements that the block sends after a ROLLBACK of its own must not be committed one by one.
 _BEGIN = "SET @aiolease_autocommit = @@SESSION.autocommit, @@SESSION.autocommit = 0; START TRANSACTION"
-_ROLLBACK = "ROLLBACK; UNLOCK TABLES; SET @@SESSION.autocommit = @aiolease_autocommit"
+_COMMIT = "COMMIT AND NO CHAIN NO RELEASE"  # whatever the session's completion_type is
+_ROLLBACK = "ROLLBACK AND NO CHAIN NO RELEASE; UNLOCK TABLES; SET @@SESSION.autocommit = @aiolease_autocommit"
 _CLIENT_SIDE = range(2000, 3000)
 _INTERRUPTED = frozenset({1053, 1180, 1317, 1927})  # a COMMIT was interrupted: shutdown, killed, cluster lost
 
@@ -93,7 +87,7 @@ class MySQLTransaction:
             await self.roll_back()
             raise
         fence, parameters = self._fence.statements(term, final)
-        sql = f"{_IMPATIENT}; RELEASE SAVEPOINT {_SAVEPOINT}; {fence}; COMMIT; {_PATIENT}"
+        sql = f"{_IMPATIENT}; RELEASE SAVEPOINT {_SAVEPOINT}; {fence}; {_COMMIT}; {_PATIENT}"
         results: list[Rows] = []
         broken = True
         try:

@@ -19,8 +19,8 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
-from aiolease._waiting import caller
-from aiolease.stores.contract import look_limit
+from aiolease._waiting import caller, ended
+from aiolease.stores.contract import longest_wait, look_limit
 from aiolease.stores.mysql.drivers import Rows
 from aiolease.stores.mysql.lease import LeaseSQL
 from aiolease.stores.mysql.session import MySQLSession
@@ -81,7 +81,9 @@ class Waiting:
         if self.locked == name:  # it was woken, and did not win: others may have the lock
             await self.give_up_lock(name)
             self.distrust_until = loop.time() + _RACE
-        wait = self._longest(seconds, lease, poll)
+        wait = longest_wait(seconds, lease, poll)  # a release wakes nobody if a stranger has the lock
+        if self.rounds:
+            wait = float(math.floor(wait))
         alone = self._is_alone(name, caller(), loop.time()) and not self._leads() and self._lock_wait is None
         trusted = loop.time() >= self.distrust_until
         if not (hint and self._sql.hints and alone and wait > 0 and trusted and self._session.opened):
@@ -90,7 +92,7 @@ class Waiting:
         try:
             # `give_way` cancels the inner task, not this one.
             # MariaDB's own time limit follows its wall clock, which may step back: so there is a limit here, too.
-            await asyncio.wait([self._lock_wait], timeout=wait + _LATE)
+            await ended(self._lock_wait, wait + _LATE)
         finally:
             waited, self._lock_wait = self._lock_wait, None
             if not waited.done():
@@ -114,12 +116,6 @@ class Waiting:
         """Releases a lock that this session got while waiting."""
         self.locked = None
         await self._run("DO RELEASE_LOCK(%s)", (self._sql.lock_name(name),))
-
-    def _longest(self, seconds: float, lease: Lease | None, poll: float) -> float:
-        """How long one wait in the lock may be: not long, since a release wakes nobody if a stranger has the lock."""
-        third = (lease.expires_at - lease.renewed_at).total_seconds() / 3 if lease else poll
-        wait = min(seconds, max(third, poll))
-        return float(math.floor(wait)) if self.rounds else wait
 
     def _is_alone(self, name: str, task: asyncio.Task[Any], now: float) -> bool:
         """Notes a candidate of this process; returns whether it is the only one of the last seconds."""
@@ -157,9 +153,10 @@ class Waiting:
         changed = before is not None and found is not None and found.token != before.token
         young = found is not None and found.now - found.elected_at < timedelta(seconds=2 * _RACE)
         if changed or young:
-            pause = _RACE  # a new leader, which is about to ask for its lock, or asks at its first heartbeat
+            pause = _RACE  # a new leader, which is about to ask for its lock, or asks at a heartbeat
         else:
-            # A heartbeat is at most 0.45 of a lease. After a longer pause the leader, if it lives, has its lock again.
+            # A heartbeat is at most 0.45 of a lease. After a longer pause a leader whose connection was new, if it
+            # lives, has its lock again.
             duration = (found.expires_at - found.renewed_at).total_seconds() if found else 0.0
             pause = max(duration, 1.0) * random.uniform(0.5, 0.6)
         self.distrust_until = asyncio.get_running_loop().time() + pause

@@ -10,21 +10,24 @@ if they were sent one by one, because each would wait for the commits of all oth
    first, with NOWAIT. A batch that meets a locked row is sent again in smaller batches, until the locked row is alone.
 4. A claim that meets a locked row is then tried a few times more, because other candidates lock that row, too.
 5. A process with one lease waits for its row.
+6. The rows that a batch is to read once it is committed are read by one statement.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice
 from typing import Any, Protocol
 
 from aiolease.errors import StoreUnavailable
+from aiolease.stores.mysql.dialect import Bound
 from aiolease.stores.mysql.drivers import Rows, error_number
 from aiolease.stores.network.polls import while_wanted
 from aiolease.stores.network.queued import Queue
+from aiolease.stores.records import TermKey
 
 _MOST = 100
 """How many writes one packet has at most: they take the server some 10 ms."""
@@ -81,6 +84,7 @@ class Write:
         parameters: The parameters of `sql`.
         after: The statements that follow the commit.
         after_parameters: The parameters of `after`.
+        reads: The term whose row is read behind that, ``None`` if none is: its rows are the last result.
     """
 
     kind: Kind
@@ -89,6 +93,7 @@ class Write:
     parameters: tuple[object, ...]
     after: str = ""
     after_parameters: tuple[object, ...] = ()
+    reads: TermKey | None = None
 
 
 class Writes(Queue[Write, list[Rows]]):
@@ -101,6 +106,7 @@ class Writes(Queue[Write, list[Rows]]):
         *,
         gave_up: Callable[[], None],
         has_others: Callable[[str], bool],
+        read: Callable[[Sequence[TermKey]], Bound],
         table: str,
         fence_table: str,
     ) -> None:
@@ -111,6 +117,7 @@ class Writes(Queue[Write, list[Rows]]):
             run: Sends a packet.
             gave_up: Called when a caller stops waiting for its turn.
             has_others: Says whether this process has other leases than this one.
+            read: The statements that read the rows of terms; the rows of the last one begin with the lease's name.
             table: The table of the leases.
             fence_table: The table of the fences.
         """
@@ -118,6 +125,7 @@ class Writes(Queue[Write, list[Rows]]):
         self._description = description
         self._run = run
         self._has_others = has_others
+        self._read = read
         # Each row by its key: a range would also lock the rows between, which may be another process's.
         self._lock_sql = f"(SELECT 1 FROM {table} WHERE name = %s FOR UPDATE NOWAIT)"
         self._lock_fence_sql = f"(SELECT 1 FROM {fence_table} WHERE name = %s FOR UPDATE NOWAIT)"
@@ -205,20 +213,25 @@ class Writes(Queue[Write, list[Rows]]):
         """The statements, their parameters, and how many results come before those of the writes."""
         alone = len(writes) == 1
         kind = writes[0].kind
-        locked = writes if kind.locks_first and not (alone and not self._has_others(writes[0].name)) else []
+        locked = [write for write in writes if write.sql] if kind.locks_first else []
+        if alone and not self._has_others(writes[0].name):
+            locked = []
         lock = [self._lock_sql, self._lock_fence_sql] if kind is Kind.CLAIM else [self._lock_sql]
         before = [] if alone else ["START TRANSACTION"]
         before += [" UNION ALL ".join(lock * len(locked))] if locked else []
+        reads = [write.reads for write in writes if write.reads is not None]
+        read, terms = self._read(reads) if reads else ("", ())
         parts = [
             *before,
-            *(write.sql for write in writes),
+            *(write.sql for write in writes if write.sql),
             *([] if alone else ["COMMIT AND NO CHAIN NO RELEASE"]),  # whatever the session's completion_type is
             *(write.after for write in writes if write.after),
+            *([read] if read else []),
         ]
         parameters: list[object] = [write.name for write in locked for _ in lock]
         parameters += (parameter for write in writes for parameter in write.parameters)
         parameters += (parameter for write in writes for parameter in write.after_parameters)
-        return "; ".join(parts), tuple(parameters), len(before)
+        return "; ".join(parts), (*parameters, *terms), len(before)
 
 
 def _is_locked(error: BaseException) -> bool:
@@ -231,7 +244,13 @@ def _share_out(writes: list[Write], results: list[Rows]) -> list[list[Rows]]:
     shares = [list(islice(rest, _statements(write.sql))) for write in writes]
     if len(writes) > 1:
         next(rest)  # the COMMIT's
-    return [[*share, *islice(rest, _statements(write.after))] for write, share in zip(writes, shares, strict=True)]
+    for write, share in zip(writes, shares, strict=True):
+        share.extend(islice(rest, _statements(write.after)))
+    rows = {row[0]: row for row in results[-1]}
+    for write, share in zip(writes, shares, strict=True):
+        if write.reads is not None:
+            share.append([rows[write.name]] if write.name in rows else [])
+    return shares
 
 
 def _statements(sql: str) -> int:

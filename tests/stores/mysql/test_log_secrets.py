@@ -31,6 +31,7 @@ from aiolease import (
     open_store,
     stores,
 )
+from aiolease._election import fencing
 from aiolease._tracebacks import hide_values
 from aiolease.events import Event, RunFinished
 from aiolease.testing import MemoryStore, virtual_time
@@ -57,6 +58,12 @@ def told() -> Iterator[list[str]]:
 
 def failures(told: list[str]) -> list[str]:
     return [line for line in told if line.startswith("ERROR '") and "' failed: " in line]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that cannot be had is asked for again for a second: what is shown then is the same."""
+    monkeypatch.setattr(fencing, "_IN_PLACE", 1.0)
 
 
 # -- every kind of target

@@ -13,7 +13,9 @@ from aiolease._election.claim import new_holder
 from aiolease._waiting import time_limited
 from aiolease.errors import StoreUnavailable
 from aiolease.stores.mysql.drivers import Rows
-from aiolease.stores.mysql.writes import Kind, Write, Writes
+from aiolease.stores.mysql.store import MySQLStore
+from aiolease.stores.mysql.writes import Kind, Run, Write, Writes
+from aiolease.stores.records import TermKey
 from tests.campaigns import LIMIT, apart, counter, database_of, row
 from tests.servers import Server
 
@@ -54,6 +56,32 @@ async def test_many_leases_share_commits(mysql_server: Server, mysql_url: str) -
         assert counter(mysql_server, commits) - before == 3
         assert [name for name, done in zip(holders, released, strict=True) if not done] == ["lease-7", "lease-8"]
         assert row(mysql_server, mysql_url, "lease-9")["holder"] is None
+
+
+@everywhere
+async def test_who_leads_many_leases_has_their_locks(mysql_server: Server, mysql_url: str) -> None:
+    """The locks are the leader's from its claims on, and after the end of its session from its renewals on."""
+    holders = {f"lease-{number}": new_holder() for number in range(3)}
+    async with open_store(mysql_url) as store:
+        assert isinstance(store, MySQLStore)
+
+        def having() -> set[int | None]:
+            locks = [f"IS_USED_LOCK('{store._sql.lock_name(name)}')" for name in holders]
+            return set(mysql_server.sql(f"SELECT {', '.join(locks)}")[0])
+
+        claims = (store.claim(name, holder, 30.0, seen=None, force=False) for name, holder in holders.items())
+        assert all(await asyncio.gather(*claims))
+        (first,) = having()
+        for beat in (2, 4):  # the first reads the rows again, over the new connection; the second knows them
+            if beat == 2:
+                mysql_server.sql(f"KILL {first}")
+            renewals = (store.renew(name, holder, 1, beat, 30.0) for name, holder in holders.items())
+            renewed = await asyncio.gather(*renewals)
+            assert [lease and (lease.name, lease.holder, lease.beat) for lease in renewed] == [
+                (name, holder, beat) for name, holder in holders.items()
+            ]
+            (second,) = having()
+            assert second not in {first, None}
 
 
 @everywhere
@@ -170,10 +198,23 @@ class Wire:
         return [[(part,)] for part in sql.split("; ")]
 
 
+def writes_over(run: Run, *, others: bool = False) -> Writes:
+    """The writes of a process, over a connection of the test's own; `others`: it has other leases."""
+    return Writes(
+        "wire",
+        run,
+        gave_up=lambda: None,
+        has_others=lambda _: others,
+        read=lambda _: ("read", ()),
+        table="l",
+        fence_table="f",
+    )
+
+
 async def test_heartbeats_go_before_claims() -> None:
     """What is more urgent overtakes what waits longer; of one kind, the first goes first, a hundred at a time."""
     wire = Wire()
-    writes = Writes("wire", wire.run, gave_up=lambda: None, has_others=lambda _: False, table="l", fence_table="f")
+    writes = writes_over(wire.run)
 
     def send(kind: Kind, *names: str) -> list[asyncio.Task[list[Rows]]]:
         return [asyncio.create_task(writes.send(Write(kind, name, f"write {name}", (name,)))) for name in names]
@@ -195,10 +236,24 @@ async def test_heartbeats_go_before_claims() -> None:
     assert [answer[0][0] for answer in answers[-2:]] == ["write b", "write a"]
 
 
+async def test_who_only_reads_locks_no_row() -> None:
+    """The second exchange of a renewal, which reads what the first has not told, meets no stranger's lock."""
+    sent: list[str] = []
+
+    async def run(sql: str, parameters: tuple[object, ...], *, repeat: bool) -> list[Rows]:
+        sent.append(sql)
+        return [[(1,)] for _ in sql.split("; ")]
+
+    writes = writes_over(run, others=True)
+    await writes.send(Write(Kind.RENEW, "a", "write", (), reads=TermKey("a", "me", 1)))
+    await writes.send(Write(Kind.RENEW, "a", "", (), reads=TermKey("a", "me", 1)))
+    assert sent == ["(SELECT 1 FROM l WHERE name = %s FOR UPDATE NOWAIT); write; read", "read"]
+
+
 async def test_what_is_cancelled_behind_its_back_is_an_error() -> None:
     """Somebody who cancels every task does not leave those that wait without an answer."""
     wire = Wire()
-    writes = Writes("wire", wire.run, gave_up=lambda: None, has_others=lambda _: False, table="l", fence_table="f")
+    writes = writes_over(wire.run)
     mine = asyncio.all_tasks()
     calls = []
     for name in ("first", "under way", "waiting"):

@@ -229,7 +229,7 @@ async def test_ending_gives_what_was_made_and_not_taken(network: Network, connec
 class Slow:
     """A driver's connection, and its cursor, whose every answer takes 0.2 s."""
 
-    description, rowcount = None, 0
+    description, rowcount, lastrowid = None, 0, 0
 
     async def cursor(self, _: type) -> Slow:
         return self
@@ -266,5 +266,5 @@ async def test_a_connection_that_is_made_too_late_to_ask_is_the_next_attempts() 
     session = MySQLSession(Driver("a database", connect, Slow), prepare, stuck=1.0)
     with pytest.raises(StoreUnavailable, match="no time is left for an answer"):
         await time_limited(0.5, "a database", session.run("SELECT 1"))
-    assert await time_limited(0.5, "a database", session.run("SELECT 1")) == [[(0,)]]
+    assert await time_limited(0.5, "a database", session.run("SELECT 1")) == [[(0, 0)]]
     assert made == 1

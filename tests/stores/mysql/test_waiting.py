@@ -185,7 +185,7 @@ async def test_a_lock_in_a_strangers_hands_is_not_needed(mysql_server: Server, m
     names: set[str] = set()
 
     def listen(query: bytes) -> None:
-        names.update(found.decode() for found in re.findall(rb"GET_LOCK\('(aiolease-[^']*)'", query))
+        names.update(found.decode() for found in re.findall(rb"RELEASE_LOCK\('(aiolease-[^']*)'", query))
 
     async with TCPProxy(mysql_server.host, mysql_server.port, mysql_server.kind) as proxy:
         proxy.on_query = listen
@@ -360,3 +360,18 @@ async def test_a_reading_that_fails_when_nobody_waits_for_it_any_more_is_no_comp
         del polls, candidate
     gc.collect()
     assert not complaints
+
+
+async def test_a_session_that_lost_its_lock_has_it_again(mysql_server: Server, mysql_url: str) -> None:
+    """The session lives on, as behind a proxy that has replaced it: the leader asks again within three renewals."""
+    async with open_store(mysql_url) as store:
+        assert isinstance(store, MySQLStore)
+        lease = await store.claim("default", "me", 60.0, seen=None, force=False)
+        assert lease is not None
+        asked = f"SELECT IS_USED_LOCK('{store._sql.lock_name('default')}')"
+        assert mysql_server.sql(asked) != [(None,)]
+        await store._lease_session.run("DO RELEASE_LOCK(%s)", (store._sql.lock_name("default"),))
+        assert mysql_server.sql(asked) == [(None,)]
+        for beat in range(lease.beat + 1, lease.beat + 4):
+            assert await store.renew("default", "me", lease.token, beat, 60.0)
+        assert mysql_server.sql(asked) != [(None,)]
