@@ -10,7 +10,7 @@ from typing import Any, TypeVar, final
 from aiolease._election.leadership import Leadership, is_within, leading
 from aiolease._interrupts import is_for_the_program
 from aiolease._jobs.ending import Ending
-from aiolease._waiting import wait_shielded
+from aiolease._waiting import ended, wait_shielded
 from aiolease.errors import LeadershipLost
 
 R = TypeVar("R")
@@ -66,7 +66,7 @@ class Calls:
         self.tasks.add(task)
         task.add_done_callback(self._call_ended)
         try:
-            await asyncio.wait([task])
+            await ended(task)
         except asyncio.CancelledError:
             if not self._ending.has_begun:  # else the term has cancelled it already
                 task.cancel()
@@ -75,8 +75,8 @@ class Calls:
                 task.exception()  # read, but the cancellation is raised in its place
             raise
         if task.cancelled() and self._ending.has_begun:
-            key, ended = self._lead.term.key, self._lead.term.ended
-            raise LeadershipLost(key.name, key.holder, key.token, ended or "resigned")  # or its registry has left
+            key, reason = self._lead.term.key, self._lead.term.ended
+            raise LeadershipLost(key.name, key.holder, key.token, reason or "resigned")  # or its registry has left
         return task.result()
 
     def _call_ended(self, task: asyncio.Task[Any]) -> None:

@@ -97,7 +97,8 @@ class Claims:
     def _claim(self, plan: Plan, state: JobState, found: Due, free: float) -> int:
         """Claims the due ticks of one job; returns how many of its runs start."""
         job, started = state.job, 0
-        busy, backlog = self._places.goes_on(state), job.missed == "all" and len(found.run) > 1
+        backlog = job.missed == "all" and len(found.run) > 1
+        behind_all = backlog and self._places.goes_on(state)
         last = (found.run or [found.skipped[-1].last])[-1]
         if state.there:
             found = without(found, state.there, job.schedule)
@@ -105,7 +106,7 @@ class Claims:
         for skip in found.skipped:
             plan.claim_skip(job, skip)
         for number, tick in enumerate(found.run):
-            behind = number > 0 or (busy and backlog) or self._line.waits(plan, state)
+            behind = number > 0 or behind_all or self._line.waits(plan, state)
             start = free > started and not behind and self._places.has_thread(plan, job)
             if start:
                 self._line.serve(plan, state)

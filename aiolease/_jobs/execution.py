@@ -23,6 +23,7 @@ from aiolease._jobs.run import Around, JobRun
 from aiolease._jobs.threads import JobThread, LeftThreads
 from aiolease._logging import emit, in_run
 from aiolease._tracebacks import hide_values
+from aiolease._waiting import ended
 from aiolease.errors import GiveUp
 from aiolease.events import Notice
 
@@ -83,23 +84,26 @@ class Execution:
         self.begun = True
         status: Ending = "succeeded"
         error: BaseException | None = None
-        limit = asyncio.timeout(job.timeout)
+        limit = None if job.timeout is None else asyncio.timeout(job.timeout)
         try:
-            async with limit:
-                with in_run(lease=run.leadership.name, job=run.job, tick=run.tick, attempt=run.attempt):
+            with in_run(lease=run.leadership.name, job=run.job, tick=run.tick, attempt=run.attempt):
+                if limit is None:
                     await self.call()
+                else:
+                    async with limit:
+                        await self.call()
         except asyncio.CancelledError as raised:
             # Cancelled by the end of the term; or something that it awaited was cancelled elsewhere.
             status, error = ("lost", None) if self.given_up or _being_cancelled() else ("failed", raised)
         except BaseException as raised:  # a job that raises hurts no other job, and ends no program
             if is_for_the_program(raised):
                 raise
-            if limit.expired() and isinstance(raised, TimeoutError):
+            if _is_over(limit) and isinstance(raised, TimeoutError):
                 status, error = "failed", TimeoutError(f"it took longer than {job.timeout:g} s")
             else:
                 status, error = self._fate_of(raised)
         else:
-            if limit.expired():  # it swallowed the cancellation
+            if _is_over(limit):  # it swallowed the cancellation
                 status, error = "failed", TimeoutError(f"it took longer than {job.timeout:g} s")
             elif self.given_up and not self._completed:  # the same: nobody knows how much of it was done
                 status = "lost"
@@ -169,13 +173,13 @@ class Execution:
             self.no_thread = error
             raise _NoThread(str(error)) from error
         try:
-            await asyncio.wait([thread.ended])
+            await ended(thread.ended)
         except asyncio.CancelledError:
             if not self.cancelled:
                 late = TimeoutError(f"it took longer than {job.timeout or 0:g} s")
                 run.fate.stopped = run.leadership.term.loss if self.given_up else late
             await self._outwait(thread)
-            self._completed = self._has_completed(thread.ended)
+            self._completed = self._has_completed(thread)
             if self.given_up and self._completed and not self.cancelled:
                 return  # while the lease was kept for it: it is not to be run again
             raise
@@ -194,11 +198,12 @@ class Execution:
             text = f"the thread of {name!r} does not end, and is left behind; the job does not start again beside it"
             emit(Notice(**term.facts(), severity="CRITICAL", text=text), term.observer)
 
-    def _has_completed(self, ended: asyncio.Future[object]) -> bool:
+    def _has_completed(self, thread: JobThread) -> bool:
         """True if a thread succeeded while the lease was kept, and did not return a coroutine or a generator."""
-        if not ended.done() or ended.exception() is not None or self.run.leadership.term.ended in _UNKEPT:
+        call = thread.ended
+        if not call.done() or call.exception() is not None or self.run.leadership.term.ended in _UNKEPT:
             return False
-        result = ended.result()
+        result = call.result()
         if inspect.iscoroutine(result):
             result.close()
         return not (inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result))
@@ -219,6 +224,11 @@ class Outcome:
     took: float
     error: BaseException | None = None
     committed: bool = False
+
+
+def _is_over(limit: asyncio.Timeout | None) -> bool:
+    """True if a run has a time limit, and took longer."""
+    return limit is not None and limit.expired()
 
 
 class _NoThread(RuntimeError):

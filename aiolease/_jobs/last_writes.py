@@ -10,7 +10,7 @@ from aiolease._election.health import STORE_ERRORS
 from aiolease._election.term import Term
 from aiolease._jobs.ledger import Ledger
 from aiolease._jobs.notices import Notices
-from aiolease._waiting import cancel_and_wait, retried
+from aiolease._waiting import cancel_and_wait, ended, retried
 from aiolease.stores.batch import Batch, Change
 from aiolease.stores.contract import FenceBroken, Refused
 
@@ -40,7 +40,7 @@ class LastWrites:
     async def outwait(self, batch: asyncio.Task[None]) -> bool:
         """Waits for a batch that is under way, for half of the time limit; returns whether it was written."""
         if not self._lost:
-            await asyncio.wait([batch], timeout=self._term.timings.attempt / 2)
+            await ended(batch, self._term.timings.attempt / 2)
         await cancel_and_wait(batch)
         return not batch.cancelled() and batch.exception() is None
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Coroutine, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TypeVar, final
 
 from aiolease._election.term import Term
 from aiolease._waiting import time_limited
 from aiolease.stores.batch import Batch, JobDefinition, LedgerReading
 from aiolease.stores.records import Place, RunRecord
-from aiolease.stores.seen import TermRecord
+from aiolease.stores.seen import TERMS, TermRecord
 
 R = TypeVar("R")
 
@@ -21,6 +21,9 @@ _MOST = 1000
 
 _LEAST = 10
 """The smallest limit, however often a batch fails."""
+
+_FIRST = datetime(1000, 1, 1, tzinfo=UTC)
+"""Before all ticks, and a moment on every store."""
 
 
 @final
@@ -70,8 +73,8 @@ class Ledger:
         await self._limited(self._term.store.have(self._term.key, jobs))
 
     async def terms(self, limit: int) -> list[TermRecord]:
-        """Reads the newest terms of the lease."""
-        return await self._limited(self._term.store.terms(self._term.key.name, limit=limit))
+        """Reads the oldest terms of the lease: over the leader's connection, so that it needs none for people."""
+        return [TermRecord.of(run) for run in await self.rows_from(TERMS, _FIRST, limit)]
 
     async def record(self, batch: Batch) -> None:
         """Writes a batch, all of it or nothing."""

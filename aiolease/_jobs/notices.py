@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, final
 
 from aiolease._election.term import Term
-from aiolease._logging import emit
+from aiolease._logging import emit, is_heard
 from aiolease.events import Event, Level, Notice
 from aiolease.stores.batch import LedgerReading
 
@@ -29,6 +29,10 @@ class Notices:
         """What every event of the term carries."""
         return self._term.facts()
 
+    def hears(self, level: Level) -> bool:
+        """True if somebody hears events of a level. A run has two, and to make them takes longer than to ask this."""
+        return self._term.observer is not None or is_heard(level)
+
     def emit(self, event: Event) -> None:
         """Tells an event."""
         emit(event, self._term.observer)
@@ -45,7 +49,8 @@ class Notices:
 
     def tell_again(self, what: Iterable[str]) -> None:
         """Lets `tell_once` tell these lines again."""
-        self._told.difference_update(what)
+        if self._told:
+            self._told.difference_update(what)
 
     def of_unknown(self, names: Iterable[str]) -> None:
         """Tells of jobs that the database knows and this process has not."""

@@ -50,7 +50,9 @@ class Pruning:
     def grew(self, job: str) -> None:
         """Counts a finished row. The count starts at a random number: nobody knows how many rows there were before."""
         if self._history is not None:
-            grown = self._grown[job] = self._grown.get(job, jitter(0, self._history / 10)) + 1
+            if job not in self._grown:
+                self._grown[job] = jitter(0, self._history / 10)
+            grown = self._grown[job] = self._grown[job] + 1
             if grown > self._history / 10:  # a tenth of what is kept
                 self._full[job] = None
 

@@ -121,7 +121,7 @@ class Quarantine:
     def written(self, plan: Plan) -> bool:
         """Notes that a plan was written; returns True if some jobs were held back, and are not any more."""
         self._refusals, self.refused = 0, None
-        self._notices.tell_again(map(_told, plan.jobs()))
+        self._notices.tell_again(_told(job) for job in plan.jobs())
         if not self._held_back:
             return False
         self._cleared |= plan.jobs()  # these are not at fault; now the others are tried

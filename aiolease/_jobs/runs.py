@@ -92,22 +92,32 @@ class Runs:
         """Starts a run that the ledger calls running, or has it skipped if it is too old by now."""
         job, tick, attempt = waiting.job, waiting.tick, waiting.attempt
         run = JobRun(job=job.name, tick=tick, attempt=attempt, leadership=self._lead, context=self._context)
-        key, now = run.fate.key, self._lead.database_now()
-        self._unwritten.unanswered.pop(key, None)
-        due = start_of(job, self._lead.name, tick, waiting.request)
-        why = overdue(due, job.max_age, now) if attempt == 1 and not waiting.by_hand else None
+        if self._unwritten.unanswered:
+            self._unwritten.unanswered.pop(run.fate.key, None)
+        why = self._too_late(waiting)
         if why is not None:  # the answer to its claim was late, or lost and then found
-            self._unwritten.add(Change(key=key, was="running", status="skipped", attempt=1, error=why))
-            self._planner.ended(waiting, now)
+            self._unwritten.add(Change(key=run.fate.key, was="running", status="skipped", attempt=1, error=why))
+            self._planner.ended(waiting, self._lead.database_now())
             self._skips.written(job.name, Skip(tick, tick, 1, why))
             self._wake.set()
             return
-        late = (now - (waiting.not_before or due)).total_seconds()
-        self._notices.emit(RunStarted(**self._notices.facts(), job=job.name, tick=tick, late=late))
+        if self._notices.hears(RunStarted.level):
+            late = (self._lead.database_now() - (waiting.not_before or self._due(waiting))).total_seconds()
+            self._notices.emit(RunStarted(**self._notices.facts(), job=job.name, tick=tick, late=late))
         execution = Execution(waiting, run, self._planner.places.left, self._around)
         task = asyncio.create_task(execution.go(), name=f"aiolease job {job.name}")
         self._running[task] = execution
         task.add_done_callback(self._finished)
+
+    def _due(self, waiting: Waiting) -> datetime:
+        return start_of(waiting.job, self._lead.name, waiting.tick, waiting.request)
+
+    def _too_late(self, waiting: Waiting) -> str | None:
+        """Why a run is not started any more; ``None`` if it is."""
+        max_age = waiting.job.max_age
+        if max_age is None or waiting.attempt > 1 or waiting.by_hand:
+            return None
+        return overdue(self._due(waiting), max_age, self._lead.database_now())
 
     def give_up(self) -> None:
         """Tells the runs that they are cancelled because the term ends: they are lost, and did not fail."""
@@ -246,6 +256,8 @@ class Runs:
         self, execution: Execution, outcome: Outcome, reason: str | None = None, retry_at: datetime | None = None
     ) -> None:
         """Tells how a run ended; `reason` is why it was lost, `retry_at` when it is tried again."""
+        if outcome.status == "succeeded" and outcome.error is None and not self._notices.hears(RunFinished.level):
+            return
         run, error = execution.run, outcome.error if outcome.status == "failed" else None
         facts = self._notices.facts() | {"job": run.job, "tick": run.tick}
         facts |= {"status": outcome.status, "took": outcome.took, "error": error, "reason": reason}

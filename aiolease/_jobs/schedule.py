@@ -152,7 +152,7 @@ class Cron:
         InvalidSchedule: The zone is unknown, a field is not understood, or the expression can never fire.
     """
 
-    __slots__ = ("_fixed", "_walls", "_zone", "expression", "timezone")
+    __slots__ = ("_answered", "_fixed", "_walls", "_zone", "expression", "timezone")
 
     def __init__(self, expression: str, timezone: str = "UTC") -> None:
         fields = split(expression)
@@ -161,6 +161,7 @@ class Cron:
         self._fixed = not fields[1].startswith("*") and not fields[2].startswith("*")
         self.expression = " ".join(["cron", *fields[walls.seconds == (0,) :]])
         self.timezone = timezone
+        self._answered: tuple[datetime | None, datetime | None] = (None, None)
         if self.next_after(_REFERENCE) is None:
             if walls.first(_REFERENCE, _REFERENCE + _HORIZON * 366 * _DAY) is None:
                 raise no_such_day(fields)
@@ -179,7 +180,18 @@ class Cron:
         return mine == others and (self._fixed == other._fixed or all(len(each) == 1 for each in mine))
 
     def next_after(self, moment: datetime) -> datetime | None:
-        """The first tick strictly after `moment`; ``None`` if none comes within fifty years."""
+        """The first tick strictly after `moment`; ``None`` if none comes within fifty years.
+
+        A leader asks for the tick after the same moment three times: when it waits for the tick, when the tick is due,
+        and when the tick before it has been written. So the last answer is kept.
+        """
+        asked, tick = self._answered
+        if asked != moment:
+            tick = self._first_after(moment)
+            self._answered = moment, tick
+        return tick
+
+    def _first_after(self, moment: datetime) -> datetime | None:
         low = _second_after(moment)
         for year in range(low.year, min(low.year + _HORIZON, _END.year)):
             for stretch in stretches(self._zone, year):

@@ -31,6 +31,8 @@ class SkippedSeries:
             skipped: Its skipped ticks, in their order.
             runs: True if later ticks of the job are run: that ends the series.
         """
+        if not skipped and state.series is None:
+            return
         steps: list[Series | None] = []
         for number, skip in enumerate(skipped):
             before = state.series

@@ -22,8 +22,8 @@ from aiolease.stores.seen import TERMS
 _AT_ONCE = 1000
 """How many jobs are written at once."""
 
-_KEPT = 100
-"""How many rows of terms are kept, and looked at for those whose end nobody has written."""
+_KEPT, _READ = 100, 1000
+"""How many rows of terms are kept; how many are read, to find those whose end nobody has written."""
 
 _BUSY_FOR = 1.0
 """Seconds after which it is written although there is something else to write."""
@@ -87,7 +87,7 @@ class Tenure:
 
     async def _write_row(self) -> None:
         """Writes the row of this term, and the ends of earlier ones that could not do so; deletes old ones."""
-        terms = await self._ledger.terms(_KEPT)
+        terms = await self._ledger.terms(_READ)
         key, batch = self._key, Batch()
         for other in terms:
             if other.status == "running" and other.token < key.token:

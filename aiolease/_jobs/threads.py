@@ -11,6 +11,7 @@ from contextvars import Context, copy_context
 from typing import final
 
 from aiolease._forks import end_child
+from aiolease._waiting import ended
 
 
 @final
@@ -61,16 +62,16 @@ class JobThread:
 
     async def outwait(self, seconds: float) -> bool:
         """Waits for the end for at most `seconds`, however often it is cancelled; returns whether it has ended."""
-        until, ended = self._loop.time() + seconds, self.ended
-        while not ended.done() and (left := until - self._loop.time()) > 0:
+        until, call = self._loop.time() + seconds, self.ended
+        while not call.done() and (left := until - self._loop.time()) > 0:
             try:
-                await asyncio.wait([ended], timeout=left)
+                await ended(call, left)
             except asyncio.CancelledError:
                 continue  # the second cancellation; the thread has been told already
-        if ended.done():
-            ended.exception()
+        if call.done():
+            call.exception()
             return True
-        ended.add_done_callback(lambda future: None if future.cancelled() else future.exception())
+        call.add_done_callback(lambda future: None if future.cancelled() else future.exception())
         return False
 
 
@@ -87,7 +88,8 @@ class LeftThreads:
 
     def has(self, job: str) -> bool:
         """True while a thread of a job goes on."""
-        return any(thread.is_alive for thread in self._by_job.get(job, ()))
+        threads = self._by_job.get(job)
+        return threads is not None and any(thread.is_alive for thread in threads)
 
     def count(self) -> int:
         """How many threads go on."""

@@ -77,7 +77,7 @@ class WaitingLine:
     def waits(self, plan: Plan, state: JobState) -> bool:
         """True if an older run of a job waits, and does not start by this plan."""
         name = state.job.name
-        return state.unread > 0 or plan.taken.get(name, 0) < len(self._runs.get(name, ()))
+        return state.unread > 0 or (name in self._runs and plan.taken.get(name, 0) < len(self._runs[name]))
 
     def serve(self, plan: Plan, state: JobState) -> None:
         """Gives a job a place: its next run comes behind those of all other jobs in line."""

@@ -18,6 +18,7 @@ from aiolease._jobs.skips import Skips
 from aiolease._jobs.tenure import Tenure
 from aiolease._jobs.trouble import Trouble
 from aiolease._jobs.unwritten import Unwritten, plain
+from aiolease._waiting import ended
 from aiolease.errors import GiveUp
 from aiolease.events import RunFinished
 from aiolease.stores.batch import Batch
@@ -109,7 +110,7 @@ class Writing:
         if plan.batch:
             batch = asyncio.create_task(self._ledger.record(plan.batch))
             self._under_way = (batch, plan)
-            await asyncio.wait([batch])
+            await ended(batch)
             self._under_way = None
             try:
                 batch.result()

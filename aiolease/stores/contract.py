@@ -24,6 +24,17 @@ def look_limit(lease: Lease | None) -> float:
     return _LONGEST_LOOK if lease is None else min(max(lease.duration / 6, _SHORTEST_LOOK), _LONGEST_LOOK)
 
 
+def longest_wait(seconds: float, lease: Lease | None, poll: float) -> float:
+    """How long one wait for a release may be, in seconds, where a release that wakes nobody costs time, no more.
+
+    Args:
+        seconds: What the candidate asked for.
+        lease: The latest reading of the row; a third of its lease is the limit.
+        poll: The limit where there is no row, and the least that the limit is.
+    """
+    return min(seconds, max(lease.duration / 3 if lease else poll, poll))
+
+
 class Transaction(Protocol):
     """A fenced transaction. One of its methods must be called, once; both give the connection back.
 

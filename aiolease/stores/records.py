@@ -77,6 +77,20 @@ class Lease:
         """Whether the row still belongs to this term."""
         return self.holder == holder and self.token == token
 
+    def renewed(self, beat: int, now: datetime, duration: float, *, resigns: bool) -> Lease:
+        """The row after a renewal of its term at that moment; `resigns` says whether the term is asked to resign."""
+        return Lease(
+            name=self.name,
+            holder=self.holder,
+            token=self.token,
+            beat=beat,
+            elected_at=self.elected_at,
+            renewed_at=now,
+            expires_at=now + timedelta(seconds=duration),
+            resign_token=self.token if resigns else None,
+            now=now,
+        )
+
 
 Place = tuple[str, datetime]
 """A job and a tick: what the ledger has one row of."""

@@ -59,6 +59,17 @@ class Place:
         with closing(sqlite3.connect(self.url.removeprefix("sqlite:///"), timeout=LIMIT)) as connection, connection:
             return list(connection.execute(statement))
 
+    def locked(self) -> bool:
+        """Whether nobody can write: the file is locked by somebody's transaction."""
+        if self.server is not None:
+            return False
+        with closing(sqlite3.connect(self.url.removeprefix("sqlite:///"), timeout=0.0)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return True
+            return False
+
     def effects(self) -> dict[tuple[str, int], list[int]]:
         """The attempts that each tick's rows were written by."""
         found = defaultdict(list)

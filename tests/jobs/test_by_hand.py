@@ -426,7 +426,7 @@ async def test_the_ledger_tells_of_terms() -> None:
         await here.until(20)
         assert [(row.status, row.token, row.job) for row in _terms(here)] == [("running", 1, TERMS)]
         assert here.jobs["job"].token == 1
-        written = here.server.ledgers["default"].terms.copy()
+        written = dict(here.server.ledgers["default"].terms)
         await first.end()
         assert here.server.ledgers["default"].terms == written  # no exchange of its own before the release
         second = here.start(registry(Work(), 100))

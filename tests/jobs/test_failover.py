@@ -249,6 +249,10 @@ async def test_a_thawed_leader_begins_nothing(place: Place, point: str, tmp_path
         elif proxy:
             proxy.on_query = freeze
         await until(lambda: old in fleet.frozen(), "the older one is frozen", LIMIT)
+        while place.locked():  # a run of it stands in the midst of a transaction: nobody could become the newer one
+            fleet.fault(point, signal.SIGSTOP, old)
+            fleet.send(old, signal.SIGCONT)
+            await until(lambda: old in fleet.frozen(), "the older one is frozen again", LIMIT)
         before = len(fleet.read())
         assert await fleet.leader(token) == (new, token + 1)
         await until(lambda: new in fleet.frozen(), "the newer one has read the ledger", LIMIT)

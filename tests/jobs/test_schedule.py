@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from aiolease._jobs import schedule as schedule_module
 from aiolease._jobs.schedule import Cron, Every, Schedule, ticks_between
+from aiolease._jobs.walls import Walls
 from aiolease.errors import ConfigurationError, InvalidSchedule
 from tests.jobs.clock_changes import CHANGES, DAY, EPOCH, HOUR, MICROSECOND, MINUTE, ZONES, utc
 
@@ -238,6 +239,23 @@ def test_ranges_agree_with_the_ticks_one_by_one(schedule: Schedule, after: datet
     until = ticks[-1] if len(ticks) == 500 else after + span
     assert schedule.count_between(after, until) == len(ticks)
     assert schedule.latest_between(after, until) == (ticks[-1] if ticks else None)
+
+
+def test_the_same_question_in_a_row_is_reckoned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A leader asks three times for the tick after one moment. Another moment gets an answer of its own."""
+    cron, asked = Cron("*/5 * * * *"), 0
+    first = Walls.first
+
+    def counted(walls: Walls, low: datetime, high: datetime) -> datetime | None:
+        nonlocal asked
+        asked += 1
+        return first(walls, low, high)
+
+    monkeypatch.setattr(Walls, "first", counted)
+    noon = utc("2026-01-01 12:00:00")
+    for moment in noon, noon, noon, noon + 5 * MINUTE, noon:
+        assert cron.next_after(moment) == moment + 5 * MINUTE
+    assert asked == 3
 
 
 @pytest.mark.parametrize("schedule", [Every(1), Cron("* * * * * *", "Europe/London")])

@@ -270,3 +270,17 @@ async def test_a_registry_knows_whether_it_leads() -> None:
         store.down = True
         await asyncio.sleep(60)
         assert not jobs.is_leader
+
+
+@virtual
+async def test_a_leader_asks_nothing_as_people_do() -> None:
+    """What people ask goes over a connection of its own: a process that nobody asks for anything has none."""
+    jobs, store = JobRegistry(), memory()
+    jobs.every(1, name="job")(lambda: None)
+    for _ in range(2):
+        async with a_term(jobs, store):
+            await asyncio.sleep(10)
+    sent = {method for method, _ in store.sent}
+    assert {"claim", "record"} <= sent
+    assert sent & {"history", "runs", "terms"} == set()
+    assert [term.token for term in await store.terms("default")] == [1, 2]

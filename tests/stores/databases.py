@@ -119,7 +119,7 @@ class OnServer(Database):
         self._handles = 0
         server.create_database(self.schema)
 
-    def damage(self, column: str) -> None:
+    def damage(self, column: str, name: str) -> None:
         """Writes a moment into the row of a lease for which Python has none."""
         server = self.server
         with (
@@ -129,7 +129,7 @@ class OnServer(Database):
             ) as lenient,
             lenient.cursor() as cursor,
         ):  # fmt: skip
-            cursor.execute(f"UPDATE aiolease_lease SET {column} = '0000-00-00 00:00:00'")
+            cursor.execute(f"UPDATE aiolease_lease SET {column} = '0000-00-00 00:00:00' WHERE name = %s", (name,))
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:
@@ -152,11 +152,11 @@ class OnServer(Database):
         return open_store(url, table_prefix=prefix, create_tables=create_tables)
 
     @contextlib.contextmanager
-    def locked(self, name: str) -> Iterator[None]:
-        """While the block runs, a stranger has locked the row of a lease."""
+    def locked(self, name: str, table: str = "lease") -> Iterator[None]:
+        """While the block runs, a stranger has locked the row of a lease, or of its fence."""
         with self.stranger() as connection, connection.cursor() as cursor:
             cursor.execute("BEGIN")
-            cursor.execute(f"SELECT 1 FROM aiolease_lease WHERE name = {self.server.text(name)} FOR UPDATE")
+            cursor.execute(f"SELECT 1 FROM aiolease_{table} WHERE name = {self.server.text(name)} FOR UPDATE")
             yield
             connection.rollback()
 
@@ -195,8 +195,9 @@ class InPostgreSQL(OnServer):
     def url(self) -> str:
         return self.server.url(self.schema, user=self.user).replace("postgresql:", f"postgresql+{self._driver}:")
 
-    def damage(self, column: str) -> None:
-        self.server.sql(f"UPDATE aiolease_lease SET {column} = '0044-03-15 BC'", self.schema)
+    def damage(self, column: str, name: str) -> None:
+        text = self.server.text(name)
+        self.server.sql(f"UPDATE aiolease_lease SET {column} = '0044-03-15 BC' WHERE name = {text}", self.schema)
 
     def stranger(self) -> Any:
         return psycopg.connect(self.server.url(self.schema), sslmode="disable", autocommit=True)

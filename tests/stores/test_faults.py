@@ -418,7 +418,7 @@ async def test_jobs_that_exhaust_their_pool_do_not_cost_the_lease(mysql_server: 
 
     async def leads(target: Any, name: str, borrow: Callable[[], Any]) -> None:
         heard = Recorder()
-        async with borrow() as held, leadership(target, name, lease_duration=1.5, on_event=heard) as lead:
+        async with borrow() as held, leadership(target, name, lease_duration=3.0, on_event=heard) as lead:
             waiting = asyncio.create_task(borrow().__aenter__())
             await heard.next(Renewed, 4)
             assert not waiting.done(), "the pool is not exhausted"

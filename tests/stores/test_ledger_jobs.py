@@ -15,6 +15,7 @@ from aiolease.stores import open_store
 from aiolease.stores.batch import Batch, JobDefinition
 from aiolease.stores.contract import FenceBroken, Refused
 from aiolease.stores.records import RunStatus
+from aiolease.stores.sql.recording import AT_ONCE
 from tests.campaigns import LIMIT, database_of
 from tests.servers import Server
 from tests.stores.databases import MakeStore, with_tables
@@ -151,11 +152,11 @@ async def test_enrolling_nothing_is_fenced(make_store: MakeStore) -> None:
 
 
 async def test_thousands_of_jobs(make_store: MakeStore) -> None:
-    """2,500 jobs are enrolled, again with other schedules, claimed at one tick, and finished."""
+    """More than one statement names are enrolled, again with other schedules, claimed at one tick, and finished."""
     store = await make_store()
     async with asyncio.timeout(LIMIT * 2):
         term = await lead(store)
-        names = [f"job-{number}" for number in range(2500)]
+        names = [f"job-{number}" for number in range(AT_ONCE + 100)]
         for schedule in ("every 30s", "every 31s"):
             await store.enroll(term, [enrolment(name, schedule) for name in names])
             stock = await store.take_stock("cron")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -12,6 +12,8 @@ from aiolease.stores.memory.requests import Requests
 from aiolease.stores.memory.writing import Writing
 from aiolease.stores.records import JobRecord, RunRecord, TermKey
 from aiolease.stores.seen import MOST_FAILURES, JobSeen, Overview
+
+_UNFINISHED = {"queued", "running"}
 
 
 class Ledger(Requests):
@@ -23,9 +25,9 @@ class Ledger(Requests):
             jobs = [job for job in self.jobs.values() if _needs_attention(job)]
             return LedgerReading(jobs={job.job: job for job in jobs}, unfinished=[], now=now, pause=self.whole)
         read = {"running"} if counted else {"queued", "running"}
-        unfinished = [run for run in self.runs.values() if runs and run.status in read]
+        unfinished = [run for run in self.runs.every() if runs and run.status in read]
         unfinished.sort(key=lambda run: (run.tick, run.job))
-        waiting = [run for run in self.runs.values() if counted and run.status == "queued"]
+        waiting = [run for run in self.runs.every() if counted and run.status == "queued"]
         return LedgerReading(
             jobs=dict(self.jobs),
             unfinished=unfinished,
@@ -38,8 +40,8 @@ class Ledger(Requests):
     def queued(self, jobs: Sequence[str], limit: int) -> tuple[list[RunRecord], dict[str, str]]:
         """See `LedgerStore.queued`."""
         found: dict[str, list[RunRecord]] = {job: [] for job in jobs}
-        queued = [run for run in self.runs.values() if run.status == "queued" and run.job in found]
-        queued = [run for run in queued if run.not_before is None]
+        rows = (run for job in found for run in self.runs.of(job).values())
+        queued = [run for run in rows if run.status == "queued" and run.not_before is None]
         for run in sorted(queued, key=lambda run: run.tick):
             if len(found[run.job]) < limit:
                 found[run.job].append(run)
@@ -61,7 +63,7 @@ class Ledger(Requests):
 
     def later(self, limit: int) -> tuple[list[RunRecord], dict[str, str]]:
         """See `LedgerStore.later`."""
-        found = [(run.not_before, run.job, run.tick) for run in self.runs.values() if run.status == "queued"]
+        found = [(run.not_before, run.job, run.tick) for run in self.runs.every() if run.status == "queued"]
         ready = sorted((moment, job, tick) for moment, job, tick in found if moment is not None)
         return [self.runs[job, tick] for _, job, tick in ready[:limit]], {}
 
@@ -72,13 +74,8 @@ class Ledger(Requests):
 
     def overview(self, jobs: Sequence[str] | None, now: datetime) -> Overview:
         """See `LedgerStore.overview`."""
-        rows: dict[str, list[RunRecord]] = {
-            job: [] for job in sorted(self.jobs if jobs is None else set(jobs) & set(self.jobs))
-        }
-        for run in self.runs.values():
-            if run.job in rows:
-                rows[run.job].append(run)
-        seen = {job: self._seen(job, sorted(runs, key=lambda run: run.tick)) for job, runs in rows.items()}
+        asked = sorted(self.jobs if jobs is None else set(jobs) & set(self.jobs))
+        seen = {job: self._seen(job, self.history(job)) for job in asked}
         return Overview(jobs=seen, now=now, pause=self.whole, unreadable={})
 
     def _seen(self, job: str, rows: Sequence[RunRecord]) -> JobSeen:
@@ -102,18 +99,16 @@ class Ledger(Requests):
 
     def prune(self, jobs: Sequence[str], keep: int) -> list[str]:
         """See `LedgerStore.prune`."""
-        finished = defaultdict(list)
-        succeeded: dict[str, datetime] = {}
-        for run in (*self.runs.values(), *self.terms.values()):
-            if run.status not in {"queued", "running"}:
-                finished[run.job, run.status == "skipped"].append(run.tick)
-            if run.status == "succeeded":
-                succeeded[run.job] = max(run.tick, succeeded.get(run.job, run.tick))
         for job in jobs:
-            for ticks in sorted(finished[job, False]), sorted(finished[job, True]):
+            rows = self.of(job)
+            ended = sorted(tick for tick, run in rows.of(job).items() if run.status not in _UNFINISHED)
+            skipped = [tick for tick in ended if rows[job, tick].status == "skipped"]
+            run = [tick for tick in ended if rows[job, tick].status != "skipped"]
+            success = max((tick for tick in run if rows[job, tick].status == "succeeded"), default=None)
+            for ticks in run, skipped:
                 for tick in ticks[: max(len(ticks) - keep, 0)]:
-                    if tick != succeeded.get(job):
-                        del self.of(job)[job, tick]
+                    if tick != success:
+                        del rows[job, tick]
         return []
 
 

@@ -37,9 +37,10 @@ class Requests(Tables):
             backfill_since=None,
             backfill_until=None,
         )
-        for place, run in self.runs.items():
-            if run.job == job and run.status in {"queued", "running"}:
-                self.runs[place] = replace(run, status="lost", finished_at=now, error=SETTLED_BY_HAND, not_before=None)
+        for run in self.runs.of(job).values():
+            if run.status in {"queued", "running"}:
+                row = replace(run, status="lost", finished_at=now, error=SETTLED_BY_HAND, not_before=None)
+                self.runs[job, run.tick] = row
 
     def trigger(self, lease: str, job: str, now: datetime) -> datetime:
         """See `JobStore.trigger`."""
@@ -135,13 +136,13 @@ class Requests(Tables):
         has_said = row is not None and (TERMS, row.elected_at) in self.terms
         if (reason := why_not_forgotten(known.token, leader, has_said=has_said)) is not None:
             raise RequestRefused(lease, job, reason)
-        for place in [place for place in self.runs if place[0] == job]:
-            del self.runs[place]
+        for tick in [*self.runs.of(job)]:
+            del self.runs[job, tick]
         del self.jobs[job]
 
     def newest(self, *, failed: bool, since: datetime | None, limit: int) -> list[RunRecord]:
         """See `JobStore.runs`."""
-        found = [run for run in self.runs.values() if since is None or run.tick >= since]
+        found = [run for run in self.runs.every() if since is None or run.tick >= since]
         found = [run for run in found if not failed or run.status in {"failed", "lost"}]
         return sorted(found, key=lambda run: (run.tick, run.job))[-limit:]
 

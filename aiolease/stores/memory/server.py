@@ -78,7 +78,7 @@ class MemoryServer:
                 return None
             # A row that vanished is made anew above the highest token that is known of it.
             fence, ledger = self.fences.get(name), self.ledgers[name]
-            runs = (*ledger.runs.values(), *ledger.terms.values())
+            runs = (*ledger.runs.every(), *ledger.terms.every())
             known = max([fence.token if fence else 0, *(run.token for run in runs)])
             lease = _released(name, known, now)
             won = True

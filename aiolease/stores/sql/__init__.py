@@ -18,12 +18,14 @@ leases share one. SQLite's are one function in the thread of the file.
 
 PostgreSQL's are one statement each, or one message of several whose checks are in the statements.
 
-MySQL has a shape of its own for four statements. SQLite sends all of them as they stand here, and PostgreSQL can.
+MySQL has a shape of its own for five statements. SQLite sends all of them as they stand here, and PostgreSQL can.
 
 * A claim writes lease and fence in one UPDATE of both tables (`mysql.lease`). Two statements would need a transaction,
   or a check between them, in a packet of a hundred claims. So the row of the fence has to be there: what makes the row
   of a lease makes that, too. Elsewhere a claim does by itself.
-* A leader's reading of its lease asks for the lock in which candidates wait (``GET_LOCK``, `mysql.lease`).
+* A renewal's answer carries the database's clock, and whether to resign (``LAST_INSERT_ID``, `mysql.lease`).
+* A leader's reading of its lease asks for the lock in which candidates wait (``GET_LOCK``, `mysql.lease`). It reads the
+  row after a claim, at each third renewal, and where its session may be without the lock.
 * Telling the database of jobs (`mysql.enrolling`): an upsert that compares the new values with the old ones needs
   ``VALUES()`` or a row alias, and neither is taken by MariaDB and MySQL without a warning.
 * Deleting old runs (`mysql.pruning`): a DELETE with a LIMIT is unsafe in a binary log of statements, so the rows are

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from aiolease.stores.batch import Batch, JobDefinition, LedgerReading
 from aiolease.stores.records import Place, RunRecord, TermKey
 from aiolease.stores.seen import Overview
-from aiolease.stores.sql.dialect import Dialect
-from aiolease.stores.sql.overview import OverviewStatements
 from aiolease.stores.sql.people import SQLRequests
 from aiolease.stores.sql.recording import Recording
-from aiolease.stores.sql.rows import Rows, read_each, there
-from aiolease.stores.sql.sending import Sending
+from aiolease.stores.sql.rows import read_each, there
+
+if TYPE_CHECKING:
+    from aiolease.stores.sql.overview import OverviewStatements
 
 
 class SQLLedger(SQLRequests):
     """A `LedgerStore` and a `JobStore`; how its statements are sent is the database's own part."""
 
-    def __init__(self, dialect: Dialect, rows: Rows, sending: Sending) -> None:
-        super().__init__(dialect, rows, sending)
-        self._overview = OverviewStatements(dialect, rows)
-        self._recording = Recording(dialect)
+    @cached_property
+    def _recording(self) -> Recording:
+        """Made by a leader: who waits writes nothing."""
+        return Recording(self._words)
+
+    @cached_property
+    def _overview(self) -> OverviewStatements:
+        """Made by who looks: a leader does without."""
+        from aiolease.stores.sql.overview import OverviewStatements
+
+        return OverviewStatements(self._words, self._rows)
 
     async def take_stock(
         self, name: str, *, attention: bool = False, runs: bool = True, counted: bool = False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from aiolease._names import check_name
 from aiolease.errors import InvalidJob, RequestRefused
@@ -23,11 +24,13 @@ from aiolease.stores.records import RunRecord, checked_limit, kept_line
 from aiolease.stores.seen import TERMS, TermRecord
 from aiolease.stores.sql.dialect import Dialect
 from aiolease.stores.sql.ledger import LedgerStatements
-from aiolease.stores.sql.merging import Newest
-from aiolease.stores.sql.requests import PauseStatements, RequestStatements
 from aiolease.stores.sql.rows import Rows, read_each, readable
 from aiolease.stores.sql.sending import Sending
 from aiolease.stores.sql.statement import Statement
+
+if TYPE_CHECKING:
+    from aiolease.stores.sql.merging import Newest
+    from aiolease.stores.sql.requests import PauseStatements, RequestStatements
 
 _TRIES = 3
 """How often a run that somebody changed meanwhile is looked at again."""
@@ -45,9 +48,27 @@ class SQLRequests:
         self._rows = rows
         self._sending = sending
         self._ledger = LedgerStatements(dialect, rows)
-        self._requests = RequestStatements(dialect)
-        self._newest = Newest(dialect, rows, sending)
-        self._pauses = PauseStatements(dialect)
+        self._words = dialect
+
+    # Made when somebody asks: a worker that nobody asks for anything has neither the statements nor their modules.
+
+    @cached_property
+    def _requests(self) -> RequestStatements:
+        from aiolease.stores.sql.requests import RequestStatements
+
+        return RequestStatements(self._words)
+
+    @cached_property
+    def _pauses(self) -> PauseStatements:
+        from aiolease.stores.sql.requests import PauseStatements
+
+        return PauseStatements(self._words)
+
+    @cached_property
+    def _newest(self) -> Newest:
+        from aiolease.stores.sql.merging import Newest
+
+        return Newest(self._words, self._rows, self._sending)
 
     async def history(self, name: str, job: str, *, limit: int = 100) -> list[RunRecord]:
         """See `JobStore.history`."""

@@ -25,8 +25,27 @@ _THESE_JOBS = "lease = :lease AND job IN ([:job])"
 _STATUSES: tuple[RunStatus, ...] = ("queued", "running", "succeeded", "failed", "lost", "skipped")
 
 
+class Enrolling:
+    """The statement for new jobs and for changed schedules, in the dialect of one database."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        job, now = dialect.table("job"), dialect.now
+        self._enroll = Statement(
+            f"INSERT INTO {job} (lease, job, schedule, timezone, known_since, schedule_since) "
+            f"VALUES (:lease, :job, :schedule, :timezone, {now}, {now}) ON CONFLICT (lease, job) DO UPDATE "
+            f"SET schedule = excluded.schedule, timezone = excluded.timezone, schedule_since = COALESCE(:since, {now}) "
+            f"WHERE {job}.schedule <> excluded.schedule OR {job}.timezone <> excluded.timezone"
+        )
+
+    def steps(self, term: TermKey, jobs: Iterable[JobDefinition]) -> Iterator[Step]:
+        """Inserts the rows of new jobs, and writes changed schedules into existing rows."""
+        for job in jobs:
+            values = {"lease": term.name, "job": job.job, "schedule": job.schedule, "timezone": job.timezone}
+            yield Step(self._enroll, {**values, "since": job.since})
+
+
 class Recording:
-    """The statements for batches and for new jobs, in the dialect of one database."""
+    """The statements for batches, in the dialect of one database."""
 
     def __init__(self, dialect: Dialect) -> None:
         job, run, now, by_key = dialect.table("job"), dialect.table("run"), dialect.now, dialect.index("key")
@@ -73,18 +92,6 @@ class Recording:
             "AND not_before IS NOT NULL AND status IN ('running', 'succeeded', 'failed', 'lost', 'skipped')"
         )
         self._tidies = bool(dialect.finished)
-        self._enroll = Statement(
-            f"INSERT INTO {job} (lease, job, schedule, timezone, known_since, schedule_since) "
-            f"VALUES (:lease, :job, :schedule, :timezone, {now}, {now}) ON CONFLICT (lease, job) DO UPDATE "
-            f"SET schedule = excluded.schedule, timezone = excluded.timezone, schedule_since = COALESCE(:since, {now}) "
-            f"WHERE {job}.schedule <> excluded.schedule OR {job}.timezone <> excluded.timezone"
-        )
-
-    def enrolling(self, term: TermKey, jobs: Iterable[JobDefinition]) -> Iterator[Step]:
-        """Inserts the rows of new jobs, and writes changed schedules into existing rows."""
-        for job in jobs:
-            values = {"lease": term.name, "job": job.job, "schedule": job.schedule, "timezone": job.timezone}
-            yield Step(self._enroll, {**values, "since": job.since})
 
     def recording(self, term: TermKey, batch: Batch) -> Iterator[Step]:
         """Writes a batch. Changes come before claims: a run may have to end before the next one of its job begins."""

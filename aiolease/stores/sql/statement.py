@@ -32,14 +32,16 @@ class Statement:
         repeats: Whether a part of it is repeated.
     """
 
-    __slots__ = ("_parts", "repeats", "text")
+    __slots__ = ("_compiled", "_parts", "repeats", "text")
 
     def __init__(self, text: str) -> None:
         head, repeats, rest = re.sub(" +", " ", text).partition("[")  # a hint may be empty
         row, _, tail = rest.partition("]")
         self.text = f"{head}{row}{tail}"
         self.repeats = bool(repeats)
-        self._parts = tuple((_PARAMETER.sub("%s", part), _PARAMETER.findall(part)) for part in (head, row, tail))
+        self._parts = (head, row, tail) if repeats else (self.text,)
+        # Made when it is first sent: a process never sends most of its statements, and SQLite none in this form.
+        self._compiled: tuple[tuple[str, list[str]], ...] = ()
 
     def positional(
         self, values: Values, rows: Sequence[Values], kept: Callable[[datetime], object]
@@ -52,10 +54,13 @@ class Statement:
                 names.
             kept: Turns a moment into its value in the tables.
         """
-        (head, head_names), (row, row_names), (tail, tail_names) = self._parts
-        found = _taken(values, head_names, kept)
+        if not self._compiled:
+            self._compiled = tuple((_PARAMETER.sub("%s", part), _PARAMETER.findall(part)) for part in self._parts)
         if not self.repeats:
-            return head, tuple(found)
+            [(text, names)] = self._compiled
+            return text, tuple(_taken(values, names, kept))
+        (head, head_names), (row, row_names), (tail, tail_names) = self._compiled
+        found = _taken(values, head_names, kept)
         own = [(place, name) for place, name in enumerate(row_names) if name in rows[0]]
         shared = _taken({**values, **rows[0]}, row_names, kept)
         for each in rows:

@@ -232,7 +232,7 @@ async def test_a_term_that_ends_within_the_block_refuses_the_commit(mysql_url: s
 @one_server
 async def test_an_open_transaction_costs_no_heartbeat(mysql_url: str, work: Work) -> None:
     """An open transaction that a live leader holds for three leases costs no lease and no heartbeat, and commits."""
-    heard, lease = Recorder(), 1.5
+    heard, lease = Recorder(), 3.0
     async with lent("asyncmy", mysql_url) as lend:
         async with leadership(lend.target, lease_duration=lease, on_event=heard) as lead:
             began = boot_clock()
@@ -263,7 +263,7 @@ async def test_a_transaction_that_reads_early_commits_late(mysql_url: str, work:
     """A transaction whose snapshot is older than heartbeats and other fenced commits of its term commits too."""
     heard = Recorder()
     async with lent(kind, mysql_url, size=3) as lend:
-        async with leadership(lend.target, lease_duration=1.5, heartbeat_interval=0.2, on_event=heard) as lead:
+        async with leadership(lend.target, lease_duration=12.0, heartbeat_interval=1.0, on_event=heard) as lead:
             work.server.sql(f"SET GLOBAL TRANSACTION ISOLATION LEVEL {level}")  # of new sessions
             try:
                 async with lead.transaction() as early:
@@ -287,7 +287,7 @@ async def test_waiting_for_a_connection_is_bounded(mysql_url: str, work: Work, k
     """Where the pool is exhausted, `transaction` gives up by the time that the term had left, and the term goes on."""
     heard = Recorder()
     async with lent(kind, mysql_url, size=1) as lend:
-        async with leadership(lend.target, lease_duration=1.2, on_event=heard) as lead:
+        async with leadership(lend.target, lease_duration=3.0, on_event=heard) as lead:
             entered = False
             async with lead.transaction():
                 began, left = boot_clock(), lead.remaining

@@ -46,6 +46,7 @@ ENDINGS = [
     "LOCK TABLES work WRITE",
     "ROLLBACK; SET autocommit = 0; INSERT INTO work (who) VALUES ('unfenced')",
     "SET autocommit = 0; SET autocommit = 1",
+    "SET autocommit = 1; BEGIN",
     "connection.commit",
     "connection.rollback",
 ]

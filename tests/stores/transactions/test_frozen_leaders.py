@@ -47,10 +47,10 @@ def stop(here):
 
 execute = _transactions.execute
 async def watched(connection, cursor, sql, parameters=(), results=None):
-    if "; COMMIT; " in sql:
+    if "; COMMIT " in sql:
         stop("before the packet")
     answer = await execute(connection, cursor, sql, parameters, *([] if results is None else [results]))
-    if "; COMMIT; " in sql:
+    if "; COMMIT " in sql:
         stop("after the answer")
     return answer
 _transactions.execute = watched

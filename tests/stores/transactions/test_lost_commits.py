@@ -38,7 +38,7 @@ async def test_a_commit_that_was_struck_down_is_unknown(
         connection: Any, cursor: type, sql: str, parameters: Sequence[object] = (), results: Any = None
     ) -> Any:
         answer = await execute(connection, cursor, sql, parameters, results)
-        if "; COMMIT; " in sql:  # it took effect, and the server says that it was interrupted
+        if "; COMMIT " in sql:  # it took effect, and the server says that it was interrupted
             raise pymysql.err.OperationalError(number, "struck down")
         return answer
 
@@ -88,7 +88,7 @@ async def test_the_server_ends_a_session_that_froze_at_a_refused_fence(
 
 
 PENDING = {
-    "a check that fails like ours": ("SELECT 1; SELECT (SELECT 1 UNION SELECT 2)", 1242),
+    "a check that fails like ours": ("SELECT 1; SELECT 9223372036854775807 + 1", 1690),
     "a table that is not there": ("SELECT 1; SELECT * FROM nowhere", 1146),
     "a session that was interrupted": ("SELECT 1; SIGNAL SQLSTATE '70100' SET MYSQL_ERRNO = 1317", 1317),
 }
