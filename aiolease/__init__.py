@@ -25,65 +25,65 @@ nobody leads until the lease has expired. Nothing is balanced: the first process
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from aiolease._election.campaign import Campaign
-from aiolease._election.elect import leadership, run_as_leader
-from aiolease._election.leadership import Leadership, current_leadership
-from aiolease._election.status import CampaignStatus
-from aiolease._jobs.registry import JobRegistry
-from aiolease._jobs.run import JobRun
-from aiolease._jobs.standing import JobStanding
-from aiolease._logging import RunFilter, use_stdlib_logging
-from aiolease.errors import (
-    AioleaseError,
-    CommitUnknown,
-    ConfigurationError,
-    DuplicateJob,
-    GiveUp,
-    InvalidJob,
-    InvalidSchedule,
-    LeadershipLost,
-    LeaseHeld,
-    NotLeader,
-    RequestRefused,
-    RunAlreadyEnded,
-    SchemaMissing,
-    StoreRejected,
-    StoreUnavailable,
-    TransactionEnded,
-)
-from aiolease.events import (
-    BodyStuck,
-    Elected,
-    Event,
-    Following,
-    JobsSeen,
-    Joined,
-    Leaderless,
-    LedgerFailed,
-    LoopBlocked,
-    Lost,
-    Notice,
-    Overdue,
-    Released,
-    ReleaseFailed,
-    Renewed,
-    RenewFailed,
-    Resigned,
-    RunFinished,
-    RunStarted,
-    TickSkipped,
-    TicksMissed,
-    UnknownJobs,
-    Waiting,
-)
-from aiolease.stores import open_store
-from aiolease.stores.contract import LeaseStore
-from aiolease.stores.records import Lease, RunRecord
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from aiolease._election.campaign import Campaign
+    from aiolease._election.elect import leadership, run_as_leader
+    from aiolease._election.leadership import Leadership, current_leadership
+    from aiolease._election.status import CampaignStatus
+    from aiolease._jobs.registry import JobRegistry
+    from aiolease._jobs.run import JobRun
+    from aiolease._jobs.standing import JobStanding
+    from aiolease._logging import RunFilter, use_stdlib_logging
     from aiolease._settings import LeaseSettings
+    from aiolease.errors import (
+        AioleaseError,
+        CommitUnknown,
+        ConfigurationError,
+        DuplicateJob,
+        GiveUp,
+        InvalidJob,
+        InvalidSchedule,
+        LeadershipLost,
+        LeaseHeld,
+        NotLeader,
+        RequestRefused,
+        RunAlreadyEnded,
+        SchemaMissing,
+        StoreRejected,
+        StoreUnavailable,
+        TransactionEnded,
+    )
+    from aiolease.events import (
+        BodyStuck,
+        Elected,
+        Event,
+        Following,
+        JobsSeen,
+        Joined,
+        Leaderless,
+        LedgerFailed,
+        LoopBlocked,
+        Lost,
+        Notice,
+        Overdue,
+        Released,
+        ReleaseFailed,
+        Renewed,
+        RenewFailed,
+        Resigned,
+        RunFinished,
+        RunStarted,
+        TickSkipped,
+        TicksMissed,
+        UnknownJobs,
+        Waiting,
+    )
+    from aiolease.stores import open_store
+    from aiolease.stores.contract import LeaseStore
+    from aiolease.stores.records import Lease, RunRecord
 
 __version__ = "0.1.0"
 
@@ -147,13 +147,45 @@ __all__ = [
 ]
 
 
-def __getattr__(attribute: str) -> Any:
-    if attribute == "LeaseSettings":  # imported when used: pydantic-settings costs 10 MB
-        from aiolease._settings import LeaseSettings
+_HOMES: Final = {
+    "Campaign": "_election.campaign",
+    "CampaignStatus": "_election.status",
+    "JobRegistry": "_jobs.registry",
+    "JobRun": "_jobs.run",
+    "JobStanding": "_jobs.standing",
+    "Leadership": "_election.leadership",
+    "Lease": "stores.records",
+    "LeaseSettings": "_settings",
+    "LeaseStore": "stores.contract",
+    "RunFilter": "_logging",
+    "RunRecord": "stores.records",
+    "current_leadership": "_election.leadership",
+    "leadership": "_election.elect",
+    "open_store": "stores",
+    "run_as_leader": "_election.elect",
+    "use_stdlib_logging": "_logging",
+}
+"""Where the public names are that are neither errors nor events."""
 
-        return LeaseSettings
+
+def __getattr__(attribute: str) -> Any:
+    """Imports what a name needs when the name is first used, as anyio does."""
     if attribute == "RunEnded":  # the former name of RunAlreadyEnded; this warns
         from aiolease.errors import former_run_ended
 
         return former_run_ended()
+    if attribute in {"errors", "events", "stores"}:
+        return import_module(f"aiolease.{attribute}")
+    if attribute in __all__:
+        if attribute in _HOMES:
+            import_module("aiolease.stores")  # the package before its modules: else two threads may lock each other out
+        for home in (_HOMES[attribute],) if attribute in _HOMES else ("errors", "events"):
+            found = getattr(import_module(f"aiolease.{home}"), attribute, None)
+            if found is not None:
+                globals()[attribute] = found
+                return found
     raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import partial
 
 Clock = Callable[[], float]
 
@@ -30,7 +31,7 @@ def _boot_clock() -> Clock:
             time.clock_gettime(number)
         except OSError:  # a sandbox that knows the name, but not the clock
             continue
-        return lambda: time.clock_gettime(number)
+        return partial(time.clock_gettime, number)
     return time.monotonic
 
 

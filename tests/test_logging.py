@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pytest
 from loguru import logger
 
 from aiolease import JobRegistry, JobRun, JobStanding, RunFilter, events, leadership
+from aiolease._jobs.notices import Notices
 from aiolease._logging import log_to_loguru, log_to_stdlib
 from aiolease.events import (
     BodyStuck,
@@ -26,6 +28,7 @@ from aiolease.events import (
     Joined,
     Leaderless,
     LedgerFailed,
+    Level,
     LoopBlocked,
     Lost,
     Notice,
@@ -133,6 +136,120 @@ def test_every_fact_is_in_extra(event: Event, records: list[Record]) -> None:
         log.setLevel(level)
     assert {name: getattr(found[0], name) for name in facts} == facts
     assert found[0].getMessage() == event.phrase
+
+
+class Untold(Event):
+    """An event whose phrase must not be asked for."""
+
+    level: ClassVar[Level] = "TRACE"
+
+    @property
+    def phrase(self) -> str:
+        raise AssertionError("nobody listens")
+
+
+def test_a_line_that_no_sink_takes_is_not_made() -> None:
+    """Phrase and facts are made for a sink that takes the line, and for none below its level."""
+    found: list[str] = []
+    logger.enable("aiolease")
+    sink = logger.add(found.append, level="DEBUG")
+    try:
+        log_to_loguru(Untold(lease="cron"))
+        log_to_loguru(Notice(**TERM, severity="DEBUG", text="something"))
+    finally:
+        logger.remove(sink)
+    assert len(found) == 1
+    log_to_stdlib(Untold(lease="cron"))
+
+
+def test_it_is_known_whether_a_line_would_be_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A level is heard if a sink takes it, and always by a log that is neither loguru nor the standard library's."""
+    assert not ask("TRACE")
+    sink = logger.add(lambda _: None, level="TRACE")
+    try:
+        assert ask("TRACE")
+    finally:
+        logger.remove(sink)
+    assert not ask("TRACE")
+    for level in ("a level", None):  # another loguru may keep it otherwise
+        with monkeypatch.context() as patch:
+            patch.setattr(logger._core, "min_level", level)  # type: ignore[attr-defined]
+            assert ask("TRACE")
+
+    monkeypatch.setattr("aiolease._logging._log", lambda _: None)
+    assert ask("TRACE")
+    monkeypatch.setattr("aiolease._logging._log", log_to_stdlib)
+    log = logging.getLogger("aiolease")
+    monkeypatch.setattr(log, "level", logging.INFO)
+    log.manager._clear_cache()  # type: ignore[attr-defined]
+    assert (ask("TRACE"), ask("DEBUG"), ask("INFO")) == (False, False, True)
+
+
+def ask(level: str) -> bool:
+    """Asks as the runs of a term do."""
+    term = SimpleNamespace(observer=None)
+    return Notices(cast("Any", term), set()).hears(level)
+
+
+def counted(kind: type[Event], made: list[str]) -> object:
+    """A kind of event that notes when one is made."""
+
+    class Kind:
+        level = kind.level
+
+        def __new__(cls, **facts: Any) -> Any:
+            made.append(kind.__name__)
+            return kind(**facts)
+
+    return Kind
+
+
+@virtual_time
+@pytest.mark.parametrize("observed", [False, True])
+async def test_an_event_of_a_run_that_nobody_hears_is_not_made(
+    monkeypatch: pytest.MonkeyPatch, *, observed: bool
+) -> None:
+    """A run that succeeds makes no event if neither a sink nor an observer would get it, and both otherwise."""
+    made: list[str] = []
+    for kind in RunStarted, RunFinished:
+        monkeypatch.setattr(f"aiolease._jobs.runs.{kind.__name__}", counted(kind, made))
+    ran = asyncio.Event()
+    jobs, heard = JobRegistry(), list[Event]()
+
+    @jobs.every(10)
+    async def job() -> None:
+        ran.set()
+
+    monkeypatch.setattr("aiolease._logging._log", log_to_stdlib)
+    monkeypatch.setattr(logging.getLogger("aiolease"), "disabled", True)
+    async with jobs.background(MemoryStore(), on_event=heard.append if observed else None):
+        await ran.wait()
+        await asyncio.sleep(1)
+    assert made == (["RunStarted", "RunFinished"] if observed else [])
+    assert [type(event).__name__ for event in heard if isinstance(event, RunStarted | RunFinished)] == made
+
+
+@virtual_time
+async def test_a_sink_hears_each_run_from_the_moment_on_that_it_is_there() -> None:
+    """A sink at INFO hears the ends of runs, one at DEBUG their starts, too; also one that comes during a run."""
+    jobs, lines = JobRegistry(), list[str]()
+
+    def listen(level: str) -> int:
+        return logger.add(lambda message: lines.append(message.record["message"].split(",")[0]), level=level)
+
+    @jobs.every(10)
+    async def job() -> None:
+        await asyncio.sleep(2)
+
+    async with jobs.background(MemoryStore(MemoryServer(NOON))):
+        await asyncio.sleep(11)
+        sink = listen("INFO")
+        await asyncio.sleep(15)
+        logger.remove(sink)
+        sink = listen("DEBUG")
+        await asyncio.sleep(10)
+        logger.remove(sink)
+    assert lines == ["ran 'job' in 2.00 s"] * 2 + ["started 'job'", "ran 'job' in 2.00 s"]
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import os
 import pickle
 import re
 import subprocess
@@ -85,15 +86,21 @@ PUBLIC = {
 }
 
 HEAVY = [
+    "aiolease._election",
+    "aiolease._jobs",
     "aiolease._views",
     "aiolease.cli",
     "aiolease.metrics",
+    "aiolease.stores",
     "aiolease.testing",
     "aiolease.web",
     "aiomysql",
+    "anyio",
     "argparse",
+    "asyncio",
     "asyncmy",
     "jinja2",
+    "loguru",
     "opentelemetry",
     "prometheus_client",
     "pydantic",
@@ -101,7 +108,7 @@ HEAVY = [
     "sqlalchemy",
     "starlette",
 ]
-"""What `import aiolease` leaves alone: imported when used."""
+"""What `import aiolease` leaves alone: imported when a name is used."""
 
 
 def test_public_names_are_those_that_were_decided() -> None:
@@ -148,13 +155,74 @@ def test_the_version_is_that_of_the_project() -> None:
 
 
 def test_an_import_leaves_what_is_heavy_alone() -> None:
-    """Settings, the command line and the drivers are imported when they are used, not with the package."""
+    """A name's module is imported when the name is first used; settings, commands and drivers when they are used."""
     program = f"import sys, aiolease; print(*[name for name in {HEAVY!r} if name in sys.modules])"
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
     assert result.stdout.split() == []
     assert result.stderr == ""
+
+
+THREADS = """
+import sys, threading
+import aiolease
+
+def use(name):
+    barrier.wait()
+    try:
+        getattr(aiolease, name)
+    except BaseException as error:
+        print(name, repr(error))
+
+names = ["Lease", "CampaignStatus", "open_store", "JobRegistry"]
+barrier = threading.Barrier(len(names))
+for name in names:
+    threading.Thread(target=use, args=[name]).start()
+"""
+
+
+def test_threads_may_use_names_for_the_first_time() -> None:
+    """One imports a package while another wants a module of it: none gets an error, as one process in three did."""
+    for _ in range(8):
+        result = subprocess.run(
+            [sys.executable, "-c", THREADS], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        )
+        assert result.stdout + result.stderr == ""
+
+
+LEADS = """
+import asyncio, sys
+from aiolease import JobRegistry
+jobs, ran = JobRegistry(), asyncio.Event()
+@jobs.every(0.1)
+async def job():
+    ran.set()
+async def main():
+    async with jobs.background("sqlite:///jobs.db"):
+        await ran.wait()
+asyncio.run(main())
+print(*sys.modules)
+"""
+
+USED = {"aiolease._election", "aiolease._jobs", "aiolease.stores", "anyio", "asyncio", "loguru"}
+
+
+def test_a_worker_leaves_alone_what_it_does_not_use(tmp_path: Path) -> None:
+    """A leader whose jobs run has neither what is shown to people, nor other stores, nor what nobody asked for."""
+    of_stores = ["memory", "mysql", "postgresql", "sql.merging", "sql.overview", "sql.requests"]
+    unused = {"hashlib", "aiolease._jobs.why", *({*HEAVY} - USED), *(f"aiolease.stores.{name}" for name in of_stores)}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        [sys.executable, "-c", LEADS],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert unused & {*result.stdout.split()} == set()
 
 
 def test_the_wheel_holds_the_schema_the_page_and_the_types_mark(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def leadership(
         name: The lease: 1 to 100 printable ASCII characters, no spaces. Applications that share a schema need two.
         timeout: The longest wait for the election; ``None`` waits without limit, 0 tries once. A single try has no time
             to check the database's clock against its own: if that was stepped forward, it may take a living lease.
+            A limit that is not above `lease_duration` may run out each time before a dead leader's lease can be taken.
         lease_duration: How long a crashed leader keeps others out.
         heartbeat_interval: Between two renewals; a third of the lease by default, at most half of `renew_deadline`.
         renew_deadline: How long after the sending of its last successful renewal the leader may act; five sixths of the

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from aiolease._clock import current_clock, jitter
 from aiolease._election.term import Term
-from aiolease._waiting import cancel_and_wait, wait_shielded
+from aiolease._waiting import cancel_and_wait, run_apart, wait_shielded
 from aiolease.errors import CommitUnknown, RunAlreadyEnded, StoreUnavailable
 from aiolease.stores.contract import FenceBroken, Refused, Transaction
 from aiolease.stores.records import RunKey
@@ -58,7 +59,7 @@ async def transaction(
         if cancelled is not None:
             raise cancelled from None
         raise
-    await _exchange(term, begun.commit(term.key, final), commits=True, final=final, done=committed)
+    await _exchange(term, partial(begun.commit, term.key, final), commits=True, final=final, done=committed)
 
 
 async def fence(term: Term, connection: Any, final: RunKey | None = None) -> None:
@@ -74,18 +75,13 @@ async def fence(term: Term, connection: Any, final: RunKey | None = None) -> Non
         LeadershipLost: And the other errors of `Leadership.fence`.
     """
     term.check()
-    call = term.store.fence(connection, term.key, final, within=term.timings.renew_deadline)
+    call = partial(term.store.fence, connection, term.key, final, within=term.timings.renew_deadline)
     await _exchange(term, call, commits=False, final=final)
 
 
 async def _begun(term: Term) -> Transaction:
     """Begins a transaction while there is time; a cancelled caller does not wait until a pool has a connection."""
-    opening = asyncio.create_task(_begin(term))
-    cancelled = None
-    try:
-        await asyncio.wait([opening], timeout=max(term.remaining, _least(term)))
-    except asyncio.CancelledError as error:
-        cancelled = error
+    opening, cancelled = await run_apart(partial(_begin, term), max(term.remaining, _least(term)))
     another = await cancel_and_wait(opening)
     cancelled = cancelled or another
     try:
@@ -137,15 +133,18 @@ def _least(term: Term) -> float:
 
 async def _exchange(
     term: Term,
-    call: Coroutine[Any, Any, None],
+    call: Callable[[], Coroutine[Any, Any, None]],
     *,
     commits: bool,
     final: RunKey | None,
     done: Callable[[], None] | None = None,
 ) -> None:
     """Waits for the end of an exchange with a fence, within a time limit, and raises what it says of the term."""
-    exchange = asyncio.create_task(call)
-    cancelled = await wait_shielded(exchange, min(max(term.remaining, _least(term)), _LONGEST_COMMIT))
+    within = min(max(term.remaining, _least(term)), _LONGEST_COMMIT)
+    until = asyncio.get_running_loop().time() + within
+    exchange, cancelled = await run_apart(call, within)
+    if cancelled is not None:
+        await wait_shielded(exchange, until - asyncio.get_running_loop().time())
     if not exchange.done():
         # A process that was frozen finds the answer and the end of its time at once: the answer counts.
         another = await wait_shielded(exchange, min(_ANSWERED, term.timings.unwind / 5))

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+import anyio
+
 from aiolease._election.sighting import ClockHistory, Reading
 from aiolease._election.vacancy import Vacancy
 from aiolease._interrupts import is_for_the_program
@@ -78,3 +80,19 @@ async def is_eligible(eligible: Eligible | None, limit: float) -> tuple[bool, st
         if is_for_the_program(error):
             raise
         return False, f"its check failed: {describe(error)}"
+
+
+async def ask_in_task(eligible: Eligible, limit: float) -> tuple[bool, str]:
+    """As `is_eligible`, for a caller in an anyio task group.
+
+    In a task of its own: it is the user's code, and is cancelled once, not at every await of its clean-up.
+    """
+    check = asyncio.create_task(is_eligible(eligible, limit))
+    try:
+        await asyncio.wait([check])
+    except asyncio.CancelledError:
+        check.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([check], timeout=limit)
+        raise
+    return check.result()

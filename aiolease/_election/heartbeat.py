@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import anyio
 
 from aiolease._clock import ahead_of, current_clock, jitter
@@ -24,15 +26,18 @@ class Heartbeat:
 
     Attributes:
         renewing: Whether it goes on to renew.
+        renewal: Done unless a renewal is under way.
     """
 
     def __init__(self, term: Term, body: Body, health: Health, claim: Claim) -> None:
         self.renewing = True
+        self.renewal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.renewal.set_result(None)
         self._term = term
         self._body = body
         self._health = health
         self._clock = current_clock()
-        self._renewal = anyio.CancelScope(shield=True)  # around the exchange that is under way
+        self._scope = anyio.CancelScope(shield=True)  # around the exchange that is under way
         self._claimed_at = claim.sent_at
         self._beat = claim.lease.beat
 
@@ -49,9 +54,9 @@ class Heartbeat:
             self._beat += 1  # every attempt a new number: one that the server delayed cannot undo a later one
             sent_at = self._clock()
             try:
-                with anyio.CancelScope(shield=True) as self._renewal:
+                with anyio.CancelScope(shield=True) as self._scope:
                     row = await self._send(self._beat)
-                if self._renewal.cancelled_caught:
+                if self._scope.cancelled_caught:
                     break
             except STORE_ERRORS as error:
                 self._health.failed(error)
@@ -77,11 +82,11 @@ class Heartbeat:
 
     def cancel(self) -> None:
         """Cancels the renewal that is under way."""
-        self._renewal.cancel()
+        self._scope.cancel()
 
     def finish_within(self, seconds: float) -> None:
         """Gives the renewal that is under way so much time."""
-        self._renewal.deadline = anyio.current_time() + seconds
+        self._scope.deadline = anyio.current_time() + seconds
 
     async def _send(self, beat: int) -> Lease | None:
         """Sends one renewal; returns the row as it is then.
@@ -91,7 +96,11 @@ class Heartbeat:
         """
         key, store, timings = self._term.key, self._term.store, self._term.timings
         call = store.renew(key.name, key.holder, key.token, beat, timings.lease_duration)
-        row = await time_limited(timings.attempt, store.description, call)
+        self.renewal = asyncio.get_running_loop().create_future()
+        try:
+            row = await time_limited(timings.attempt, store.description, call)
+        finally:
+            self.renewal.set_result(None)
         if row is not None and row.held_by(key.holder, key.token) and row.beat != beat:
             self._beat = max(beat, row.beat)
             raise StoreUnavailable(store.description, "the row shows another renewal")
@@ -122,4 +131,4 @@ async def sleep_until(moment: float, within: float) -> None:
     """
     clock = current_clock()
     while (left := moment - clock()) > 0:
-        await anyio.sleep(min(left, within / 4))
+        await asyncio.sleep(min(left, within / 4))

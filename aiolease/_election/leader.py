@@ -22,13 +22,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from functools import partial
 
 import anyio
 
 from aiolease._clock import boot_clock, current_clock
 from aiolease._election.body import Body
 from aiolease._election.claim import Claim
-from aiolease._election.health import STORE_ERRORS, Eligible, Health, is_eligible
+from aiolease._election.health import STORE_ERRORS, Eligible, Health, ask_in_task
 from aiolease._election.heartbeat import Heartbeat, sleep_until
 from aiolease._election.leadership import Leadership, leading
 from aiolease._election.term import Term
@@ -84,10 +85,12 @@ async def lead(
         except BaseException as raised:  # noqa: BLE001 - `Body.leave` raises it again, or it belongs to the loss
             error = raised
         leader.body_has_ended()
-        cancelled = await wait_shielded(keeper)
-    releasing = asyncio.create_task(leader.release())
-    another = await wait_shielded(releasing)
-    cancelled = cancelled or another
+        cancelled = await wait_shielded(leader.heartbeat.renewal)  # no other follows
+        # At once, though the keeper still has its tasks to end: another waits to lead.
+        releasing = asyncio.create_task(leader.release())
+        for task in (releasing, keeper):
+            another = await wait_shielded(task)
+            cancelled = cancelled or another
     if releasing.cancelled() or (trouble := releasing.exception()) is not None:
         why = "it was cancelled" if releasing.cancelled() else describe(trouble)
         emit(ReleaseFailed(**term.facts(), error=why), observer)
@@ -117,7 +120,7 @@ class Leader:
         self._clock = current_clock()
         self._ended_at = self._left_at = 0.0
         self._wake = asyncio.Event()
-        self._heartbeat = Heartbeat(self.term, self.body, health, claim)
+        self.heartbeat = Heartbeat(self.term, self.body, health, claim)
 
     # -- what ends a term
 
@@ -148,9 +151,9 @@ class Leader:
         self.body.has_left()
         term.over.set()
         if term.lost in {"expired", "taken"}:
-            self._heartbeat.cancel()
+            self.heartbeat.cancel()
         else:  # it may finish: cancelled, it would cost the connection; but the release needs its half of the time
-            self._heartbeat.finish_within(self._timings.attempt / 2)
+            self.heartbeat.finish_within(self._timings.attempt / 2)
         if late:
             self._emit(Lost(**term.facts(), reason="expired"))
 
@@ -169,7 +172,7 @@ class Leader:
         while the body unwinds nobody may lead beside it.
         """
         async with anyio.create_task_group() as tasks:
-            for task in (self._heartbeat.run, self._guard, self._stay_eligible):
+            for task in (self.heartbeat.run, self._guard, self._stay_eligible):
                 tasks.start_soon(self._or_end, task, tasks.cancel_scope)
             while not self.body.ended:
                 try:
@@ -213,13 +216,13 @@ class Leader:
         await sleep_until(self._ended_at + unwind, within)
         self._body_is_stuck()
         await sleep_until(self._ended_at + lease, within)
-        self._heartbeat.stop()
+        self.heartbeat.stop()
         self._body_is_stuck()
         await anyio.sleep_forever()
 
     def _body_is_stuck(self) -> None:
         since_lost = self._clock() - self._ended_at
-        self._emit(BodyStuck(**self.term.facts(), since_lost=since_lost, renewing=self._heartbeat.renewing))
+        self._emit(BodyStuck(**self.term.facts(), since_lost=since_lost, renewing=self.heartbeat.renewing))
 
     async def _woken(self, seconds: float) -> None:
         """Sleeps until it is over, or the watchdog finds that more time has passed than the loop's timers know."""
@@ -230,16 +233,7 @@ class Leader:
     async def _stay_eligible(self) -> None:
         while self._eligible is not None:
             await anyio.sleep(self._timings.heartbeat_interval)
-            # In a task of its own: it is the user's code, and is cancelled once, not at every await of its clean-up.
-            check = asyncio.create_task(is_eligible(self._eligible, self._timings.attempt))
-            try:
-                await asyncio.wait([check])
-            except asyncio.CancelledError:
-                check.cancel()
-                with anyio.CancelScope(shield=True):
-                    await asyncio.wait([check], timeout=self._timings.attempt)
-                raise
-            fit, why = check.result()
+            fit, why = await ask_in_task(self._eligible, self._timings.attempt)
             if not fit:
                 text = f"this process is not eligible to lead {self.term.key.name!r} any more: {why}"
                 self._emit(Notice(**self.term.facts(), severity="WARNING", text=text))
@@ -255,13 +249,11 @@ class Leader:
         if term.lost == "taken" or not term.in_its_process:
             self._store.abandon(key.name)
             return
-        limit = max(self._left_at + self._timings.attempt - self._clock(), self._timings.attempt / 2)
-        if term.lost == "expired":  # the database does not answer: this is no time to wait for it
-            limit = min(limit, self._timings.unwind / 5)
         try:
-            released, again = await retried(
-                limit, self._store.description, lambda: self._store.release(key.name, key.holder, key.token)
-            )
+            try:
+                released, again = await self._send_release()
+            except asyncio.CancelledError:  # by somebody who cancels every task, once, as `asyncio.run` does in the end
+                released, again = (await self._send_release())[0], True
         except STORE_ERRORS as error:
             self._store.abandon(key.name)
             self._emit(ReleaseFailed(**term.facts(), error=str(error)))
@@ -270,6 +262,15 @@ class Leader:
             self._emit(Released(**term.facts()))
         elif term.lost != "expired":
             self._emit(ReleaseFailed(**term.facts(), error="its row is not this term's any more"))
+
+    async def _send_release(self) -> tuple[bool, bool]:
+        """Sends it while there is time; see `retried`."""
+        key, left = self.term.key, self._left_at + self._timings.attempt - self._clock()
+        limit = max(left, self._timings.attempt / 2)
+        if self.term.lost == "expired":  # the database does not answer: this is no time to wait for it
+            limit = min(limit, self._timings.unwind / 5)
+        release = partial(self._store.release, key.name, key.holder, key.token)
+        return await retried(limit, self._store.description, release)
 
     def _emit(self, event: Event) -> None:
         emit(event, self.term.observer)

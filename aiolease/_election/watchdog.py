@@ -107,25 +107,29 @@ class _Watchdog:
             self._changed.notify()
 
     def remove(self, watch: _Watch) -> None:
-        """Watches no more."""
+        """Watches no more. The thread, which would take time from the loop, finds that out by itself."""
         with self._changed:
             self._watches.pop(watch, None)
-            self._changed.notify()
 
     def _run(self) -> None:
         while True:
             with self._changed:
                 while not self._watches:
                     self._changed.wait()
-                watches = list(self._watches.items())
-            # Outside the lock, for which the loops wait.
-            pause = _SLICE
-            for watch, grace in watches:
-                with suppress(BaseException):  # whatever is wrong with one term, the others are watched
-                    pause = min(pause, watch.look(grace))
-            with self._changed:
-                if list(self._watches.items()) == watches:
-                    self._changed.wait(pause)
+            self._round()
+
+    def _round(self) -> None:
+        """Looks at each once, and sleeps. In a frame of its own, which keeps no term that is over for long."""
+        with self._changed:
+            watches = list(self._watches.items())
+        # Outside the lock, for which the loops wait.
+        pause = _SLICE
+        for watch, grace in watches:
+            with suppress(BaseException):  # whatever is wrong with one term, the others are watched
+                pause = min(pause, watch.look(grace))
+        with self._changed:
+            if list(self._watches.items()) == watches:
+                self._changed.wait(pause)
 
 
 watchdog = _Watchdog()

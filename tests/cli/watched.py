@@ -42,7 +42,7 @@ class Changing(World):
         match self.file.read_text() if self.file.exists() else "":
             case "few":
                 self.server.ledgers["default"].jobs = {}
-                self.server.ledgers["default"].runs = {}
+                self.server.ledgers["default"].runs.clear()
                 self.job("report")
             case "gone":
                 raise StoreUnavailable("mysql://db", "the connection was refused")

@@ -12,7 +12,18 @@ from typing import Any
 
 import pytest
 
-from aiolease import ConfigurationError, Event, JobRegistry, LeadershipLost, Lost, leadership, open_store, run_as_leader
+from aiolease import (
+    ConfigurationError,
+    Event,
+    JobRegistry,
+    LeadershipLost,
+    Lost,
+    Released,
+    leadership,
+    open_store,
+    run_as_leader,
+)
+from aiolease.stores.records import Lease
 from aiolease.testing import MemoryServer, MemoryStore, virtual_time
 from tests.servers import Action, Server, TCPProxy
 
@@ -137,8 +148,12 @@ async def test_leader_only_may_be_called_from_another_loop() -> None:
 
 @virtual_time
 async def test_eligible_is_cancelled_once() -> None:
-    """When the block ends while `eligible` is being asked, its clean-up may await."""
+    """When the block ends while `eligible` is being asked, its clean-up may await; the lease is released meanwhile."""
     seen = []
+
+    def observe(event: Event) -> None:
+        if isinstance(event, Released):
+            seen.append("released")
 
     async def eligible() -> bool:
         try:
@@ -149,10 +164,62 @@ async def test_eligible_is_cancelled_once() -> None:
             seen.append("cleaned up")
         return True
 
-    async with leadership(MemoryStore(), eligible=eligible):
+    async with leadership(MemoryStore(), eligible=eligible, on_event=observe):
         seen.clear()
         await asyncio.sleep(11)
-    assert seen == ["cancelled", "cleaned up"]
+    assert seen == ["cancelled", "released", "cleaned up"]
+
+
+@virtual_time
+async def test_a_release_follows_the_renewal_that_is_under_way() -> None:
+    """When the block ends while a renewal waits for its answer, the release is sent once that has come."""
+    seen, renewing = [], asyncio.Event()
+
+    class Slow(MemoryStore):
+        async def renew(self, *arguments: Any) -> Lease | None:
+            renewing.set()
+            await asyncio.sleep(1)
+            seen.append("renewed")
+            return await super().renew(*arguments)
+
+        async def release(self, *arguments: Any) -> bool:
+            seen.append("released")
+            return await super().release(*arguments)
+
+    async with leadership(Slow()):
+        await renewing.wait()
+    assert seen == ["renewed", "released"]
+
+
+@pytest.mark.parametrize("effect", ["first", "second"])
+@virtual_time
+async def test_who_cancels_every_task_does_not_tear_a_release(effect: str) -> None:
+    """As `asyncio.run` does in the end: it is sent again, whether or not the first one took effect."""
+    seen, releasing = list[Event](), asyncio.Event()
+
+    class Slow(MemoryStore):
+        async def release(self, *arguments: Any) -> bool:
+            if releasing.is_set():
+                return await super().release(*arguments)
+            if effect == "first":
+                await super().release(*arguments)
+            releasing.set()
+            await asyncio.sleep(1)
+            return True
+
+    async def lead() -> None:
+        async with leadership(store, on_event=seen.append):
+            pass
+
+    store = Slow()
+    leading = asyncio.create_task(lead())
+    await releasing.wait()
+    for each in asyncio.all_tasks() - {asyncio.current_task()}:
+        each.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leading
+    assert store.server.leases["default"].holder is None
+    assert isinstance(seen[-1], Released)
 
 
 def test_a_log_that_blocks_does_not_keep_a_stalled_process_alive() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from aiolease import LeaseHeld, SchemaMissing, StoreRejected, StoreUnavailable, leadership, run_as_leader
+from aiolease._waiting import run_apart
 from aiolease.events import Waiting
 from aiolease.testing import MemoryServer, MemoryStore, virtual_time
 from tests.election.terms import ATTEMPT, LEASE, LONG, RETRY, Process, clock, end, until
@@ -148,3 +149,37 @@ async def test_a_single_try_trusts_the_clock_of_the_database() -> None:
     async with leadership(MemoryStore(server), "cron", timeout=0) as lead:
         assert lead.token == 2
         assert clock() == started
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+@virtual_time
+async def test_an_exchange_outlives_the_wait_for_it(cancelled: bool) -> None:
+    """When the time is up, or the caller is cancelled, `run_apart` returns at once, and the exchange goes on."""
+
+    async def exchange() -> str:
+        await asyncio.sleep(2.0)
+        return "answer"
+
+    waiting = asyncio.create_task(run_apart(exchange, 5.0 if cancelled else 1.0))
+    if cancelled:
+        await asyncio.sleep(1.0)
+        waiting.cancel()
+    task, error = await waiting
+    assert (error is not None) is cancelled
+    assert not task.done()
+    assert await task == "answer"
+    task, error = await run_apart(exchange, 5.0)
+    assert (task.result(), error) == ("answer", None)
+
+
+@virtual_time
+async def test_an_exchange_that_is_cancelled_before_it_begins_is_not_waited_for() -> None:
+    """Somebody who cancels every task but the caller ends the wait at once."""
+    mine = asyncio.all_tasks()
+    waiting = asyncio.create_task(run_apart(lambda: asyncio.sleep(2.0), 5.0))
+    await asyncio.sleep(0)
+    [exchange] = asyncio.all_tasks() - mine - {waiting}
+    exchange.cancel()
+    began = clock()
+    task, error = await waiting
+    assert (task.cancelled(), error, clock()) == (True, None, began)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 
 from aiolease._election.watchdog import watched
+from tests.campaigns import until
 
 LIMIT = 30.0
 
@@ -31,6 +34,26 @@ async def test_a_loop_that_blocks_after_it_answered_is_reported_each_time() -> N
             assert reported.wait(LIMIT), f"stall {stall} was not seen"
             assert len(stalls) == stall
             assert "reported.wait" in stalls[-1]
+
+
+async def test_a_term_that_is_over_is_not_kept() -> None:
+    """The thread holds nothing of the last term, though it has nothing else to look at."""
+
+    class Term:
+        def blocked(self, stack: str) -> None:
+            """Never."""
+
+    term = Term()
+    with watched(lambda: 0.0, lambda: 1.0, grace=1.0, wake=lambda: None, blocked=term.blocked):
+        await asyncio.sleep(0.1)  # the thread looks at it
+    kept = weakref.ref(term)
+    del term
+
+    def gone() -> bool:
+        gc.collect()
+        return kept() is None
+
+    await until(gone, "the term is gone")
 
 
 def test_a_clean_up_that_awaits_once_and_then_blocks_ends_the_process() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 from aiolease import BodyStuck, StoreUnavailable
-from aiolease._election import candidate, leader, sighting
+from aiolease._election import candidate, health, sighting
 from aiolease._election.candidate import Candidate
 from aiolease._election.claim import Claim
 from aiolease._election.heartbeat import Heartbeat
@@ -315,7 +315,7 @@ def _everybody_is_fit() -> AbstractContextManager[Any]:
 
     patches = ExitStack()
     patches.enter_context(patch.object(candidate, "is_eligible", mutated))
-    patches.enter_context(patch.object(leader, "is_eligible", mutated))
+    patches.enter_context(patch.object(health, "is_eligible", mutated))
     return patches
 
 
@@ -337,7 +337,7 @@ def _no_heartbeat_while_unwinding() -> AbstractContextManager[Any]:
 
     def mutated(keeper: Leader, reason: Any, **how: bool) -> None:
         end(keeper, reason, **how)
-        keeper._heartbeat.renewing = False
+        keeper.heartbeat.renewing = False
 
     return patch.object(Leader, "end", mutated)
 
