@@ -15,20 +15,28 @@ import json
 import sqlite3
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from loguru import logger
 
-from aiolease import Leadership, run_as_leader
+from aiolease import Leadership, open_store, run_as_leader
 from aiolease.events import Event
+from aiolease.stores import Store
 
 DELAY = 0.02
 """Seconds after which an event is told: whoever reads it must not compete with the hand-over for a core."""
 
 
 class Journal:
+    """What happens in this process, as lines.
+
+    Attributes:
+        calls: When this process last called ``watch``, ``claim`` and ``release`` of its store, and when each returned.
+    """
+
     def __init__(self) -> None:
+        self.calls: dict[str, float] = {}
         self._lines: list[str] = []
 
     def note(self, event: str, **facts: object) -> None:
@@ -37,7 +45,22 @@ class Journal:
         asyncio.get_running_loop().call_later(DELAY, self._tell)
 
     def observe(self, event: Event) -> None:
-        self.note(type(event).__name__, token=event.token)
+        self.note(type(event).__name__, token=event.token, calls=self.calls)
+
+    def follow(self, store: Store) -> None:
+        """Notes when the exchanges of an election and of a release begin and end."""
+        for name in ("watch", "claim", "release"):
+            setattr(store, name, self._followed(name, getattr(store, name)))
+
+    def _followed(self, name: str, exchange: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def noted(*arguments: Any, **options: Any) -> Any:
+            self.calls[f"{name} called"] = time.monotonic()
+            try:
+                return await exchange(*arguments, **options)
+            finally:
+                self.calls[f"{name} returned"] = time.monotonic()
+
+        return noted
 
     def _tell(self) -> None:
         if self._lines:
@@ -70,7 +93,7 @@ async def campaign(url: str, name: str, lease_duration: float, retry_interval: f
     endings: asyncio.Queue[str] = asyncio.Queue()
 
     async def body(lead: Leadership) -> None:
-        journal.note("started", token=lead.token)
+        journal.note("started", token=lead.token, calls=journal.calls)
         try:
             if await endings.get() == "resign":
                 lead.resign()
@@ -88,21 +111,23 @@ async def campaign(url: str, name: str, lease_duration: float, retry_interval: f
             else:
                 endings.put_nowait(command)
 
-    leading = asyncio.create_task(
-        run_as_leader(
-            url,
-            body,
-            name,
-            lease_duration=lease_duration,
-            retry_interval=retry_interval,
-            on_event=journal.observe,
+    async with open_store(url) as store:
+        journal.follow(store)
+        leading = asyncio.create_task(
+            run_as_leader(
+                store,
+                body,
+                name,
+                lease_duration=lease_duration,
+                retry_interval=retry_interval,
+                on_event=journal.observe,
+            )
         )
-    )
-    obeying = asyncio.create_task(obey())
-    await asyncio.wait([leading, obeying], return_when=asyncio.FIRST_COMPLETED)
-    leading.cancel()
-    obeying.cancel()
-    results = await asyncio.gather(leading, obeying, return_exceptions=True)
+        obeying = asyncio.create_task(obey())
+        await asyncio.wait([leading, obeying], return_when=asyncio.FIRST_COMPLETED)
+        leading.cancel()
+        obeying.cancel()
+        results = await asyncio.gather(leading, obeying, return_exceptions=True)
     for result in results:
         if isinstance(result, Exception):
             raise result

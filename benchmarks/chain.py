@@ -1,4 +1,4 @@
-"""A hand-over on PostgreSQL with nothing but its driver: a commit that notifies, the notification, another commit."""
+"""A hand-over with nothing but the driver: two commits, and on a server a hint between them that wakes who waits."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import asyncmy
 import asyncpg
 
-from benchmarks.databases import PostgreSQLDatabase
+from benchmarks.databases import FileDatabase, PostgreSQLDatabase, ServerDatabase
 
 _CHANNEL: Final = "bare_hand_over"
 _TABLE: Final = "bare_pair"
@@ -19,13 +20,75 @@ _TELL: Final = (
     f"SELECT pg_notify('{_CHANNEL}', '') FROM told"
 )
 _TAKE: Final = f"UPDATE {_TABLE} SET n = n + 1 WHERE id = 2"
+_UPDATE: Final = f"UPDATE {_TABLE} SET n = n + 1 WHERE id = 1"
+_SETTLED: Final = 0.05
+"""Seconds after which a candidate waits in the lock."""
 
 Bare = Callable[[], Awaitable[float]]
 
 
 @asynccontextmanager
-async def bare_hand_over(database: PostgreSQLDatabase, name: str) -> AsyncIterator[Bare]:
-    """Gives a function that makes one, and returns its seconds.
+async def two_commits(database: FileDatabase, name: str) -> AsyncIterator[Bare]:
+    """Gives a function that makes two commits, one after the other over two connections, and returns their seconds.
+
+    Each connection has a thread of its own in this process, as aiolease's has.
+    """
+    async with database.bare(name) as leader, database.bare(name) as candidate:
+        await leader.run(f"CREATE TABLE {_TABLE} (id INTEGER PRIMARY KEY, n INTEGER NOT NULL)")
+        await leader.run(f"INSERT INTO {_TABLE} VALUES (1, 0)")
+
+        async def hand_over() -> float:
+            started = time.perf_counter()
+            for connection in (leader, candidate):
+                await connection.run(_UPDATE)
+            return time.perf_counter() - started
+
+        yield hand_over
+
+
+@asynccontextmanager
+async def with_a_lock(database: ServerDatabase, name: str) -> AsyncIterator[Bare]:
+    """Gives a function that makes one on MariaDB or MySQL, and returns its seconds.
+
+    Two connections of asyncmy in this process. One commits and frees the lock in which the other waits, in one packet,
+    as aiolease does; the other then commits.
+    """
+    server = database.server
+    login: Any = {"host": server.host, "port": server.port, "user": server.user, "database": name, "autocommit": True}
+    leader, candidate = await asyncmy.connect(**login), await asyncmy.connect(**login)
+    try:
+        await _run(leader, f"CREATE TABLE {_TABLE} (id INTEGER PRIMARY KEY, n INTEGER NOT NULL)")
+        await _run(leader, f"INSERT INTO {_TABLE} VALUES (1, 0)")
+
+        async def hand_over() -> float:
+            await _run(leader, f"DO GET_LOCK('{_CHANNEL}', 5)")
+            waiting = asyncio.create_task(_run(candidate, f"DO GET_LOCK('{_CHANNEL}', 5)"))
+            await asyncio.sleep(_SETTLED)
+            started = time.perf_counter()
+            told = asyncio.create_task(_run(leader, f"{_UPDATE}; DO RELEASE_LOCK('{_CHANNEL}')"))
+            await waiting
+            await _run(candidate, _UPDATE)
+            took = time.perf_counter() - started
+            await told
+            await _run(candidate, f"DO RELEASE_LOCK('{_CHANNEL}')")
+            return took
+
+        yield hand_over
+    finally:
+        await candidate.ensure_closed()
+        await leader.ensure_closed()
+
+
+async def _run(connection: Any, sql: str) -> None:
+    async with connection.cursor() as cursor:
+        await cursor.execute(sql)
+        while await cursor.nextset():
+            pass
+
+
+@asynccontextmanager
+async def with_a_notification(database: PostgreSQLDatabase, name: str) -> AsyncIterator[Bare]:
+    """Gives a function that makes one on PostgreSQL, and returns its seconds.
 
     Two connections of asyncpg in this process, whatever driver is measured beside it.
     """

@@ -1,12 +1,14 @@
 """The smallest worker with four jobs, to be weighed: ``python -m benchmarks.four_jobs URL``.
 
-Says on standard output when a job has run, and ends when its standard input does.
+The URL ``memory`` stands for a store in this process. Says on standard output when a job has run, and ends when its
+standard input does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from typing import Any
 
 from loguru import logger
 
@@ -33,9 +35,14 @@ async def price_alerts() -> None: ...
 
 
 async def main(url: str) -> None:
+    target: Any = url
+    if url == "memory":
+        from aiolease.stores.memory import MemoryServer, MemoryStore
+
+        target = MemoryStore(MemoryServer())
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    async with jobs.background(url):
+    async with jobs.background(target):
         await lines.read()
 
 

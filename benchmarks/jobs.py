@@ -9,6 +9,7 @@ from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Sequence
 from importlib.metadata import version
 from itertools import product
+from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.candidates import ROOT, BenchmarkFailed
@@ -87,14 +88,19 @@ def share_done(found: dict[str, Any]) -> float:
 
 
 async def run(  # noqa: PLR0917
-    contender: str, url: str, size: int, plan: str, warm: float, seconds: float
+    contender: str, url: str, size: int, plan: str, warm: float, seconds: float, profile: Path | None = None
 ) -> dict[str, Any]:
     """Runs one contender in a process of its own, and returns what it tells: see `benchmarks.scheduler`.
+
+    Args:
+        profile: Where to put what cProfile says of it.
 
     Raises:
         BenchmarkFailed: It ended by itself, or did not.
     """
     arguments = [contender, url, str(size), plan, str(warm), str(seconds)]
+    if profile is not None:
+        arguments += ["--profile", str(profile)]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.scheduler", *arguments),
         stdin=DEVNULL,

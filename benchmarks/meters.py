@@ -23,7 +23,7 @@ _WRITES: Final = ("Com_delete", "Com_insert", "Com_insert_select", "Com_replace"
 _POSTGRESQL: Final = r"""
 SELECT sum(calls) AS statements,
     sum(calls) FILTER (WHERE query ~ '\m(INSERT|UPDATE|DELETE)\M' AND query !~ 'FOR UPDATE') AS writes,
-    sum(calls) FILTER (WHERE query LIKE 'WITH claimed AS%') AS claims,
+    sum(calls) FILTER (WHERE query LIKE '%claimed AS (UPDATE%') AS claims,
     (SELECT count(*) - 1 FROM pg_stat_activity WHERE backend_type = 'client backend') AS connections
 FROM pg_stat_statements WHERE query NOT LIKE '%pg_stat_%'
 """
@@ -42,7 +42,13 @@ class Count:
 
 
 class Meter(Protocol):
-    """Reads the counters of one server, over one connection that it does not count."""
+    """Reads the counters of one server, over one connection that it does not count.
+
+    Attributes:
+        renewal: How many statements a renewal of one lease is, on average.
+    """
+
+    renewal: float
 
     @property
     def server(self) -> Server:
@@ -66,6 +72,8 @@ def meter_of(server: Server) -> Meter:
 
 class MySQLMeter:
     """MariaDB or MySQL."""
+
+    renewal = 4 / 3  # each third reads its row, too
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -100,6 +108,8 @@ class MySQLMeter:
 
 class PostgreSQLMeter:
     """PostgreSQL: a process for each connection, and memory that they share, which is divided evenly."""
+
+    renewal = 1.0
 
     def __init__(self, server: PostgreSQLServer) -> None:
         self.server = server

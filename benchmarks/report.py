@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
-Unit = Literal["ms", "x", "/s", "MB", "KB", "%", ""]
+Unit = Literal["us", "ms", "x", "/s", "MB", "KB", "%", ""]
 
 
 @final

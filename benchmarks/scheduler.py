@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import cProfile
+import gc
 import json
 import logging
 import time
@@ -22,7 +23,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from benchmarks.samples import median, percentile
 
@@ -140,6 +141,27 @@ def resident() -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
 
 
+class Rubbish:
+    """Adds up the seconds that the garbage collector takes, while it is entered."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since = 0.0
+
+    def _note(self, phase: str, _: dict[str, int]) -> None:
+        if phase == "start":
+            self._since = time.process_time()
+        else:
+            self.seconds += time.process_time() - self._since
+
+    def __enter__(self) -> Self:
+        gc.callbacks.append(self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        gc.callbacks.remove(self._note)
+
+
 async def measure(  # noqa: PLR0917
     contender: str, url: str, size: int, plan: str, warm: float, seconds: float, profile: str | None
 ) -> dict[str, Any]:
@@ -153,7 +175,7 @@ async def measure(  # noqa: PLR0917
         await asyncio.sleep(int(first) + PHASE - time.time())
         journal.late = array("d")
         since, cpu = time.time(), time.process_time()
-        with cProfile.Profile(time.process_time) if profile else nullcontext() as profiler:
+        with Rubbish() as rubbish, cProfile.Profile(time.process_time) if profile else nullcontext() as profiler:
             await asyncio.sleep(seconds)
         # Of a loop that is blocked it may be late: what was due meanwhile counts as well.
         until = time.time()
@@ -163,6 +185,7 @@ async def measure(  # noqa: PLR0917
         found["done"] = len(late)
         found["seconds"] = until - since
         found["cpu"] = used / (until - since)
+        found["rubbish"] = rubbish.seconds / (until - since)
         found["resident"] = memory
         if late:
             found["late"] = {"p50": median(late), "p99": percentile(late, 99), "max": late[-1]}

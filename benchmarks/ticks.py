@@ -28,7 +28,7 @@ async def measure(databases: Sequence[Database], *, quick: bool) -> Table:
             "'ledger' is batches of 1,000 as the scheduler writes them, 'rows' its rows: three for each tick;",
             "'one by one' is a batch for each tick, as of jobs that fall due apart",
             "'ran' is with all there is to it: a task for each run, its events, rows of the ticks that are skipped",
-            "because a newer one was due as well; 'done' is how many of those due were run",
+            "because a newer one was due as well; 'not run' is how many of those due were not",
         ],
     )
     for database in by_each_driver(databases):
@@ -40,7 +40,9 @@ async def measure(databases: Sequence[Database], *, quick: bool) -> Table:
             "rows": Figure(value=batches * ROWS, unit="/s"),
             "one by one": Figure(value=singly, unit="/s"),
             "ran": Figure(value=found["done"] / found["seconds"], unit="/s"),
-            "done": Figure(value=jobs.share_done(found), unit="%"),
+            "not run": Figure(
+                value=100 - jobs.share_done(found), unit="%", aim=0.0 if database.kind == "mariadb" else None
+            ),
         }
     return table
 
