@@ -346,7 +346,7 @@ def test_what_leaves_the_block_in_real_time(loop_factory: Callable[[], asyncio.A
     """The same holds on real loops, uvloop's included."""
 
     async def main() -> None:
-        scenes = [Scene(case, lease=3.0) for case in filter(essential, cases())]
+        scenes = [Scene(case, lease=6.0) for case in filter(essential, cases())]
         async with asyncio.timeout(60):
             failures = await asyncio.gather(*(scene.play() for scene in scenes), return_exceptions=True)
         for scene, failure in zip(scenes, failures, strict=True):

@@ -228,8 +228,11 @@ class Run:
         return None if worker.awaited or not self._is_up(worker) else worker
 
     async def stop(self, worker: Worker) -> None:
-        """Has a worker end in an orderly way."""
+        """Has a worker end in an orderly way, once it listens: one may just have been started in another's place."""
         worker.awaited = True
+        await self._until(
+            lambda: self._is_up(worker) or worker.running.returncode is not None, "a worker does not start"
+        )
         with contextlib.suppress(ProcessLookupError):
             worker.running.terminate()
         try:
@@ -313,7 +316,7 @@ class Run:
             last = await self._start(WORKERS, "serve")
             due_by = None
             try:
-                async with asyncio.timeout(4.0 if self._breakage else LIMIT):
+                async with asyncio.timeout(4.0 if self._breakage else 3 * LIMIT):
                     while not self._has_led(last):
                         await asyncio.sleep(0.05)
                     due_by = await self._all_claimed(store)

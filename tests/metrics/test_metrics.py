@@ -252,9 +252,9 @@ def test_the_folder_of_the_workers_must_be_there(folder: str, tmp_path: Path, mo
 def test_a_file_that_a_worker_has_only_made_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a worker starts, and for ever if it was killed then, a file of its values is empty: the others' count."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    values = MmapedDict(str(tmp_path / "counter_1.db"))
-    values.write_value(mmap_key("elections", "elections_total", ["lease"], ["default"], "Counts."), 3.0, 0.0)
-    values.close()
+    values = MmapedDict(str(tmp_path / "counter_1.db"))  # type: ignore[no-untyped-call]
+    values.write_value(mmap_key("elections", "elections_total", ["lease"], ["default"], "Counts."), 3.0, 0.0)  # type: ignore[no-untyped-call]
+    values.close()  # type: ignore[no-untyped-call]
     (tmp_path / "counter_2.db").touch()
     gathered = PrometheusMetrics(CollectorRegistry()).exposed
     assert gathered.get_sample_value("elections_total", {"lease": "default"}) == 3.0

@@ -19,7 +19,13 @@ from tests.simulation.process import Process
 
 BATCH = 100
 
-RARE = {"beats without numbers": 5000, "a candidate reads rarely": 1000}
+RARE = {
+    "beats without numbers": 5000,
+    "a candidate reads rarely": 1000,
+    "a candidate swallows a cancellation": 260,
+    "a first reading is trusted": 160,
+    "no heartbeat while a body unwinds": 160,
+}
 """Rules that few seeds miss, since others make up for them; and where a thousand begin that do."""
 
 
