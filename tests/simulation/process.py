@@ -262,12 +262,12 @@ class Process:
 
     def bury(self) -> None:
         """Ends whatever of it is left, crashed or not, so that nothing outlives the simulation."""
-        self.state = "running"
         self.link.up = False
         self.main.cancel()
         for _ in range(100_000):
             if self.loop.due() == _FOREVER:
                 break
+            self.state = "running"  # also once its program has ended: what that left behind has its own time limit
             self.reckon()
             self.world.now = max(self.world.now, self.due)
             self.loop.step()

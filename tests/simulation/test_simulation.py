@@ -67,6 +67,12 @@ def test_a_retry_is_early_by_the_clock_that_its_leader_knew() -> None:
 def test_who_gives_up_too_soon_is_not_expected_to_lead() -> None:
     """A program whose time limits are shorter than the lease that somebody took by hand never sees it run out."""
     assert not outcome_of(100014918).found
+    assert not outcome_of(110014414).found
+
+
+def test_what_a_process_has_left_behind_ends_though_its_program_has() -> None:
+    """The processes of a simulation are ended one by one; the end of one stops no clock of the others."""
+    assert not outcome_of(110034073).found
 
 
 def test_a_seed_replays() -> None:
